@@ -1,0 +1,1 @@
+"""From a training run to the bundle that serving loads."""

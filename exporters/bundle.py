@@ -1,0 +1,253 @@
+"""The bundle: one immutable, content-addressed folder that training hands to serving. Torch-free.
+
+```
+<models>/<name>/<version>/
+  manifest.json      what this is, and the sha256 of every other file
+  backbone.onnx      raw input -> features
+  prior.safetensors  generic head and population prior
+  MODEL_CARD.md
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.heads import prior as priors
+from models.heads.prior import HyperParameters, Prior
+
+MANIFEST_VERSION = "1.0"
+MANIFEST, BACKBONE, PRIOR, CARD = "manifest.json", "backbone.onnx", "prior.safetensors", "MODEL_CARD.md"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+RESERVED_NAMES = frozenset({"stats"})
+
+
+class BundleError(ValueError):
+    """A folder is not a bundle that may be served; the message says why."""
+
+
+class InputSpec(BaseModel):
+    """The one input tensor: a batch of raw windows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = "input"
+    datatype: Literal["FP32"] = "FP32"
+    shape: tuple[int, ...] = Field(description="-1 for the batch, then channels and samples")
+    unit: str = Field(description="of the samples, e.g. 'armband counts', 'mV'")
+    sample_rate: float = Field(gt=0, description="Hz")
+    stride: int = Field(ge=1, description="samples between the windows the model was made with")
+    modality: str = "emg"
+    channel_layout: Literal["ring", "none"] = "none"
+
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Shape of one window, without the batch."""
+        return self.shape[1:]
+
+
+class FileEntry(BaseModel):
+    """Digest and size of one file of a bundle."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(BaseModel):
+    """What a bundle is. Unknown major versions are refused; unknown fields of a known one are, too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest_version: str = MANIFEST_VERSION
+    name: str = Field(pattern=NAME_PATTERN)
+    version: int = Field(ge=1)
+    description: str = ""
+    feature_space: str = Field(min_length=8, description="heads belong to this id and are never applied in another")
+    task: Literal["classification"] = "classification"
+    labels: tuple[str, ...] = Field(min_length=2)
+    label_set: Literal["closed"] = "closed"
+    input: InputSpec
+    preprocessing: str = Field(description="what the graph does to the raw input")
+    feature_dim: int = Field(ge=1, le=256)
+    opset: int = Field(ge=18)
+    precision: Literal["fp32"] = "fp32"
+    head: HyperParameters
+    parity: dict[str, Any] = Field(default_factory=dict, description="torch against ONNX Runtime, measured at export")
+    provenance: dict[str, Any] = Field(default_factory=dict, description="data, split, seed, commit, command")
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    licence: str
+    citation: str = ""
+    created: str = ""
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle: `path`, `manifest`, `prior`, and the `digest` of its manifest (which pins all files)."""
+
+    path: Path
+    manifest: Manifest
+    prior: Prior
+    digest: str
+
+    @property
+    def backbone(self) -> bytes:
+        """The ONNX graph's bytes, as verified."""
+        return _verified(self.path / BACKBONE, self.manifest.files[BACKBONE])
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(path: Path) -> Bundle:
+    """Read and verify the bundle in folder `path`.
+
+    Raises:
+        BundleError: a file is missing, altered or not listed, or the manifest is of another major version.
+    """
+    manifest, digest = read_manifest(path)
+    listed = {*manifest.files, MANIFEST}
+    extra = sorted(p.name for p in path.iterdir() if p.name not in listed and not p.name.startswith("."))
+    if extra:
+        raise BundleError(f"{path} holds files its manifest does not list: {', '.join(extra)}")
+    contents = {name: _verified(path / name, entry) for name, entry in manifest.files.items()}
+    if len(set(manifest.labels)) != len(manifest.labels):
+        raise BundleError(f"{path}: the manifest names a label twice")
+    try:
+        prior = priors.from_bytes(contents[PRIOR], manifest.labels, manifest.head)
+    except ValueError as e:
+        raise BundleError(f"{path}/{PRIOR}: {e}") from e
+    if prior.dim != manifest.feature_dim:
+        raise BundleError(f"{path}: the prior has {prior.dim} features, the manifest says {manifest.feature_dim}")
+    return Bundle(path, manifest, prior, digest)
+
+
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """Read the manifest of the bundle in `path` and its digest, without looking at the other files."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}")
+    data = file.read_bytes()
+    try:
+        raw = json.loads(data)
+        found = str(raw.get("manifest_version", "none")) if isinstance(raw, dict) else "none"
+    except ValueError as e:
+        raise BundleError(f"{file} is not JSON: {e}") from e
+    if found.split(".")[0] != MANIFEST_VERSION.split(".")[0]:
+        raise BundleError(f"{file} is of manifest version {found}; this Headway reads {MANIFEST_VERSION.split('.')[0]}.x")
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise BundleError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+    for name in (BACKBONE, PRIOR):
+        if name not in manifest.files:
+            raise BundleError(f"{file} does not list {name}")
+    if any(Path(name).name != name or name.startswith(".") for name in manifest.files):
+        raise BundleError(f"{file} lists a file outside its folder")
+    return manifest, sha256(data)
+
+
+def _verified(file: Path, entry: FileEntry) -> bytes:
+    try:
+        data = file.read_bytes()
+    except OSError as e:
+        raise BundleError(f"{file} is missing or cannot be read: {e.strerror}") from e
+    if sha256(data) != entry.sha256:
+        raise BundleError(f"{file} has been altered: its sha256 is not the manifest's")
+    return data
+
+
+def feature_space(backbone: bytes) -> str:
+    """Id of the features a graph computes: heads fitted on them are valid in no other."""
+    return f"fs-{sha256(backbone)[:24]}"
+
+
+def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
+    """Write a bundle atomically to `models/<name>/<version>` and return that folder.
+
+    `manifest.files` is filled in here. The folder appears whole or not at all.
+
+    Raises:
+        BundleError: the version exists already (versions are immutable), or the name is reserved.
+    """
+    if manifest.name in RESERVED_NAMES:
+        raise BundleError(f"the model name {manifest.name!r} is reserved")
+    target = models / manifest.name / str(manifest.version)
+    if target.exists():
+        raise BundleError(f"{target} exists; a version is never overwritten: export the next one")
+    entries = {name: FileEntry(sha256=sha256(data), bytes=len(data)) for name, data in sorted(files.items())}
+    manifest = manifest.model_copy(update={"files": entries})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{manifest.version}-", dir=target.parent))
+    try:
+        for name, data in {**files, MANIFEST: manifest.model_dump_json(indent=2).encode() + b"\n"}.items():
+            with (temporary / name).open("wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        temporary.chmod(0o755)
+        _sync(temporary)
+        temporary.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    load(target)
+    return target
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def next_version(models: Path, name: str) -> int:
+    """First version number not in use under `models/<name>`."""
+    return max(versions(models / name), default=0) + 1
+
+
+def versions(folder: Path) -> list[int]:
+    """Version numbers found in a model's folder, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def find(models: Path) -> dict[str, list[int]]:
+    """Names and versions of the bundles under a models folder."""
+    if not models.is_dir():
+        raise BundleError(f"the models folder {models} does not exist")
+    found = {p.name: versions(p) for p in sorted(models.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    return {name: v for name, v in found.items() if v}
+
+
+def resolve(model: Path) -> Path:
+    """Return a version's folder for `DIR/NAME` (its newest version) or `DIR/NAME/VERSION`.
+
+    Raises:
+        BundleError: neither a bundle nor a folder of versions.
+    """
+    if (model / MANIFEST).is_file():
+        return model
+    found = versions(model)
+    if not found:
+        raise BundleError(f"{model} is neither a bundle nor a folder of bundle versions")
+    return model / str(found[-1])

@@ -1,0 +1,1 @@
+"""What is learned: backbones, heads, data, training, evaluation."""

@@ -1,0 +1,1 @@
+"""The maths of heads, on plain numpy: statistics, prior, fits, guard."""

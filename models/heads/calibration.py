@@ -1,0 +1,185 @@
+"""Calibration: labelled features in, a guarded personal head out. Pure; what is stored is the caller's matter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heads.fit import FITS
+from models.heads.guard import (
+    OFF_DISTRIBUTION,
+    HeldOut,
+    Verdict,
+    judge_by_population,
+    judge_held_out,
+    plan_folds,
+    population_distance,
+    swapped_labels,
+)
+from models.heads.head import Head, blend, log_loss
+from models.heads.logistic import fit_logistic
+from models.heads.prior import Prior
+from models.heads.statistics import Statistics, minus
+
+Array = NDArray[np.float64]
+METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
+TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+MAX_REPETITIONS = 8
+"""Repetitions kept apart in a user's statistics; older ones are merged."""
+
+
+class CalibrationError(ValueError):
+    """The samples are well formed but nothing can be fitted from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What one calibration produced.
+
+    Attributes:
+        head: what may be served, or None when the guard keeps what was there.
+        candidate: the personal head itself, unblended.
+        method: the method fitted (`auto` resolved).
+        statistics: all the user's windows after this call.
+        verdict: the guard's decision.
+        warnings: sentences about the input.
+        seconds: durations of `fit` and `evaluate`.
+    """
+
+    head: Head | None
+    candidate: Head
+    method: str
+    statistics: Statistics
+    verdict: Verdict
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def shared_head(prior: Prior) -> Head:
+    """Return the population's generic head."""
+    return Head(prior.generic_weight, prior.generic_bias)
+
+
+def calibrate(
+    prior: Prior,
+    z: NDArray[np.floating],
+    y: NDArray[np.integer],
+    repetition: NDArray[np.integer],
+    *,
+    before: Statistics | None = None,
+    previous: Head | None = None,
+    method: str = "map",
+    overlap: int = 0,
+    margin: float = 0.0,
+) -> Calibration:
+    """Fit a personal head on labelled features and judge it.
+
+    Args:
+        prior: the bundle's population prior.
+        z: features `(n, d)`, in time order within a repetition.
+        y: labels `(n,)`, indices into `prior.labels`.
+        repetition: repetition ids `(n,)`; new ones, whatever ids `before` holds.
+        before: statistics of earlier calls to add to, or None to begin anew.
+        previous: the user's active personal head, compared with.
+        method: one of `METHODS`.
+        overlap: how many following windows share samples with a window.
+        margin: accuracy gain (fraction) that a promotion needs.
+
+    Raises:
+        CalibrationError: one class only, or a method that needs features where only statistics were kept.
+    """
+    z = np.asarray(z, np.float64)
+    base = before if before is not None else Statistics.empty(prior.classes, prior.dim)
+    first = max(base.repetitions, default=-1) + 1
+    ids, repetition = np.unique(repetition, return_inverse=True)
+    new = Statistics.of(z, y, repetition + first, prior.classes)
+    whole = base + new
+    _check(whole, base, method, prior)
+
+    begin = time.perf_counter()
+    folds = plan_folds(y, repetition, overlap)
+    parts = [minus(whole, Statistics.of(z[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes)) for f in folds]
+    scored = [f.scored for f in folds]
+
+    def held_logits(name: str) -> Array:
+        heads = (_fit(name, part, prior, z[~f.removed], y[~f.removed]) for f, part in zip(folds, parts, strict=True))
+        return np.concatenate([head.logits(z[s]) for head, s in zip(heads, scored, strict=True)])
+
+    labels = np.concatenate([y[s] for s in scored]) if folds else np.empty(0, np.int64)
+    chosen, logits, temperature = _choose(method, labels, held_logits)
+    evaluated = time.perf_counter()
+    candidate = _fit(chosen, whole, prior, z, y).scaled(temperature)
+    fitted = time.perf_counter()
+
+    warnings = _warnings(whole, prior)
+    shared = shared_head(prior)
+    windows = float(whole.n[whole.seen].mean())
+    repetitions = float(whole.repetitions_seen[whole.seen].mean())
+    if folds:
+        order = np.concatenate([np.flatnonzero(s) for s in scored])
+        fold_of = np.concatenate([np.full(int(s.sum()), i) for i, s in enumerate(scored)])
+        held = HeldOut(
+            labels,
+            fold_of * prior.classes + labels,
+            len(folds),
+            shared.logits(z[order]),
+            logits / temperature,
+            None if previous is None else previous.logits(z[order]),
+        )
+        verdict = judge_held_out(held, prior, windows, repetitions, margin)
+    else:
+        verdict = judge_by_population(prior, windows, repetitions, warnings)
+    head = blend(shared, candidate, verdict.weight) if verdict.weight else None
+    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
+    return Calibration(head, candidate, chosen, whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+
+
+def _check(whole: Statistics, base: Statistics, method: str, prior: Prior) -> None:
+    if method not in METHODS:
+        raise CalibrationError(f"method {method!r} is not known; the methods are {', '.join(METHODS)}")
+    if whole.seen.sum() < 2:
+        only = prior.labels[int(whole.seen.argmax())]
+        raise CalibrationError(f"all windows are labelled {only!r}; a head needs windows of at least two classes")
+    if method == "logistic" and base.n.sum():
+        raise CalibrationError(
+            "method 'logistic' needs the features of earlier calls, and only their statistics were retained; "
+            "send all windows in one call with mode 'replace', or use 'map'"
+        )
+
+
+def _fit(name: str, stats: Statistics, prior: Prior, z: Array, y: NDArray[np.integer]) -> Head:
+    return fit_logistic(z, y, prior) if name == "logistic" else FITS[name](stats, prior)
+
+
+def _choose(method: str, y: NDArray[np.integer], held_logits: Callable[[str], Array]) -> tuple[str, Array, float]:
+    """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it."""
+    names = tuple(FITS) if method == "auto" else (method,)
+    if not len(y):
+        return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
+    best: tuple[float, str, Array, float] | None = None
+    for name in names:
+        logits = held_logits(name)
+        for t in TEMPERATURES:
+            loss = float(log_loss(logits / t, y).mean())
+            if best is None or loss < best[0]:
+                best = (loss, name, logits, t)
+    assert best is not None
+    return best[1:]
+
+
+def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
+    found = [
+        f"the windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
+        for a, b in swapped_labels(stats, prior)
+    ]
+    distance = population_distance(stats, prior)
+    if distance > OFF_DISTRIBUTION:
+        found.append(
+            f"the windows lie {distance:.1f} times as far from the population as users usually do: "
+            "is it the same sensor, unit, scale and electrode order as the model's?"
+        )
+    return tuple(found)

@@ -1,0 +1,47 @@
+"""A head: an affine map from features to logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """`logits = W z + b`, temperature already folded in; weight `(K, d)`, bias `(K,)`."""
+
+    weight: Array
+    bias: Array
+
+    def logits(self, z: NDArray[np.floating]) -> Array:
+        """Return logits `(n, K)` of features `(n, d)`."""
+        return np.asarray(z @ self.weight.T + self.bias)
+
+    def scaled(self, temperature: float) -> Head:
+        """Return the head with its logits divided by `temperature`."""
+        return Head(self.weight / temperature, self.bias / temperature)
+
+
+def blend(shared: Head, personal: Head, weight: float) -> Head:
+    """Mix two heads' logits; `weight` 0 is `shared`, 1 is `personal`."""
+    return Head(
+        (1 - weight) * shared.weight + weight * personal.weight,
+        (1 - weight) * shared.bias + weight * personal.bias,
+    )
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return probabilities over the last axis."""
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def log_loss(logits: Array, y: NDArray[np.integer]) -> Array:
+    """Return −log p(y) of each row, `(n,)`, for logits `(n, K)`."""
+    top = logits.max(1)
+    lse = top + np.log(np.exp(logits - top[:, None]).sum(1))
+    return np.asarray(lse - logits[np.arange(len(y)), y])

@@ -1,0 +1,203 @@
+"""Sufficient statistics of labelled windows: all that a personal head is fitted from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts, sums and second moments of features, per class and per repetition.
+
+    They add: a streamed fit equals a batch fit, replicas merge in any order, a repetition is left out (or a class
+    forgotten) by a subtraction, and memory does not grow with the number of windows.
+
+    Attributes:
+        repetitions: the R repetition ids, ascending.
+        count: `(K, R)` number of windows.
+        total: `(K, R, d)` sum of features.
+        class_moment: `(K, d, d)` sum of z zᵀ over a class.
+        repetition_moment: `(R, d, d)` sum of z zᵀ over a repetition.
+    """
+
+    repetitions: tuple[int, ...]
+    count: Array
+    total: Array
+    class_moment: Array
+    repetition_moment: Array
+
+    @classmethod
+    def empty(cls, classes: int, dim: int) -> Statistics:
+        """Return the statistics of no windows for `classes` classes and `dim` features."""
+        return cls(
+            (),
+            np.zeros((classes, 0)),
+            np.zeros((classes, 0, dim)),
+            np.zeros((classes, dim, dim)),
+            np.zeros((0, dim, dim)),
+        )
+
+    @classmethod
+    def of(cls, z: NDArray[np.floating], y: NDArray[np.integer], repetition: NDArray[np.integer], classes: int) -> Statistics:
+        """Summarise features `z (n, d)` with labels `y (n,)` in `0..classes-1` and repetition ids `(n,)`."""
+        z = np.asarray(z, np.float64)
+        ids, column = np.unique(np.asarray(repetition), return_inverse=True)
+        dim = z.shape[1]
+        count = np.zeros((classes, len(ids)))
+        total = np.zeros((classes, len(ids), dim))
+        class_moment = np.zeros((classes, dim, dim))
+        repetition_moment = np.zeros((len(ids), dim, dim))
+        for c in np.unique(y):
+            for r in np.unique(column[y == c]):
+                block = z[(y == c) & (column == r)]
+                moment = block.T @ block
+                count[c, r] = len(block)
+                total[c, r] = block.sum(0)
+                class_moment[c] += moment
+                repetition_moment[r] += moment
+        return cls(tuple(int(i) for i in ids), count, total, class_moment, repetition_moment)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes K, seen or not."""
+        return int(self.count.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """Number of features d."""
+        return int(self.class_moment.shape[1])
+
+    @property
+    def n(self) -> Array:
+        """Windows per class, `(K,)`."""
+        return self.count.sum(1)
+
+    @property
+    def repetitions_seen(self) -> Array:
+        """Repetitions per class, `(K,)`."""
+        return (self.count > 0).sum(1).astype(np.float64)
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Whether a class has any window, `(K,)`."""
+        return self.n > 0
+
+    @property
+    def means(self) -> Array:
+        """Mean features per class, `(K, d)`; zero for a class without windows."""
+        return np.asarray(self.total.sum(1) / np.maximum(self.n, 1.0)[:, None])
+
+    def scatter(self) -> Array:
+        """Pooled within-class scatter Σ (z − m_c)(z − m_c)ᵀ, `(d, d)`."""
+        means = self.means
+        return np.asarray(self.class_moment.sum(0) - (means * self.n[:, None]).T @ means)
+
+    def _aligned(self, ids: tuple[int, ...]) -> tuple[Array, Array, Array]:
+        where = [ids.index(r) for r in self.repetitions]
+        count = np.zeros((self.classes, len(ids)))
+        total = np.zeros((self.classes, len(ids), self.dim))
+        moment = np.zeros((len(ids), self.dim, self.dim))
+        count[:, where], total[:, where], moment[where] = self.count, self.total, self.repetition_moment
+        return count, total, moment
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Merge two sets of windows; equal repetition ids are the same repetition."""
+        if (self.classes, self.dim) != (other.classes, other.dim):
+            raise ValueError(
+                f"statistics of {self.classes} classes and {self.dim} features cannot be merged with "
+                f"{other.classes} classes and {other.dim} features"
+            )
+        ids = tuple(sorted({*self.repetitions, *other.repetitions}))
+        a, b = self._aligned(ids), other._aligned(ids)
+        return Statistics(ids, a[0] + b[0], a[1] + b[1], self.class_moment + other.class_moment, a[2] + b[2])
+
+    def renumbered(self, first: int) -> Statistics:
+        """Return the same windows with repetition ids `first, first+1, …`, in the old order."""
+        ids = tuple(range(first, first + len(self.repetitions)))
+        return Statistics(ids, self.count, self.total, self.class_moment, self.repetition_moment)
+
+    def merged_to(self, limit: int) -> Statistics:
+        """Bound memory: merge the oldest repetitions (lowest ids) into one until at most `limit` remain."""
+        surplus = len(self.repetitions) - limit
+        if surplus <= 0:
+            return self
+        old, keep = slice(0, surplus + 1), slice(surplus + 1, None)
+        return Statistics(
+            self.repetitions[surplus:],
+            np.concatenate([self.count[:, old].sum(1, keepdims=True), self.count[:, keep]], 1),
+            np.concatenate([self.total[:, old].sum(1, keepdims=True), self.total[:, keep]], 1),
+            self.class_moment,
+            np.concatenate([self.repetition_moment[old].sum(0, keepdims=True), self.repetition_moment[keep]]),
+        )
+
+
+def minus(whole: Statistics, part: Statistics) -> Statistics:
+    """Leave windows out of a sum: the inverse of `whole = rest + part`, in closed form."""
+    count, total, moment = part._aligned(whole.repetitions)
+    left = np.maximum(whole.count - count, 0.0)
+    keep = np.flatnonzero(left.sum(0) > 0)
+    return Statistics(
+        tuple(whole.repetitions[i] for i in keep),
+        left[:, keep],
+        (whole.total - total)[:, keep],
+        whole.class_moment - part.class_moment,
+        (whole.repetition_moment - moment)[keep],
+    )
+
+
+def merge(parts: Iterable[Statistics]) -> Statistics:
+    """Add any number (at least one) of statistics."""
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
+
+
+def to_bytes(stats: Statistics) -> bytes:
+    """Encode as safetensors: float32, symmetric matrices as packed upper triangles."""
+    upper = np.triu_indices(stats.dim)
+    return safetensors.numpy.save(
+        {
+            "repetitions": np.asarray(stats.repetitions, np.int64),
+            "count": stats.count.astype(np.float32),
+            "total": stats.total.astype(np.float32),
+            "class_moment": np.ascontiguousarray(stats.class_moment[:, *upper], np.float32),
+            "repetition_moment": np.ascontiguousarray(stats.repetition_moment[:, *upper], np.float32),
+        },
+    )
+
+
+def from_bytes(data: bytes) -> Statistics:
+    """Decode what `to_bytes` wrote.
+
+    Raises:
+        ValueError: the bytes are not statistics.
+    """
+    try:
+        t = safetensors.numpy.load(data)
+        dim = t["total"].shape[2]
+        return Statistics(
+            tuple(int(i) for i in t["repetitions"]),
+            t["count"].astype(np.float64),
+            t["total"].astype(np.float64),
+            _unpacked(t["class_moment"], dim),
+            _unpacked(t["repetition_moment"], dim),
+        )
+    except (safetensors.SafetensorError, KeyError, IndexError) as e:
+        raise ValueError(f"not a user's statistics: {e}") from e
+
+
+def _unpacked(packed: NDArray[np.float32], dim: int) -> Array:
+    rows, cols = np.triu_indices(dim)
+    full = np.zeros((len(packed), dim, dim))
+    full[:, rows, cols] = packed
+    full[:, cols, rows] = packed
+    return full

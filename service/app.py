@@ -1,0 +1,88 @@
+"""The application: wiring and lifespan only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from service import __version__, error_handlers
+from service.config import Settings
+from service.engine.scheduler import BatchReport
+from service.observability import Metrics, RequestScope
+from service.personal.records import StoreError
+from service.personal.store import Store
+from service.registry import LoadedModel, Registry
+from service.routes import calibrations, health, infer, metadata, users
+from service.state import Services
+
+STORE_CHECK_SECONDS = 5.0
+
+
+def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
+    """Build the application. Models load and the store opens when it starts.
+
+    Args:
+        settings: what to serve and how.
+        metrics_route: whether `/metrics` is answered here, not only on a port of its own.
+    """
+    registry = Registry(settings)
+    metrics = Metrics(registry)
+    own = Services(settings, registry, metrics)
+    registry.on_batch = lambda model, report: _observe(metrics, model, report)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(registry.load_all)
+        store = await Store.open(settings.store)
+        own.opened(store)
+        watch = asyncio.create_task(_watch(store, metrics))
+        try:
+            yield
+        finally:
+            own.draining = True
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await asyncio.to_thread(registry.stop)
+            await store.close()
+
+    app = FastAPI(
+        title="Headway",
+        version=__version__,
+        summary="One frozen backbone for all, a personal head for every user.",
+        lifespan=lifespan,
+    )
+    app.state.services, app.state.settings = own, settings
+    for part in (health, infer, calibrations, users, metadata):
+        app.include_router(part.router)
+    if metrics_route:
+
+        @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus")
+        async def scrape(request: Request) -> Response:
+            request.state.endpoint = "metrics"
+            return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    error_handlers.install(app)
+    app.add_middleware(RequestScope, metrics=metrics)
+    return app
+
+
+def _observe(metrics: Metrics, model: LoadedModel, report: BatchReport) -> None:
+    metrics.inference_duration.labels(model.name, model.runtime.provider).observe(report.inference)
+    metrics.head_duration.labels(model.name).observe(report.heads)
+    metrics.batch_rows.labels(model.name).observe(report.rows)
+
+
+async def _watch(store: Store, metrics: Metrics) -> None:
+    """Keep `headway_store_up` true to the store."""
+    while True:
+        try:
+            await store.ping()
+            metrics.store_up.set(1)
+        except StoreError:
+            metrics.store_up.set(0)
+        await asyncio.sleep(STORE_CHECK_SECONDS)

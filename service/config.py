@@ -1,0 +1,63 @@
+"""Settings: a flag, or else an environment variable HEADWAY_*, or else a file, or else the default."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it."""
+
+
+class Settings(BaseSettings):
+    """Everything `headway serve` can be told. Frozen; documented in docs/configuration.md from these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADWAY_", frozen=True, extra="forbid")
+
+    models: Path = Field(ZOO, description="folder of bundles, <name>/<version>; by default the shipped ones")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port of the API; 0 takes a free one")
+    metrics_port: int = Field(
+        9090, ge=0, le=65535, description="port of /metrics; the API's own port serves it there; 0 takes a free one"
+    )
+    store: str = Field(
+        "sqlite+aiosqlite:///headway.db", description="SQLAlchemy URL of the store of users' heads (SQLite in this release)"
+    )
+    device: str = Field("cpu", pattern="^(cpu|cuda)$", description="cpu or cuda; a model that cannot be bound to it is not ready")
+    threads: int = Field(1, ge=1, description="ONNX Runtime threads inside one forward")
+    max_batch: int = Field(64, ge=1, description="most rows in one forward")
+    queue_rows: int = Field(16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429")
+    max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
+    resident_heads: int = Field(100_000, ge=1, description="personal heads kept in memory, a model")
+    drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
+
+
+def load(flags: dict[str, Any], file: Path | None = None) -> Settings:
+    """Merge flags (None = not given), environment and a TOML file.
+
+    Raises:
+        ConfigError: an unknown or invalid setting.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text())
+        except OSError as e:
+            raise ConfigError(f"the settings file {file} cannot be read: {e.strerror}") from e
+        except tomllib.TOMLDecodeError as e:
+            raise ConfigError(f"the settings file {file} is not TOML: {e}") from e
+    given = {k: v for k, v in flags.items() if v is not None}
+    try:
+        from_environment = Settings().model_dump(exclude_unset=True)
+        return Settings(**{**values, **from_environment, **given})
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise ConfigError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r})") from e

@@ -1,0 +1,1 @@
+"""From queued rows to features and logits: runtime, scheduler, head bank."""

@@ -1,0 +1,104 @@
+"""The error tree: one shape for every refusal.
+
+```
+HeadwayError                  500 internal
+├── InvalidRequest            400 invalid_request
+├── NotFound                  404 not_found
+│   ├── UnknownModel              unknown_model
+│   ├── UnknownUser               unknown_user
+│   └── UnknownVersion            unknown_version
+├── Conflict                  409 conflict
+├── BodyTooLarge              413 body_too_large
+├── UnsupportedMediaType      415 unsupported_media_type
+├── Unprocessable             422 unprocessable
+├── TooManyRequests           429 queue_full            + Retry-After
+├── Unavailable               503 unavailable           + Retry-After
+└── DeadlineExceeded          504 deadline_exceeded
+```
+"""
+
+from __future__ import annotations
+
+
+class HeadwayError(Exception):
+    """A request that is refused; the message says what was wrong and what would be right."""
+
+    status = 500
+    code = "internal"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class InvalidRequest(HeadwayError):
+    """Malformed, or of the wrong shape or datatype."""
+
+    status, code = 400, "invalid_request"
+
+
+class NotFound(HeadwayError):
+    """Nothing of that name."""
+
+    status, code = 404, "not_found"
+
+
+class UnknownModel(NotFound):
+    """No such model or model version."""
+
+    code = "unknown_model"
+
+
+class UnknownUser(NotFound):
+    """No such user, or no head of theirs where one was demanded."""
+
+    code = "unknown_user"
+
+
+class UnknownVersion(NotFound):
+    """No such version of a user's head."""
+
+    code = "unknown_version"
+
+
+class Conflict(HeadwayError):
+    """The resource is in a state that forbids this."""
+
+    status, code = 409, "conflict"
+
+
+class BodyTooLarge(HeadwayError):
+    """The body is over the limit."""
+
+    status, code = 413, "body_too_large"
+
+
+class UnsupportedMediaType(HeadwayError):
+    """The model does not read this media type."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class Unprocessable(HeadwayError):
+    """Well-formed but unusable."""
+
+    status, code = 422, "unprocessable"
+
+
+class TooManyRequests(HeadwayError):
+    """The queue is full."""
+
+    status, code = 429, "queue_full"
+
+
+class Unavailable(HeadwayError):
+    """Not ready, draining, or the store is out of reach."""
+
+    status, code = 503, "unavailable"
+
+
+class DeadlineExceeded(HeadwayError):
+    """The request's own timeout passed before the forward."""
+
+    status, code = 504, "deadline_exceeded"

@@ -1,0 +1,137 @@
+"""Metrics for Prometheus (base units, bounded labels, never a user), request ids and request logs."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import __version__
+from service.registry import LoadedModel, Registry
+
+log = logging.getLogger("headway.access")
+
+LATENCY_BUCKETS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05,
+    0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All metrics of one service, in a registry of its own."""
+
+    def __init__(self, models: Registry) -> None:
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter(
+            "headway_requests", "Requests answered.", ["model", "version", "endpoint", "code"], registry=r
+        )
+        self.request_duration = Histogram(
+            "headway_request_duration_seconds", "From the first byte in to the last byte out.", ["model", "endpoint"],
+            buckets=LATENCY_BUCKETS, registry=r,
+        )  # fmt: skip
+        self.queue_duration = Histogram(
+            "headway_queue_duration_seconds", "Wait for the runtime.", ["model"], buckets=LATENCY_BUCKETS, registry=r
+        )
+        self.inference_duration = Histogram(
+            "headway_inference_duration_seconds", "One forward of a batch.", ["model", "provider"],
+            buckets=LATENCY_BUCKETS, registry=r,
+        )  # fmt: skip
+        self.head_duration = Histogram(
+            "headway_head_duration_seconds", "Heads of a batch.", ["model"], buckets=LATENCY_BUCKETS, registry=r
+        )
+        self.batch_rows = Histogram("headway_batch_rows", "Rows in a batch.", ["model"], buckets=ROW_BUCKETS, registry=r)
+        self.rejected = Counter("headway_rejected", "Requests refused.", ["reason"], registry=r)
+        self.calibrations = Counter("headway_calibrations", "Calibrations by outcome.", ["model", "outcome"], registry=r)
+        self.calibration_duration = Histogram(
+            "headway_calibration_duration_seconds", "Stages of a calibration.", ["stage"],
+            buckets=LATENCY_BUCKETS, registry=r,
+        )  # fmt: skip
+        self.predictions = Counter("headway_predictions", "Rows predicted, by kind of head.", ["model", "head"], registry=r)
+        self.store_up = Gauge("headway_store_up", "1 while the store answers.", registry=r)
+        build = Gauge(
+            "headway_build_info", "What is running.", ["version", "provider", "torch_free"], registry=r
+        )
+        build.labels(__version__, models.device, "true").set(1)
+        r.register(_Levels(models))
+
+
+class _Levels(Collector):
+    """Levels read at scrape time: rows pending and resident heads."""
+
+    def __init__(self, models: Registry) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families."""
+        pending = GaugeMetricFamily("headway_pending_rows", "Rows that wait for the runtime.", labels=["model"])
+        resident = GaugeMetricFamily("headway_heads_resident", "Personal heads in memory.", labels=["model"])
+        size = GaugeMetricFamily("headway_heads_resident_bytes", "Bytes they take.", labels=["model"])
+        ready = GaugeMetricFamily("headway_model_ready", "1 while the model answers.", labels=["model", "version"])
+        counts = {
+            what: CounterMetricFamily(f"headway_head_cache_{what}", f"Head cache {what}.", labels=["model"])
+            for what in ("hits", "misses", "evictions")
+        }
+        for name, loaded in self._models.by_name().items():
+            live = [m for m in loaded if isinstance(m, LoadedModel)]
+            pending.add_metric([name], sum(m.scheduler.pending for m in live))
+            resident.add_metric([name], sum(len(m.bank) for m in live))
+            size.add_metric([name], sum(m.bank.nbytes for m in live))
+            for what, family in counts.items():
+                family.add_metric([name], sum(getattr(m.bank, what) for m in live))
+            for m in loaded:
+                ready.add_metric([name, str(m.version)], float(isinstance(m, LoadedModel)))
+        yield from (pending, resident, size, ready, *counts.values())
+
+
+class RequestScope:
+    """Plain ASGI middleware: a request id, the duration and the outcome of every request.
+
+    Routes say which model and endpoint they are by `request.state`; a raw path is never a label.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = time.perf_counter()
+        state = scope.setdefault("state", {})
+        given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
+        request_id = given.decode("latin-1") if 0 < len(given) <= 128 and given.isascii() else secrets.token_hex(8)
+        state["request_id"] = request_id
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message.setdefault("headers", [])
+                headers.append((b"x-request-id", request_id.encode("latin-1")))
+                timing = state.get("timing")
+                if timing is not None:
+                    total = (time.perf_counter() - begin) * 1e3
+                    headers.append((b"server-timing", f"{timing}, total;dur={total:.3f}".encode()))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._record(scope, state, status, time.perf_counter() - begin)
+
+    def _record(self, scope: Scope, state: dict[str, object], status: int, seconds: float) -> None:
+        model, endpoint = str(state.get("model", "")), str(state.get("endpoint", "other"))
+        self._metrics.requests.labels(model, str(state.get("model_version", "")), endpoint, str(status)).inc()
+        self._metrics.request_duration.labels(model, endpoint).observe(seconds)
+        if status >= 400:
+            self._metrics.rejected.labels(str(state.get("error_code", status))).inc()
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s %s %s %.1f ms %s", scope["method"], endpoint, status, seconds * 1e3, state["request_id"])

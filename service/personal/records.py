@@ -1,0 +1,97 @@
+"""What goes into the store and comes out of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from models.heads.head import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where a user's heads are valid."""
+
+    model: str
+    feature_space: str
+    tenant: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A version to be committed.
+
+    `active` moves the pointer to it; `base` lets the next update add to its statistics.
+    """
+
+    calibration_id: str
+    head: Head
+    statistics: bytes | None
+    report: dict[str, Any]
+    active: bool
+    base: bool
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user's pointers and times (Unix seconds)."""
+
+    name: str
+    active: int
+    base: int
+    last: int
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A stored version without its arrays."""
+
+    version: int
+    calibration_id: str
+    created: float
+    digest: str
+    report: dict[str, Any]
+    request_digest: str | None
+
+
+class StoreError(RuntimeError):
+    """The store is out of reach or holds what it should not."""
+
+
+class NoSuchVersion(LookupError):
+    """The user has no version of that number."""
+
+
+class VersionIsActive(RuntimeError):
+    """The active version cannot be deleted."""
+
+
+def head_to_bytes(head: Head) -> bytes:
+    """Encode a head as safetensors in float32."""
+    return safetensors.numpy.save(
+        {"weight": np.ascontiguousarray(head.weight, np.float32), "bias": np.ascontiguousarray(head.bias, np.float32)}
+    )
+
+
+def head_from_bytes(data: bytes, digest: str) -> Head:
+    """Decode a head and check its digest.
+
+    Raises:
+        StoreError: the bytes are not those that were written.
+    """
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise StoreError("a stored head does not match its digest; it is not served")
+    try:
+        tensors = safetensors.numpy.load(data)
+    except safetensors.SafetensorError as e:
+        raise StoreError(f"a stored head cannot be read: {e}") from e
+    return Head(tensors["weight"], tensors["bias"])

@@ -1,0 +1,1 @@
+"""The wire: Open Inference Protocol messages, tensors, bodies."""

@@ -1,0 +1,178 @@
+"""Windows in a request: checked against what the model takes, as float32."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.bundle import InputSpec
+from service.errors import InvalidRequest, Unprocessable, UnsupportedMediaType
+from service.protocol.body import parse_json_object
+from service.protocol.tensors import EXACT_IN_FP32, Tensor
+
+MAX_USER_ID = 256
+
+
+def shape_text(spec: InputSpec) -> str:
+    """Say a batch's shape as an error message does."""
+    return f"[rows, {', '.join(map(str, spec.window_shape))}]"
+
+
+def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
+    """Check a tensor against the model's input and return it as float32 `(n, C, T)`, a view where it is float32.
+
+    Raises:
+        InvalidRequest: another name, shape or datatype.
+        Unprocessable: values that are not finite.
+    """
+    if tensor.name != spec.name:
+        raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
+    if tensor.datatype not in EXACT_IN_FP32:
+        exact = ", ".join(sorted(EXACT_IN_FP32 - {"FP32"}))
+        raise InvalidRequest(f"input {spec.name!r} must be FP32 (or {exact}, which cast exactly), not {tensor.datatype}")
+    return checked(tensor.data, spec)
+
+
+def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+    """Check the shape and finiteness of windows and return them as float32 `(n, C, T)`."""
+    if data.ndim != len(spec.shape) or data.shape[1:] != spec.window_shape:
+        raise InvalidRequest(f"input {spec.name!r} must have shape {shape_text(spec)}, not {list(data.shape)}")
+    if len(data) == 0:
+        raise InvalidRequest(f"input {spec.name!r} has no rows")
+    if data.dtype.kind in "iu":
+        return data.astype(np.float32)
+    with np.errstate(over="ignore"):
+        x: NDArray[np.float32] = np.ascontiguousarray(data, np.float32)
+    if not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))[0])
+        raise Unprocessable(f"input {spec.name!r} holds NaN, infinity or values beyond float32, first in row {row}")
+    return x
+
+
+def friendly(body: bytes, content_type: str, spec: InputSpec) -> NDArray[np.float32]:
+    """Read one window or a batch from `application/json {"inputs": …}` or `application/x-npy`.
+
+    Raises:
+        UnsupportedMediaType: another media type.
+        InvalidRequest, Unprocessable: as `windows`.
+    """
+    media = content_type.split(";")[0].strip().lower()
+    if media in ("application/json", ""):
+        message = parse_json_object(body)
+        if "inputs" not in message:
+            raise InvalidRequest('the body has no "inputs"; a nested array of numbers was expected there')
+        data = nested(message["inputs"])
+    elif media == "application/x-npy":
+        data = npy(body)
+    else:
+        raise UnsupportedMediaType(f"this model does not read {media}; send application/json or application/x-npy")
+    if data.ndim == len(spec.window_shape):
+        data = data[None]
+    return checked(data, spec)
+
+
+def nested(values: Any) -> NDArray[Any]:
+    """Read a nested list of numbers.
+
+    Raises:
+        InvalidRequest: it is ragged or holds something else.
+    """
+    if not isinstance(values, list):
+        raise InvalidRequest(f"inputs must be a nested array of numbers, not {type(values).__name__}")
+    try:
+        data = np.asarray(values)
+    except ValueError as e:
+        raise InvalidRequest("inputs must be a nested array whose rows have equal lengths") from e
+    if data.dtype.kind not in "fiu":
+        raise InvalidRequest("inputs must hold numbers only")
+    return data
+
+
+def npy(body: bytes) -> NDArray[Any]:
+    """Read a .npy file of numbers; pickles are refused.
+
+    Raises:
+        InvalidRequest: not such a file.
+    """
+    try:
+        data = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as e:
+        raise InvalidRequest("the body is not a .npy file of numbers") from e
+    if data.dtype.kind not in "fiu":
+        raise InvalidRequest(f"the .npy file holds {data.dtype}; numbers were expected")
+    return np.asarray(data)
+
+
+def user_id(value: Any) -> str:
+    """Check a user's id: a string of 1 to 256 printable characters.
+
+    Raises:
+        InvalidRequest: anything else.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_USER_ID or not value.isprintable() or "/" in value:
+        raise InvalidRequest(f"user_id must be a string of 1 to {MAX_USER_ID} printable characters without '/'")
+    return value
+
+
+def per_row_users(tensor: Tensor, rows: int) -> list[str]:
+    """Read the BYTES tensor `user_id` that names a user for each row.
+
+    Raises:
+        InvalidRequest: another datatype or length, or an id that is not one.
+    """
+    if tensor.datatype != "BYTES" or tensor.shape not in ((rows,), (rows, 1)):
+        raise InvalidRequest(f"the tensor user_id must be BYTES of shape [{rows}], one user a row")
+    try:
+        return [user_id(item.decode()) for item in tensor.data.reshape(-1)]
+    except UnicodeDecodeError as e:
+        raise InvalidRequest("the tensor user_id holds bytes that are not UTF-8") from e
+
+
+def class_indices(labels: Any, rows: int, known: Sequence[str]) -> NDArray[np.int64]:
+    """Turn a list of label names into class indices `(n,)`.
+
+    Raises:
+        InvalidRequest: not one label name a row.
+        Unprocessable: a label that the model does not know.
+    """
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        raise InvalidRequest("labels must be a list of label names, one a window")
+    if len(labels) != rows:
+        raise InvalidRequest(f"there are {rows} windows and {len(labels)} labels; one a window was expected")
+    index = {name: i for i, name in enumerate(known)}
+    unknown = sorted({name for name in labels if name not in index})
+    if unknown:
+        raise Unprocessable(f"unknown label {unknown[0]!r}; this model's labels are {', '.join(known)}")
+    return np.array([index[name] for name in labels], np.int64)
+
+
+def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:
+    """Read repetition ids `(n,)`; without any, all windows are of one repetition.
+
+    Raises:
+        InvalidRequest: not one integer a window.
+    """
+    if values is None:
+        return np.zeros(rows, np.int64)
+    if not isinstance(values, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise InvalidRequest("repetitions must be a list of integers, one a window")
+    if len(values) != rows:
+        raise InvalidRequest(f"there are {rows} windows and {len(values)} repetitions; one a window was expected")
+    if any(abs(v) >= 2**62 for v in values):
+        raise InvalidRequest("a repetition id is beyond 62 bits")
+    return np.array(values, np.int64)
+
+
+def overlap(x: NDArray[np.float32]) -> int:
+    """Tell from the samples how many following windows share some with a window `(n, C, T)` in time order."""
+    length = x.shape[2]
+    for first in range(min(len(x) - 1, 8)):
+        a, b = x[first], x[first + 1]
+        for stride in range(1, length):
+            if np.array_equal(a[:, stride:], b[:, : length - stride]) and not (a == a[:, :1]).all():
+                return -(-length // stride) - 1
+    return 0

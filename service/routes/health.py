@@ -1,0 +1,38 @@
+"""Liveness, readiness and the server's metadata. Never behind a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service import __version__
+from service.protocol.body import json_response
+from service.state import ServicesOf
+
+router = APIRouter(tags=["health"])
+
+EXTENSIONS = ["binary_tensor_data", "personal_heads"]
+
+
+@router.get("/v2", summary="Name, version and extensions of the server")
+async def server(request: Request) -> dict[str, object]:
+    """Say who answers."""
+    request.state.endpoint = "metadata"
+    return {"name": "headway", "version": __version__, "extensions": EXTENSIONS}
+
+
+@router.get("/v2/health/live", summary="Whether the process answers")
+async def live(request: Request) -> dict[str, bool]:
+    """Answer as long as the event loop turns."""
+    request.state.endpoint = "health"
+    return {"live": True}
+
+
+@router.get("/v2/health/ready", summary="Whether all models are warmed up and the service is not draining")
+async def ready(request: Request, services: ServicesOf) -> Response:
+    """Answer 200 when requests can be served, else 503 with the reasons."""
+    request.state.endpoint = "health"
+    problems = services.problems
+    if problems:
+        return json_response({"ready": False, "reasons": problems}, 503, {"Retry-After": "1"})
+    return json_response({"ready": True})

@@ -1,0 +1,75 @@
+"""Metadata and readiness of models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.protocol.body import json_response
+from service.registry import LoadedModel
+from service.state import ModelOf, ServicesOf, services
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v2/models", summary="Models and versions, with the reason where one is not ready")
+async def models(request: Request, services: ServicesOf) -> dict[str, Any]:
+    """List what is there."""
+    request.state.endpoint = "metadata"
+    rows = [
+        {
+            "name": name,
+            "version": str(m.version),
+            "ready": isinstance(m, LoadedModel),
+            "reason": "" if isinstance(m, LoadedModel) else m.reason,
+        }
+        for name, versions in services.models.by_name().items()
+        for m in versions
+    ]
+    return {"models": rows}
+
+
+@router.get("/v2/models/{model}", summary="Inputs, outputs, labels and sample rate of a model")
+@router.get("/v2/models/{model}/versions/{version}", summary="The same of one version")
+async def metadata(request: Request, model: ModelOf) -> dict[str, Any]:
+    """Describe a model as the protocol does; labels and sample rate are under `parameters`."""
+    request.state.endpoint = "metadata"
+    manifest = model.bundle.manifest
+    spec, k = manifest.input, len(manifest.labels)
+    versions = services(request).models.candidates(model.name)
+    return {
+        "name": model.name,
+        "versions": [str(m.version) for m in reversed(versions)],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}],
+        "outputs": [
+            {"name": "features", "datatype": "FP32", "shape": [-1, manifest.feature_dim]},
+            {"name": "logits", "datatype": "FP32", "shape": [-1, k]},
+            {"name": "probabilities", "datatype": "FP32", "shape": [-1, k]},
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "labels", "datatype": "BYTES", "shape": [-1, k]},
+        ],
+        "parameters": {
+            "labels": list(manifest.labels),
+            "label_set": manifest.label_set,
+            "sample_rate": spec.sample_rate,
+            "unit": spec.unit,
+            "modality": spec.modality,
+            "channel_layout": spec.channel_layout,
+            "stride": spec.stride,
+            "feature_space": manifest.feature_space,
+            "bundle_digest": model.bundle.digest,
+            "description": manifest.description,
+            "licence": manifest.licence,
+        },
+    }
+
+
+@router.get("/v2/models/{model}/ready", summary="Whether a model answers")
+@router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether one version answers")
+async def model_ready(request: Request, model: ModelOf) -> Response:
+    """Answer 200 when the model can be served; 503 names the reason."""
+    request.state.endpoint = "health"
+    return json_response({"name": model.name, "ready": True})

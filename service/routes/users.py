@@ -1,0 +1,219 @@
+"""Users of a model: state, versions, the active pointer, rollback, erasure."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from service.errors import Conflict, Unavailable, UnknownUser, UnknownVersion
+from service.personal.records import NoSuchVersion, StoreError, User, Version, VersionIsActive
+from service.registry import LoadedModel
+from service.state import ModelOf, ServicesOf, UserId, known_user, services
+
+router = APIRouter(tags=["users"])
+
+USER = "/v2/models/{model}/users/{user}"
+
+
+class Active(BaseModel):
+    """Which version to serve."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1)] | Literal["shared"]
+
+
+@asynccontextmanager
+async def _changing(request: Request, model: LoadedModel, user: str, endpoint: str) -> AsyncIterator[None]:
+    """Hold the user against calibrations, and turn the store's refusals into answers."""
+    request.state.endpoint = endpoint
+    async with services(request).calibrator.exclusively(model, user):
+        try:
+            yield
+        except NoSuchVersion as e:
+            raise UnknownVersion(f"user {user!r}: {e}") from e
+
+
+@asynccontextmanager
+async def _reading(request: Request, endpoint: str) -> AsyncIterator[None]:
+    request.state.endpoint = endpoint
+    try:
+        yield
+    except StoreError as e:
+        raise Unavailable(str(e), retry_after=2) from e
+
+
+@router.get("/v2/models/{model}/users", summary="List users, by name")
+async def list_users(
+    request: Request,
+    model: ModelOf,
+    page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
+    page_token: Annotated[str, Query(max_length=256)] = "",
+) -> dict[str, Any]:
+    """List users page by page; `next_page_token` is there while more follow."""
+    async with _reading(request, "users"):
+        found = await services(request).store.users(model.scope, page_token, page_size + 1)
+    page = found[:page_size]
+    answer: dict[str, Any] = {"users": [_pointers(u) for u in page]}
+    if len(found) > page_size:
+        answer["next_page_token"] = page[-1].name
+    return answer
+
+
+@router.get(USER, summary="A user's state, active version and last calibration")
+async def state(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+    """Describe a user; 404 for one who has never calibrated."""
+    async with _reading(request, "users"):
+        store, user = services(request).store, known_user(user)
+        found = await store.user(model.scope, user)
+        if found is None:
+            raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+        last = await store.version(model.scope, user, found.last)
+        base = await store.version(model.scope, user, found.base)
+    return {
+        **_pointers(found),
+        "state": "calibrated" if found.active else "enrolling",
+        "retention": "statistics",
+        "classes": base.report["classes"] if base else {},
+        "model": model.name,
+        "model_version": str(model.version),
+        "feature_space": model.bundle.manifest.feature_space,
+        "last_calibration": last.report if last else None,
+    }
+
+
+@router.delete(USER, summary="Erase everything of a user of this model")
+async def erase(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+    """Erase samples' statistics, versions and caches. Doing it again is not an error."""
+    user = known_user(user)
+    async with _changing(request, model, user, "users"):
+        return await _erase(services(request), user, model.name)
+
+
+@router.delete("/v2/users/{user}", summary="Erase everything of a user of all models")
+async def erase_everywhere(request: Request, user: UserId, services: ServicesOf) -> dict[str, Any]:
+    """Erase a user from every model."""
+    async with _reading(request, "users"):
+        return await _erase(services, known_user(user), None)
+
+
+async def _erase(own: ServicesOf, user: str, model: str | None) -> dict[str, Any]:
+    rows = await own.store.erase(user, model)
+    for loaded in own.models.loaded():
+        if model in (None, loaded.name):
+            own.resolver.forget(user, loaded)
+    return {
+        "erased": True,
+        "rows": rows,
+        "model": model or "*",
+        "pseudonym": own.store.pseudonym(user),
+        "at": datetime.datetime.now(datetime.UTC).isoformat(),
+    }
+
+
+@router.get(f"{USER}/versions", summary="A user's versions, oldest first")
+async def versions(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+    """List versions with their outcome and numbers."""
+    async with _reading(request, "versions"):
+        store, user = services(request).store, known_user(user)
+        found = await store.user(model.scope, user)
+        listed = await store.versions(model.scope, user)
+    active = found.active if found else 0
+    return {"active": active or "shared", "versions": [_version(v, active) for v in listed]}
+
+
+@router.get(f"{USER}/versions/{{number}}", summary="One version and the report of the calibration that made it")
+async def version(request: Request, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
+    """Describe one version."""
+    async with _reading(request, "versions"):
+        store, user = services(request).store, known_user(user)
+        found = await store.version(model.scope, user, number)
+        pointers = await store.user(model.scope, user)
+    if found is None:
+        raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
+    return {**_version(found, pointers.active if pointers else 0), "report": found.report}
+
+
+@router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
+async def weights(request: Request, model: ModelOf, user: UserId, number: int) -> Response:
+    """Return `weight (K, d)` and `bias (K,)`; the digest is in the ETag."""
+    async with _reading(request, "versions"):
+        blob = await services(request).store.weights(model.scope, known_user(user), number)
+    if blob is None:
+        raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
+    return Response(blob[0], headers={"ETag": f'"{blob[1]}"'}, media_type="application/octet-stream")
+
+
+@router.delete(f"{USER}/versions/{{number}}", summary="Delete a version that is not active")
+async def delete_version(request: Request, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
+    """Delete one version; 409 for the active one."""
+    user, own = known_user(user), services(request)
+    async with _changing(request, model, user, "versions"):
+        try:
+            await own.store.delete_version(model.scope, user, number)
+        except VersionIsActive as e:
+            raise Conflict(f"version {number} is active; activate another one first") from e
+        pointers = await own.store.user(model.scope, user)
+        own.resolver.forget(user, model)
+    return {"deleted": number, "active": (pointers.active if pointers else 0) or "shared"}
+
+
+@router.put(f"{USER}/active", summary="Serve a named version, or the shared head")
+async def activate(request: Request, model: ModelOf, user: UserId, wanted: Active) -> dict[str, Any]:
+    """Move the active pointer."""
+    user, own = known_user(user), services(request)
+    async with _changing(request, model, user, "versions"):
+        number = 0 if wanted.version == "shared" else wanted.version
+        pointers = await own.store.activate(model.scope, user, number)
+        own.resolver.point(model.scope, user, pointers.active)
+    return _pointers(pointers)
+
+
+@router.post(f"{USER}/rollback", summary="Serve again what was served before the active version")
+async def rollback(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+    """Undo the last activation; before the first version there is the shared head."""
+    user, own = known_user(user), services(request)
+    async with _changing(request, model, user, "versions"):
+        if await own.store.user(model.scope, user) is None:
+            raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+        try:
+            pointers = await own.store.rollback(model.scope, user)
+        except NoSuchVersion as e:
+            raise Conflict(str(e)) from e
+        own.resolver.point(model.scope, user, pointers.active)
+    return _pointers(pointers)
+
+
+def _pointers(user: User) -> dict[str, Any]:
+    return {
+        "user": user.name,
+        "active": user.active or "shared",
+        "head": "personal" if user.active else "shared",
+        "latest_version": user.last,
+        "created": _time(user.created),
+        "updated": _time(user.updated),
+    }
+
+
+def _version(version: Version, active: int) -> dict[str, Any]:
+    report = version.report
+    return {
+        "version": version.version,
+        "active": version.version == active,
+        "created": _time(version.created),
+        "calibration_id": version.calibration_id,
+        "outcome": report["outcome"],
+        "method": report["method"],
+        "digest": version.digest,
+        "metrics": report["metrics"],
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()

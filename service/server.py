@@ -1,0 +1,100 @@
+"""`headway serve`: uvicorn around the application, metrics on a port of their own, draining on SIGTERM."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from prometheus_client import start_http_server
+
+from exporters import bundle as bundles
+from service.app import create_app
+from service.config import ConfigError, Settings
+from service.state import Services
+
+Announce = Callable[[str, str], None]
+
+
+class _Server(uvicorn.Server):
+    """Says "not ready" from the moment a signal arrives, while requests in flight finish."""
+
+    def __init__(self, config: uvicorn.Config, services: Services, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._services, self._announce = services, announce
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain."""
+        self._services.draining = True
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say where the service listens."""
+        await super().startup(sockets)
+        if self.started:
+            gc.collect()
+            gc.freeze()  # what start-up made lives as long as the process: keep collections short
+            self._announce()
+
+
+def serve(settings: Settings, announce: Announce) -> bool:
+    """Serve until a signal; returns whether the start succeeded.
+
+    Args:
+        settings: what to serve and how.
+        announce: called with the API's and the metrics' URLs when requests are answered.
+
+    Raises:
+        ConfigError: a port cannot be had.
+        BundleError: there is nothing to serve.
+    """
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
+    if not bundles.find(settings.models):
+        raise bundles.BundleError(f"there are no bundles in {settings.models}; `headway export` writes them")
+    listener = _listen(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    shared_port = settings.metrics_port in (port, settings.port) and settings.metrics_port != 0
+    app = create_app(settings, metrics_route=shared_port)
+    services: Services = app.state.services
+    base = f"http://{_shown(settings.host)}:{port}"
+    metrics_url = f"{base}/metrics"
+    if not shared_port:
+        try:
+            http, _ = start_http_server(settings.metrics_port, settings.host, services.metrics.registry)
+        except OSError as e:
+            raise ConfigError(f"metrics port {settings.metrics_port} cannot be had: {e.strerror}; choose another with --metrics-port") from e
+        metrics_url = f"http://{_shown(settings.host)}:{http.server_port}/metrics"
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_keep_alive=75,
+    )
+    server = _Server(config, services, lambda: announce(base, metrics_url))
+    server.run(sockets=[listener])
+    return server.started
+
+
+def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as e:
+        listener.close()
+        raise ConfigError(f"port {port} on {host} cannot be had: {e.strerror}; choose another with --port") from e
+    listener.set_inheritable(True)
+    return listener

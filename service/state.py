@@ -1,0 +1,108 @@
+"""What routes work with: one object on the app, and shorthands to reach it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Path, Request
+
+from service.config import Settings
+from service.errors import NotFound, Unavailable
+from service.observability import Metrics
+from service.personal.calibrate import Calibrator
+from service.personal.resolve import Resolver
+from service.personal.store import Store
+from service.protocol.inputs import user_id
+from service.registry import LoadedModel, Registry
+
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts of a running service."""
+
+    settings: Settings
+    models: Registry
+    metrics: Metrics
+    draining: bool = False
+    _store: Store | None = None
+    _resolver: Resolver | None = None
+    _calibrator: Calibrator | None = None
+    _problems: list[str] = field(default_factory=lambda: ["starting"])
+
+    def opened(self, store: Store) -> None:
+        """Take the opened store into use; the service is ready when its models are."""
+        self._store = store
+        self._resolver = Resolver(store)
+        self._calibrator = Calibrator(store, self._resolver)
+        self._problems = []
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the service is not ready; empty when it is."""
+        if self.draining:
+            return ["draining"]
+        return self._problems or self.models.problems()
+
+    @property
+    def store(self) -> Store:
+        """The opened store."""
+        return _started(self._store)
+
+    @property
+    def resolver(self) -> Resolver:
+        """The resolver of heads."""
+        return _started(self._resolver)
+
+    @property
+    def calibrator(self) -> Calibrator:
+        """The calibrator."""
+        return _started(self._calibrator)
+
+
+def _started(part: T | None) -> T:
+    if part is None:
+        raise Unavailable("the service is starting", retry_after=1)
+    return part
+
+
+def services(request: Request) -> Services:
+    """Return the parts of the running service."""
+    found: Services = request.app.state.services
+    return found
+
+
+def model_of(request: Request, model: str, version: str | None = None) -> LoadedModel:
+    """Find a model and note it for the request's metrics.
+
+    Raises:
+        UnknownModel, Unavailable: as the registry does.
+    """
+    found = services(request).models.get(model, version)
+    note(request, found)
+    return found
+
+
+def note(request: Request, model: LoadedModel) -> None:
+    """Note which model answers, for the request's metrics."""
+    request.state.model, request.state.model_version = model.name, model.version
+
+
+def known_user(user: str) -> str:
+    """Check the user in a path.
+
+    Raises:
+        NotFound: it cannot be a user's id.
+    """
+    try:
+        return user_id(user)
+    except Exception as e:
+        raise NotFound(str(e)) from e
+
+
+ServicesOf = Annotated[Services, Depends(services)]
+ModelOf = Annotated[LoadedModel, Depends(model_of)]
+UserId = Annotated[str, Path(description="user id: 1 to 256 printable characters")]
