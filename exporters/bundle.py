@@ -148,7 +148,9 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     except ValueError as e:
         raise BundleError(f"{file} is not JSON: {e}") from e
     if found.split(".")[0] != MANIFEST_VERSION.split(".")[0]:
-        raise BundleError(f"{file} is of manifest version {found}; this Headway reads {MANIFEST_VERSION.split('.')[0]}.x")
+        raise BundleError(
+            f"{file} is of manifest version {found}; this Headway reads {MANIFEST_VERSION.split('.')[0]}.x"
+        )
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as e:

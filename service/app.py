@@ -38,7 +38,11 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(registry.load_all)
-        store = await Store.open(settings.store)
+        try:
+            store = await Store.open(settings.store)
+        except StoreError:
+            await asyncio.to_thread(registry.stop)
+            raise
         own.opened(store)
         watch = asyncio.create_task(_watch(store, metrics))
         try:
@@ -63,7 +67,6 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
         @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus")
         async def scrape(request: Request) -> Response:
-            request.state.endpoint = "metrics"
             return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     error_handlers.install(app)

@@ -28,12 +28,17 @@ class Settings(BaseSettings):
         9090, ge=0, le=65535, description="port of /metrics; the API's own port serves it there; 0 takes a free one"
     )
     store: str = Field(
-        "sqlite+aiosqlite:///headway.db", description="SQLAlchemy URL of the store of users' heads (SQLite in this release)"
+        "sqlite+aiosqlite:///headway.db",
+        description="SQLAlchemy URL of the store of users' heads (SQLite in this release)",
     )
-    device: str = Field("cpu", pattern="^(cpu|cuda)$", description="cpu or cuda; a model that cannot be bound to it is not ready")
+    device: str = Field(
+        "cpu", pattern="^(cpu|cuda)$", description="cpu or cuda; a model that cannot be bound to it is not ready"
+    )
     threads: int = Field(1, ge=1, description="ONNX Runtime threads inside one forward")
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
-    queue_rows: int = Field(16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429")
+    queue_rows: int = Field(
+        16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
+    )
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     resident_heads: int = Field(100_000, ge=1, description="personal heads kept in memory, a model")
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")

@@ -16,7 +16,9 @@ from service.protocol.body import json_response
 log = logging.getLogger("headway")
 
 
-def error_response(request: Request, status: int, code: str, message: str, retry_after: float | None = None) -> Response:
+def error_response(
+    request: Request, status: int, code: str, message: str, retry_after: float | None = None
+) -> Response:
     """Build the one error shape."""
     request_id = getattr(request.state, "request_id", "")
     headers = {} if retry_after is None else {"Retry-After": str(max(1, round(retry_after)))}

@@ -46,18 +46,22 @@ class Metrics:
         self.head_duration = Histogram(
             "headway_head_duration_seconds", "Heads of a batch.", ["model"], buckets=LATENCY_BUCKETS, registry=r
         )
-        self.batch_rows = Histogram("headway_batch_rows", "Rows in a batch.", ["model"], buckets=ROW_BUCKETS, registry=r)
+        self.batch_rows = Histogram(
+            "headway_batch_rows", "Rows in a batch.", ["model"], buckets=ROW_BUCKETS, registry=r
+        )
         self.rejected = Counter("headway_rejected", "Requests refused.", ["reason"], registry=r)
-        self.calibrations = Counter("headway_calibrations", "Calibrations by outcome.", ["model", "outcome"], registry=r)
+        self.calibrations = Counter(
+            "headway_calibrations", "Calibrations by outcome.", ["model", "outcome"], registry=r
+        )
         self.calibration_duration = Histogram(
             "headway_calibration_duration_seconds", "Stages of a calibration.", ["stage"],
             buckets=LATENCY_BUCKETS, registry=r,
         )  # fmt: skip
-        self.predictions = Counter("headway_predictions", "Rows predicted, by kind of head.", ["model", "head"], registry=r)
-        self.store_up = Gauge("headway_store_up", "1 while the store answers.", registry=r)
-        build = Gauge(
-            "headway_build_info", "What is running.", ["version", "provider", "torch_free"], registry=r
+        self.predictions = Counter(
+            "headway_predictions", "Rows predicted, by kind of head.", ["model", "head"], registry=r
         )
+        self.store_up = Gauge("headway_store_up", "1 while the store answers.", registry=r)
+        build = Gauge("headway_build_info", "What is running.", ["version", "provider", "torch_free"], registry=r)
         build.labels(__version__, models.device, "true").set(1)
         r.register(_Levels(models))
 
@@ -93,13 +97,14 @@ class _Levels(Collector):
 class RequestScope:
     """Plain ASGI middleware: a request id, the duration and the outcome of every request.
 
-    Routes say which model and endpoint they are by `request.state`; a raw path is never a label.
+    The endpoint is the matched route's name and the model is noted by the route; a raw path is never a label.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -128,10 +133,14 @@ class RequestScope:
             self._record(scope, state, status, time.perf_counter() - begin)
 
     def _record(self, scope: Scope, state: dict[str, object], status: int, seconds: float) -> None:
-        model, endpoint = str(state.get("model", "")), str(state.get("endpoint", "other"))
+        model, endpoint = str(state.get("model", "")), _endpoint(scope)
         self._metrics.requests.labels(model, str(state.get("model_version", "")), endpoint, str(status)).inc()
         self._metrics.request_duration.labels(model, endpoint).observe(seconds)
         if status >= 400:
             self._metrics.rejected.labels(str(state.get("error_code", status))).inc()
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s %s %s %.1f ms %s", scope["method"], endpoint, status, seconds * 1e3, state["request_id"])
+
+
+def _endpoint(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "name", "other"))

@@ -149,7 +149,9 @@ class Registry:
         if version is not None:
             number = int(version) if str(version).isdecimal() else -1
             if number not in versions:
-                raise UnknownModel(f"model {name!r} has no version {version}; it has {', '.join(map(str, sorted(versions)))}")
+                raise UnknownModel(
+                    f"model {name!r} has no version {version}; it has {', '.join(map(str, sorted(versions)))}"
+                )
             versions = {number: versions[number]}
         ready = [m for _, m in sorted(versions.items(), reverse=True) if isinstance(m, LoadedModel)]
         if not ready:

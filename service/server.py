@@ -66,7 +66,9 @@ def serve(settings: Settings, announce: Announce) -> bool:
         try:
             http, _ = start_http_server(settings.metrics_port, settings.host, services.metrics.registry)
         except OSError as e:
-            raise ConfigError(f"metrics port {settings.metrics_port} cannot be had: {e.strerror}; choose another with --metrics-port") from e
+            raise ConfigError(
+                f"metrics port {settings.metrics_port} cannot be had: {e.strerror}; choose another with --metrics-port"
+            ) from e
         metrics_url = f"http://{_shown(settings.host)}:{http.server_port}/metrics"
     config = uvicorn.Config(
         app,

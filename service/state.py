@@ -16,8 +16,10 @@ from service.personal.store import Store
 from service.protocol.inputs import user_id
 from service.registry import LoadedModel, Registry
 
-
 T = TypeVar("T")
+
+ModelName = Annotated[str, Path(description="name of a model")]
+VersionName = Annotated[str, Path(description="version of a model")]
 
 
 @dataclass(slots=True)
@@ -75,20 +77,24 @@ def services(request: Request) -> Services:
     return found
 
 
-def model_of(request: Request, model: str, version: str | None = None) -> LoadedModel:
-    """Find a model and note it for the request's metrics.
+def model_of(request: Request, model: ModelName) -> LoadedModel:
+    """Find a model's newest version and note it for the request's metrics.
 
     Raises:
         UnknownModel, Unavailable: as the registry does.
     """
-    found = services(request).models.get(model, version)
-    note(request, found)
-    return found
+    return note(request, services(request).models.get(model))
 
 
-def note(request: Request, model: LoadedModel) -> None:
+def version_of(request: Request, model: ModelName, version: VersionName) -> LoadedModel:
+    """Find one version of a model and note it for the request's metrics."""
+    return note(request, services(request).models.get(model, version))
+
+
+def note(request: Request, model: LoadedModel) -> LoadedModel:
     """Note which model answers, for the request's metrics."""
     request.state.model, request.state.model_version = model.name, model.version
+    return model
 
 
 def known_user(user: str) -> str:
@@ -105,4 +111,5 @@ def known_user(user: str) -> str:
 
 ServicesOf = Annotated[Services, Depends(services)]
 ModelOf = Annotated[LoadedModel, Depends(model_of)]
+VersionOf = Annotated[LoadedModel, Depends(version_of)]
 UserId = Annotated[str, Path(description="user id: 1 to 256 printable characters")]

@@ -37,7 +37,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tiny_models: Path, tmp_path: Path) -> Settings:
     """Settings of a service on the tiny bundle."""
-    return Settings(models=tiny_models, store=f"sqlite+aiosqlite:///{tmp_path}/headway.db", max_body_bytes=4 * 1024 * 1024)
+    return Settings(
+        models=tiny_models, store=f"sqlite+aiosqlite:///{tmp_path}/headway.db", max_body_bytes=4 * 1024 * 1024
+    )
 
 
 @contextlib.asynccontextmanager

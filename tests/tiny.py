@@ -24,7 +24,10 @@ def tiny_graph(scale: float = 1.0) -> bytes:
     for i in range(CHANNELS * LENGTH):
         weight[i, i // 2] = scale
     graph = helper.make_graph(
-        [helper.make_node("Flatten", ["input"], ["flat"]), helper.make_node("MatMul", ["flat", "weight"], ["features"])],
+        [
+            helper.make_node("Flatten", ["input"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["features"]),
+        ],
         "tiny",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", CHANNELS, LENGTH])],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", DIM])],
@@ -39,7 +42,8 @@ def tiny_prior() -> Prior:
     """A population whose class means are far apart, and whose users differ from it moderately."""
     means = np.array([[0, 0, 0, 0], [4, 4, 0, 0], [0, 0, 4, 4]], float)
     evidence = tuple(
-        Evidence(windows=w, repetitions=r, users=10, gain=0.1, lower=0.05, floor=0.8) for w, r in ((1, 1), (5, 1), (20, 2))
+        Evidence(windows=w, repetitions=r, users=10, gain=0.1, lower=0.05, floor=0.8)
+        for w, r in ((1, 1), (5, 1), (20, 2))
     )
     return Prior(
         labels=LABELS,

@@ -116,7 +116,7 @@ class _Arrays(pickle.Unpickler):
 
     _ALLOWED = frozenset({"_reconstruct", "scalar", "ndarray", "dtype"})
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401  the base class says Any
+    def find_class(self, module: str, name: str) -> Any:
         if (module.split(".")[0] == "numpy" and name in self._ALLOWED) or (module, name) == ("_codecs", "encode"):
             # numpy 2 moved numpy.core; the old name only warns.
             return super().find_class(module.replace("numpy.core.", "numpy._core."), name)

@@ -27,7 +27,8 @@ from models.heads.statistics import Statistics, minus
 
 Array = NDArray[np.float64]
 METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
-TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+TEMPERATURES = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+"""Tried on held-out windows, on top of the bundle's; never below 1: few windows make no head more certain."""
 MAX_REPETITIONS = 8
 """Repetitions kept apart in a user's statistics; older ones are merged."""
 
@@ -92,27 +93,30 @@ def calibrate(
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
-    z = np.asarray(z, np.float64)
+    z64: Array = np.asarray(z, np.float64)
     base = before if before is not None else Statistics.empty(prior.classes, prior.dim)
     first = max(base.repetitions, default=-1) + 1
-    ids, repetition = np.unique(repetition, return_inverse=True)
-    new = Statistics.of(z, y, repetition + first, prior.classes)
+    repetition = np.unique(repetition, return_inverse=True)[1]
+    new = Statistics.of(z64, y, repetition + first, prior.classes)
     whole = base + new
     _check(whole, base, method, prior)
 
     begin = time.perf_counter()
     folds = plan_folds(y, repetition, overlap)
-    parts = [minus(whole, Statistics.of(z[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes)) for f in folds]
+    parts = [
+        minus(whole, Statistics.of(z64[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes))
+        for f in folds
+    ]
     scored = [f.scored for f in folds]
 
     def held_logits(name: str) -> Array:
-        heads = (_fit(name, part, prior, z[~f.removed], y[~f.removed]) for f, part in zip(folds, parts, strict=True))
-        return np.concatenate([head.logits(z[s]) for head, s in zip(heads, scored, strict=True)])
+        heads = (_fit(name, part, prior, z64[~f.removed], y[~f.removed]) for f, part in zip(folds, parts, strict=True))
+        return np.concatenate([head.logits(z64[s]) for head, s in zip(heads, scored, strict=True)])
 
     labels = np.concatenate([y[s] for s in scored]) if folds else np.empty(0, np.int64)
     chosen, logits, temperature = _choose(method, labels, held_logits)
     evaluated = time.perf_counter()
-    candidate = _fit(chosen, whole, prior, z, y).scaled(temperature)
+    candidate = _fit(chosen, whole, prior, z64, y).scaled(temperature)
     fitted = time.perf_counter()
 
     warnings = _warnings(whole, prior)
@@ -126,9 +130,9 @@ def calibrate(
             labels,
             fold_of * prior.classes + labels,
             len(folds),
-            shared.logits(z[order]),
+            shared.logits(z64[order]),
             logits / temperature,
-            None if previous is None else previous.logits(z[order]),
+            None if previous is None else previous.logits(z64[order]),
         )
         verdict = judge_held_out(held, prior, windows, repetitions, margin)
     else:

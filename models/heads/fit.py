@@ -112,7 +112,7 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     target[d] = stats.seen + pull
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
     solution = np.linalg.solve(gram, target) * k
-    return Head(solution[:d].T, solution[d])
+    return Head(np.asarray(solution[:d].T, np.float64), np.asarray(solution[d], np.float64))
 
 
 FITS: dict[str, Callable[[Statistics, Prior], Head]] = {

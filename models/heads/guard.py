@@ -106,7 +106,7 @@ def score(logits: Array, held: HeldOut) -> Score:
 
 
 def standard_error(better: Array, worse: Array, held: HeldOut) -> float:
-    """Standard error of the accuracy difference of two heads, clustered by block (windows of one block err together)."""
+    """Standard error of the accuracy difference of two heads, clustered by block (a block errs as one)."""
     difference = (better.argmax(1) == held.y).astype(float) - (worse.argmax(1) == held.y)
     _, block = np.unique(held.block, return_inverse=True)
     sums, sizes = np.bincount(block, difference), np.bincount(block)
@@ -134,14 +134,20 @@ def judge_held_out(held: HeldOut, prior: Prior, windows: float, repetitions: flo
         loss = previous.accuracy - candidate.accuracy
         if loss > max(2 * standard_error(held.previous, held.candidate, held), margin):
             return verdict(
-                "kept", 0.0, f"the active head is better than the new one: {previous.accuracy:.1%} against {candidate.accuracy:.1%}"
+                "kept",
+                0.0,
+                f"the active head is better than the new one: {previous.accuracy:.1%} against {candidate.accuracy:.1%}",
             )
     record = prior.evidence_for(windows, repetitions)
     floor = max(record.floor - FLOOR_SLACK if record else 0.0, 1.5 / prior.classes)
     if candidate.accuracy < floor:
         if gain > max(2 * standard_error(held.candidate, held.shared, held), margin):
             return verdict("promoted", 1.0, f"personal head clearly better though the labels disagree: {numbers}")
-        return verdict("kept", 0.0, f"the labels contradict each other or the windows: {numbers}; no user of the population was below {floor:.0%}")
+        return verdict(
+            "kept",
+            0.0,
+            f"the labels contradict each other or the windows: {numbers}; {floor:.0%} is the least expected",
+        )
     if gain >= margin and candidate.log_loss <= shared.log_loss:
         return verdict("promoted", 1.0, f"personal head better: {numbers}")
     return _blended(held, candidate, gain >= margin, numbers, verdict)
@@ -158,7 +164,9 @@ def _blended(held: HeldOut, candidate: Score, promote_at_one: bool, numbers: str
     elif best == 0.0 or losses[best].accuracy < losses[0.0].accuracy:
         result = verdict("kept", 0.0, f"the shared head is better: {numbers} for the personal one")
     else:
-        result = verdict("blended", best, f"a blend of {best:.0%} personal is best on held-out windows; alone {numbers}")
+        result = verdict(
+            "blended", best, f"a blend of {best:.0%} personal is best on held-out windows; alone {numbers}"
+        )
     return result
 
 
@@ -166,10 +174,20 @@ def judge_by_population(prior: Prior, windows: float, repetitions: float, warnin
     """Decide without anything held out: on what the same number of windows did for left-out population users."""
     record = prior.evidence_for(windows, repetitions)
     if record is None:
-        return Verdict("insufficient", "population", 0.0, "fewer labelled windows than the population's record begins with")
+        return Verdict(
+            "insufficient", "population", 0.0, "fewer labelled windows than the population's record begins with"
+        )
     if warnings:
-        return Verdict("insufficient", "population", 0.0, "a warning on the input needs held-out evidence: send two repetitions a class")
-    text = f"{record.windows} windows a class gained {record.gain:+.1%} (at least {record.lower:+.1%}) on {record.users} left-out users"
+        return Verdict(
+            "insufficient",
+            "population",
+            0.0,
+            "a warning on the input needs held-out evidence: send two repetitions a class",
+        )
+    text = (
+        f"{record.windows} windows a class gained {record.gain:+.1%} (at least {record.lower:+.1%}) "
+        f"for {record.users} left-out users"
+    )
     if record.lower > 0:
         return Verdict("promoted", "population", 1.0, text)
     return Verdict("insufficient", "population", 0.0, f"{text}: too little to promote unseen")
@@ -201,7 +219,7 @@ def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, str]]:
 
 
 def population_distance(stats: Statistics, prior: Prior) -> float:
-    """Mean squared Mahalanobis distance per feature of the user's common offset from the population (about 1 is usual)."""
+    """Squared Mahalanobis distance, per feature, of the user's common offset from the population (1 is usual)."""
     seen = stats.seen
     if not seen.any():
         return 0.0

@@ -46,7 +46,9 @@ class Statistics:
         )
 
     @classmethod
-    def of(cls, z: NDArray[np.floating], y: NDArray[np.integer], repetition: NDArray[np.integer], classes: int) -> Statistics:
+    def of(
+        cls, z: NDArray[np.floating], y: NDArray[np.integer], repetition: NDArray[np.integer], classes: int
+    ) -> Statistics:
         """Summarise features `z (n, d)` with labels `y (n,)` in `0..classes-1` and repetition ids `(n,)`."""
         z = np.asarray(z, np.float64)
         ids, column = np.unique(np.asarray(repetition), return_inverse=True)
@@ -78,12 +80,12 @@ class Statistics:
     @property
     def n(self) -> Array:
         """Windows per class, `(K,)`."""
-        return self.count.sum(1)
+        return np.asarray(self.count.sum(1))
 
     @property
     def repetitions_seen(self) -> Array:
         """Repetitions per class, `(K,)`."""
-        return (self.count > 0).sum(1).astype(np.float64)
+        return np.asarray((self.count > 0).sum(1), np.float64)
 
     @property
     def seen(self) -> NDArray[np.bool_]:

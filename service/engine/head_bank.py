@@ -111,7 +111,7 @@ class HeadBank:
         return self._free.pop()
 
     def _grow(self) -> None:
-        """Double the rows in new arrays; a gather under way keeps reading the old ones, whose pinned rows are the same."""
+        """Double the rows, in new arrays: a gather under way keeps reading the old ones, the same in pinned rows."""
         rows = len(self._bias)
         weight = np.zeros((2 * rows, *self._weight.shape[1:]), np.float32)
         bias = np.zeros((2 * rows, self._bias.shape[1]), np.float32)

@@ -29,7 +29,9 @@ class Runtime:
         options.log_severity_level = 3
         wanted = PROVIDERS[device]
         if wanted not in ort.get_available_providers():
-            raise RuntimeUnavailable(f"{wanted} is not in this ONNX Runtime build ({', '.join(ort.get_available_providers())})")
+            raise RuntimeUnavailable(
+                f"{wanted} is not in this ONNX Runtime build ({', '.join(ort.get_available_providers())})"
+            )
         try:
             self._session = ort.InferenceSession(graph, options, providers=[wanted])
         except Exception as e:  # onnxruntime raises its own unexported classes

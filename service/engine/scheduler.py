@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,7 +119,8 @@ class Scheduler:
             if self._pending[bulk] and self._pending[bulk] + len(x) > self._queue_rows:
                 wait = self._pending[bulk] / self._drain_rate if self._drain_rate else 1.0
                 raise TooManyRequests(
-                    f"{self._pending[bulk]} rows wait already and {self._queue_rows} may; try again later", retry_after=wait
+                    f"{self._pending[bulk]} rows wait already and {self._queue_rows} may; try again later",
+                    retry_after=wait,
                 )
             self._lanes[bulk].append(job)
             self._pending[bulk] += len(x)
@@ -145,7 +146,9 @@ class Scheduler:
                     return
                 batch, expired = self._take()
             if expired:
-                self._deliver([(job, DeadlineExceeded("the timeout passed while the request waited")) for job in expired])
+                self._deliver(
+                    [(job, DeadlineExceeded("the timeout passed while the request waited")) for job in expired]
+                )
             if batch:
                 self._run(batch)
 
@@ -209,7 +212,7 @@ class Scheduler:
     def _heads(
         self, batch: list[tuple[_Job, int, int]], features: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.int64]]:
-        """Apply heads to the rows that want one; returns logits and, for each row of the batch, where its logits are."""
+        """Apply heads to the rows that want one; returns logits, and where in them each row of the batch is."""
         slots = [np.full(hi - lo, -1, np.int64) if job.slots is None else job.slots[lo:hi] for job, lo, hi in batch]
         every = slots[0] if len(slots) == 1 else np.concatenate(slots)
         wanting = every >= 0
@@ -221,7 +224,7 @@ class Scheduler:
         return self._apply_heads(features[wanting], every[wanting]), where
 
     @staticmethod
-    def _deliver(outcomes: list[tuple[_Job, Result | Exception]] | list[tuple[_Job, DeadlineExceeded]]) -> None:
+    def _deliver(outcomes: Sequence[tuple[_Job, Result | Exception]]) -> None:
         """Hand results over with one wake-up of each loop."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Result | Exception]]] = {}
         for job, outcome in outcomes:

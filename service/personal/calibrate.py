@@ -48,7 +48,9 @@ class Calibrator:
         """
         key = (model.name, user)
         if key in self._running:
-            raise Conflict(f"a calibration of user {user!r} for model {model.name!r} is running; try again when it has ended")
+            raise Conflict(
+                f"a calibration of user {user!r} for model {model.name!r} is running; try again when it has ended"
+            )
         self._running.add(key)
         try:
             yield
@@ -162,7 +164,9 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         "model_version": str(model.version),
         "outcome": outcome,
         "evidence": verdict.evidence,
-        "reason": verdict.reason if request.activate != "always" else f"activated as demanded; the guard: {verdict.reason}",
+        "reason": verdict.reason
+        if request.activate != "always"
+        else f"activated as demanded; the guard: {verdict.reason}",
         "method": result.method,
         "mode": request.mode,
         "weight": verdict.weight,

@@ -61,7 +61,9 @@ class Resolver:
                     known[user] = found
                     held.append(found)
                 if user is not None and not found.version and fallback == "error" and version != 0:
-                    raise UnknownUser(f"user {user!r} has no head for model {model.name!r}; calibrate first or use fallback 'shared'")
+                    raise UnknownUser(
+                        f"user {user!r} has no head for model {model.name!r}; calibrate first or use fallback 'shared'"
+                    )
             yield [known[user] for user in users]
         finally:
             model.bank.unpin(h.slot for h in held)

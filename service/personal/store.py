@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Table, delete, event, func, insert, make_url, select, update
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql.elements import ColumnElement
@@ -52,14 +52,14 @@ class Store:
         try:
             async with _transaction(engine, write=True) as c:
                 await c.run_sync(schema.metadata.create_all)
-                rows = dict((await c.execute(select(meta.c.key, meta.c.value))).tuples().all())
+                rows: dict[str, str] = {row.key: row.value for row in await c.execute(select(meta))}
                 found = rows.setdefault("schema", str(schema.SCHEMA_VERSION))
                 salt = rows.setdefault("salt", secrets.token_hex(16))
                 if found != str(schema.SCHEMA_VERSION):
                     raise StoreError(f"the store is of schema {found}; this Headway reads {schema.SCHEMA_VERSION}")
                 await c.execute(delete(meta))
                 await c.execute(insert(meta), [{"key": k, "value": v} for k, v in rows.items()])
-        except StoreError:
+        except BaseException:
             await engine.dispose()
             raise
         return cls(engine, salt)
@@ -107,7 +107,9 @@ class Store:
         """List users by name, beginning behind `after`."""
         where = [getattr(users.c, k) == v for k, v in _values(scope).items()]
         async with _transaction(self._engine) as c:
-            rows = await c.execute(select(users).where(*where, users.c.user > after).order_by(users.c.user).limit(limit))
+            rows = await c.execute(
+                select(users).where(*where, users.c.user > after).order_by(users.c.user).limit(limit)
+            )
             return [_user(row) for row in rows.mappings()]
 
     async def statistics(self, scope: Scope, user: str) -> tuple[bytes | None, User | None]:
@@ -137,7 +139,9 @@ class Store:
     async def by_idempotency_key(self, scope: Scope, user: str, key: str) -> Version | None:
         """Return the version that a call with this key made, or None."""
         async with _transaction(self._engine) as c:
-            rows = await c.execute(_version_columns().where(_of(versions, scope, user), versions.c.idempotency_key == key))
+            rows = await c.execute(
+                _version_columns().where(_of(versions, scope, user), versions.c.idempotency_key == key)
+            )
             row = rows.mappings().first()
         return None if row is None else _version(row)
 
@@ -259,7 +263,9 @@ class Store:
                 rows += (await c.execute(delete(table).where(*where))).rowcount
             await self._audit(c, Scope(model or "*", "*", tenant), user, "erased", {"rows": rows})
         async with self._engine.connect() as c:
-            await (await c.execution_options(isolation_level="AUTOCOMMIT")).exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            await (await c.execution_options(isolation_level="AUTOCOMMIT")).exec_driver_sql(
+                "PRAGMA wal_checkpoint(TRUNCATE)"
+            )
         return rows
 
     async def ping(self) -> None:
@@ -300,7 +306,9 @@ class Store:
             await c.execute(insert(activations).values(**_values(scope, user), version=version, at=now))
         await self._audit(c, scope, user, event_name, {"version": version})
 
-    async def _audit(self, c: AsyncConnection, scope: Scope, user: str, event_name: str, details: dict[str, Any]) -> None:
+    async def _audit(
+        self, c: AsyncConnection, scope: Scope, user: str, event_name: str, details: dict[str, Any]
+    ) -> None:
         await c.execute(
             insert(audit).values(
                 at=time.time(),
@@ -321,7 +329,9 @@ def _engine(url: str) -> AsyncEngine:
     if parsed.drivername == "sqlite":
         parsed = parsed.set(drivername="sqlite+aiosqlite")
     if parsed.drivername != "sqlite+aiosqlite":
-        raise StoreError(f"a store of kind {parsed.drivername!r} is not supported by this release; use sqlite+aiosqlite:///FILE")
+        raise StoreError(
+            f"a store of kind {parsed.drivername!r} is not supported by this release; use sqlite+aiosqlite:///FILE"
+        )
     if not parsed.database or parsed.database == ":memory:":
         raise StoreError("the store needs a file: sqlite+aiosqlite:///headway.db")
     folder = Path(parsed.database).resolve().parent
@@ -388,11 +398,11 @@ def _version_columns() -> Any:
     )
 
 
-def _user(row: Mapping[str, Any]) -> User:
+def _user(row: RowMapping) -> User:
     return User(row["user"], row["active"], row["base"], row["last"], row["created"], row["updated"])
 
 
-def _version(row: Mapping[str, Any]) -> Version:
+def _version(row: RowMapping) -> Version:
     return Version(
         row["version"], row["calibration_id"], row["created"], row["digest"], row["report"], row["request_digest"]
     )

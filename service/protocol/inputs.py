@@ -33,7 +33,9 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
         raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
     if tensor.datatype not in EXACT_IN_FP32:
         exact = ", ".join(sorted(EXACT_IN_FP32 - {"FP32"}))
-        raise InvalidRequest(f"input {spec.name!r} must be FP32 (or {exact}, which cast exactly), not {tensor.datatype}")
+        raise InvalidRequest(
+            f"input {spec.name!r} must be FP32 (or {exact}, which cast exactly), not {tensor.datatype}"
+        )
     return checked(tensor.data, spec)
 
 

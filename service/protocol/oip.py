@@ -44,7 +44,9 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memor
     if header_length is None:
         return parse_json_object(body), memoryview(b"")
     if not header_length.isdecimal() or int(header_length) > len(body):
-        raise InvalidRequest(f"Inference-Header-Content-Length {header_length!r} is not a length within the body of {len(body)} bytes")
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length {header_length!r} is not a length within the body of {len(body)} bytes"
+        )
     view = memoryview(body)
     return parse_json_object(view[: int(header_length)]), view[int(header_length) :]
 
@@ -66,7 +68,9 @@ def tensors(entries: Any, binary: memoryview) -> dict[str, Tensor]:
             tensor = from_json(entry)
         else:
             if not isinstance(size, int) or isinstance(size, bool) or size < 0 or at + size > len(binary):
-                raise InvalidRequest(f"binary_data_size {size!r} is not within the {len(binary) - at} bytes of binary data left")
+                raise InvalidRequest(
+                    f"binary_data_size {size!r} is not within the {len(binary) - at} bytes of binary data left"
+                )
             tensor = from_binary(entry, binary[at : at + size], size)
             at += size
         if tensor.name in found:

@@ -67,9 +67,7 @@ INFER_BODY = _body(
 
 WINDOWS_BODY = _body(
     {
-        "application/json": {
-            "schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": NUMBERS}}
-        },
+        "application/json": {"schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": NUMBERS}}},
         "application/x-npy": BINARY,
     }
 )

@@ -47,7 +47,9 @@ def describe(entry: Any) -> tuple[str, str, tuple[int, ...], dict[str, Any]]:
         InvalidRequest: one is missing or of the wrong kind.
     """
     if not isinstance(entry, dict):
-        raise InvalidRequest(f"an input must be an object with name, datatype, shape and data, not {type(entry).__name__}")
+        raise InvalidRequest(
+            f"an input must be an object with name, datatype, shape and data, not {type(entry).__name__}"
+        )
     name, datatype, shape = entry.get("name"), entry.get("datatype"), entry.get("shape")
     parameters = entry.get("parameters", {})
     if not isinstance(name, str) or not name:
@@ -98,7 +100,9 @@ def _numbers(values: list[Any], datatype: str, name: str) -> NDArray[Any]:
         raise InvalidRequest(f"the data of input {name!r} is ragged or not numeric") from e
     if array.size == 0:
         return array.astype(dtype).reshape(-1)
-    if array.dtype.kind not in ("fiub" if datatype != "BOOL" else "biu") or (array.dtype.kind == "b") != (datatype == "BOOL"):
+    if array.dtype.kind not in ("fiub" if datatype != "BOOL" else "biu") or (array.dtype.kind == "b") != (
+        datatype == "BOOL"
+    ):
         raise InvalidRequest(f"the data of input {name!r} is not {datatype}: it holds values of another kind")
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
@@ -120,7 +124,9 @@ def from_binary(entry: Any, view: memoryview, size: int) -> Tensor:
     dtype = DTYPES[datatype]
     need = math.prod(shape) * dtype.itemsize
     if size != need:
-        raise InvalidRequest(f"input {name!r} of shape {list(shape)} and datatype {datatype} needs {need} bytes; {size} were announced")
+        raise InvalidRequest(
+            f"input {name!r} of shape {list(shape)} and datatype {datatype} needs {need} bytes; {size} were announced"
+        )
     return Tensor(name, datatype, np.frombuffer(view, dtype).reshape(shape), parameters)
 
 
@@ -143,7 +149,9 @@ def _bytes_elements(view: memoryview, name: str) -> NDArray[Any]:
 
 def _shaped(array: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[Any]:
     if array.size != math.prod(shape):
-        raise InvalidRequest(f"input {name!r} of shape {list(shape)} needs {math.prod(shape)} values; {array.size} were sent")
+        raise InvalidRequest(
+            f"input {name!r} of shape {list(shape)} needs {math.prod(shape)} values; {array.size} were sent"
+        )
     return array.reshape(shape)
 
 

@@ -26,10 +26,11 @@ async def calibrate(
     request: Request,
     model: ModelOf,
     user: UserId,
-    idempotency_key: Annotated[str | None, Header(description="a repeated call with the same key answers the same")] = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="a repeated call with the same key answers the same")
+    ] = None,
 ) -> Response:
     """Fit on the windows (and, in mode `update`, those of earlier calls), judge, store, and serve if it is better."""
-    request.state.endpoint = "calibrations"
     own, user = services(request), known_user(user)
     if own.draining:
         raise Unavailable("the service is draining", retry_after=1)

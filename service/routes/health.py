@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from service import __version__
@@ -15,23 +15,20 @@ EXTENSIONS = ["binary_tensor_data", "personal_heads"]
 
 
 @router.get("/v2", summary="Name, version and extensions of the server")
-async def server(request: Request) -> dict[str, object]:
+async def server() -> dict[str, object]:
     """Say who answers."""
-    request.state.endpoint = "metadata"
     return {"name": "headway", "version": __version__, "extensions": EXTENSIONS}
 
 
 @router.get("/v2/health/live", summary="Whether the process answers")
-async def live(request: Request) -> dict[str, bool]:
+async def live() -> dict[str, bool]:
     """Answer as long as the event loop turns."""
-    request.state.endpoint = "health"
     return {"live": True}
 
 
 @router.get("/v2/health/ready", summary="Whether all models are warmed up and the service is not draining")
-async def ready(request: Request, services: ServicesOf) -> Response:
+async def ready(services: ServicesOf) -> Response:
     """Answer 200 when requests can be served, else 503 with the reasons."""
-    request.state.endpoint = "health"
     problems = services.problems
     if problems:
         return json_response({"ready": False, "reasons": problems}, 503, {"Retry-After": "1"})

@@ -21,7 +21,7 @@ from service.protocol.body import json_response, read_body
 from service.protocol.openapi import INFER_BODY, WINDOWS_BODY
 from service.protocol.tensors import Tensor
 from service.registry import LoadedModel
-from service.state import ServicesOf, note, services
+from service.state import ModelName, VersionName, note, services
 
 router = APIRouter(tags=["inference"])
 
@@ -32,14 +32,22 @@ PARAMETERS = {"user_id", "head_version", "fallback", "timeout", "binary_data_out
 
 
 @router.post("/v2/models/{model}/infer", summary="Open Inference Protocol v2 inference", openapi_extra=INFER_BODY)
-@router.post("/v2/models/{model}/versions/{version}/infer", summary="The same on one version", openapi_extra=INFER_BODY)
-async def infer(request: Request, model: str, version: str | None = None) -> Response:
+async def infer(request: Request, model: ModelName) -> Response:
     """Run a batch of windows, each row with the head of its user.
 
     Parameters: `user_id`, `head_version`, `fallback` (`shared` or `error`), `timeout` (µs). A BYTES input `user_id`
     of shape `[rows]` names a user for each row.
     """
-    request.state.endpoint = "infer"
+    return await _infer(request, model, None)
+
+
+@router.post("/v2/models/{model}/versions/{version}/infer", summary="The same on one version", openapi_extra=INFER_BODY)
+async def infer_version(request: Request, model: ModelName, version: VersionName) -> Response:
+    """Run a batch of windows on the version named."""
+    return await _infer(request, model, version)
+
+
+async def _infer(request: Request, model: str, version: str | None) -> Response:
     services(request).models.candidates(model, version)
     message = oip.decode(await read_body(request), request.headers.get(oip.HEADER_LENGTH))
     unknown = sorted(set(message.parameters) - PARAMETERS)
@@ -82,18 +90,15 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
 @router.post("/v2/models/{model}/predict", summary="Labels and probabilities of windows", openapi_extra=WINDOWS_BODY)
 async def predict(
     request: Request,
-    model: str,
+    model: ModelName,
     user_id: Annotated[str | None, Query(description="whose head answers; without it the shared one")] = None,
     head_version: Annotated[int | None, Query(ge=0, description="answer with this version of the user's head")] = None,
     fallback: Annotated[str, Query(description="for a user without a head: shared, or error (404)")] = "shared",
 ) -> Response:
     """Predict from `{"inputs": nested array}` or a .npy file; one window or a batch."""
-    request.state.endpoint = "predict"
     user = None if user_id is None else inputs.user_id(user_id)
     loaded = await _choose(request, model, None, user)
-    x = inputs.friendly(
-        await read_body(request), request.headers.get("content-type", ""), loaded.bundle.manifest.input
-    )
+    x = inputs.friendly(await read_body(request), request.headers.get("content-type", ""), loaded.bundle.manifest.input)
     result, heads = await _run(request, loaded, x, [user] * len(x), head_version=head_version, fallback=fallback)
     labels = loaded.bundle.manifest.labels
     assert result.logits is not None
@@ -106,13 +111,10 @@ async def predict(
 
 
 @router.post("/v2/models/{model}/features", summary="Features of windows", openapi_extra=WINDOWS_BODY)
-async def features(request: Request, model: str) -> Response:
+async def features(request: Request, model: ModelName) -> Response:
     """Extract features; as JSON, or as a .npy file by `Accept: application/x-npy`. No head runs."""
-    request.state.endpoint = "features"
     loaded = await _choose(request, model, None, None)
-    x = inputs.friendly(
-        await read_body(request), request.headers.get("content-type", ""), loaded.bundle.manifest.input
-    )
+    x = inputs.friendly(await read_body(request), request.headers.get("content-type", ""), loaded.bundle.manifest.input)
     result, _ = await _run(request, loaded, x, None)
     if "application/x-npy" in request.headers.get("accept", ""):
         buffer = io.BytesIO()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.protocol.body import json_response
-from service.registry import LoadedModel
-from service.state import ModelOf, ServicesOf, services
+from service.registry import LoadedModel, Registry
+from service.state import ModelOf, ServicesOf, VersionOf
 
 router = APIRouter(tags=["models"])
 
 
 @router.get("/v2/models", summary="Models and versions, with the reason where one is not ready")
-async def models(request: Request, services: ServicesOf) -> dict[str, Any]:
+async def models(own: ServicesOf) -> dict[str, Any]:
     """List what is there."""
-    request.state.endpoint = "metadata"
     rows = [
         {
             "name": name,
@@ -25,20 +24,40 @@ async def models(request: Request, services: ServicesOf) -> dict[str, Any]:
             "ready": isinstance(m, LoadedModel),
             "reason": "" if isinstance(m, LoadedModel) else m.reason,
         }
-        for name, versions in services.models.by_name().items()
+        for name, versions in own.models.by_name().items()
         for m in versions
     ]
     return {"models": rows}
 
 
 @router.get("/v2/models/{model}", summary="Inputs, outputs, labels and sample rate of a model")
+async def metadata(own: ServicesOf, model: ModelOf) -> dict[str, Any]:
+    """Describe a model's newest version; labels and sample rate are under `parameters`."""
+    return _described(model, own.models)
+
+
 @router.get("/v2/models/{model}/versions/{version}", summary="The same of one version")
-async def metadata(request: Request, model: ModelOf) -> dict[str, Any]:
-    """Describe a model as the protocol does; labels and sample rate are under `parameters`."""
-    request.state.endpoint = "metadata"
+async def version_metadata(own: ServicesOf, model: VersionOf) -> dict[str, Any]:
+    """Describe one version."""
+    return _described(model, own.models)
+
+
+@router.get("/v2/models/{model}/ready", summary="Whether a model answers")
+async def model_ready(model: ModelOf) -> Response:
+    """Answer 200 when the model can be served; 503 names the reason."""
+    return json_response({"name": model.name, "ready": True})
+
+
+@router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether one version answers")
+async def version_ready(model: VersionOf) -> Response:
+    """Answer 200 when the version can be served; 503 names the reason."""
+    return json_response({"name": model.name, "ready": True})
+
+
+def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
     manifest = model.bundle.manifest
     spec, k = manifest.input, len(manifest.labels)
-    versions = services(request).models.candidates(model.name)
+    versions = registry.candidates(model.name)
     return {
         "name": model.name,
         "versions": [str(m.version) for m in reversed(versions)],
@@ -65,11 +84,3 @@ async def metadata(request: Request, model: ModelOf) -> dict[str, Any]:
             "licence": manifest.licence,
         },
     }
-
-
-@router.get("/v2/models/{model}/ready", summary="Whether a model answers")
-@router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether one version answers")
-async def model_ready(request: Request, model: ModelOf) -> Response:
-    """Answer 200 when the model can be served; 503 names the reason."""
-    request.state.endpoint = "health"
-    return json_response({"name": model.name, "ready": True})

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.errors import Conflict, Unavailable, UnknownUser, UnknownVersion
 from service.personal.records import NoSuchVersion, StoreError, User, Version, VersionIsActive
 from service.registry import LoadedModel
-from service.state import ModelOf, ServicesOf, UserId, known_user, services
+from service.state import ModelOf, Services, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
 
@@ -30,10 +30,9 @@ class Active(BaseModel):
 
 
 @asynccontextmanager
-async def _changing(request: Request, model: LoadedModel, user: str, endpoint: str) -> AsyncIterator[None]:
+async def _changing(own: Services, model: LoadedModel, user: str) -> AsyncIterator[None]:
     """Hold the user against calibrations, and turn the store's refusals into answers."""
-    request.state.endpoint = endpoint
-    async with services(request).calibrator.exclusively(model, user):
+    async with own.calibrator.exclusively(model, user):
         try:
             yield
         except NoSuchVersion as e:
@@ -41,8 +40,8 @@ async def _changing(request: Request, model: LoadedModel, user: str, endpoint: s
 
 
 @asynccontextmanager
-async def _reading(request: Request, endpoint: str) -> AsyncIterator[None]:
-    request.state.endpoint = endpoint
+async def _reading() -> AsyncIterator[None]:
+    """Turn a store that does not answer into a 503."""
     try:
         yield
     except StoreError as e:
@@ -51,14 +50,14 @@ async def _reading(request: Request, endpoint: str) -> AsyncIterator[None]:
 
 @router.get("/v2/models/{model}/users", summary="List users, by name")
 async def list_users(
-    request: Request,
+    own: ServicesOf,
     model: ModelOf,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=256)] = "",
 ) -> dict[str, Any]:
     """List users page by page; `next_page_token` is there while more follow."""
-    async with _reading(request, "users"):
-        found = await services(request).store.users(model.scope, page_token, page_size + 1)
+    async with _reading():
+        found = await own.store.users(model.scope, page_token, page_size + 1)
     page = found[:page_size]
     answer: dict[str, Any] = {"users": [_pointers(u) for u in page]}
     if len(found) > page_size:
@@ -67,10 +66,10 @@ async def list_users(
 
 
 @router.get(USER, summary="A user's state, active version and last calibration")
-async def state(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
     """Describe a user; 404 for one who has never calibrated."""
-    async with _reading(request, "users"):
-        store, user = services(request).store, known_user(user)
+    async with _reading():
+        store, user = own.store, known_user(user)
         found = await store.user(model.scope, user)
         if found is None:
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
@@ -89,21 +88,21 @@ async def state(request: Request, model: ModelOf, user: UserId) -> dict[str, Any
 
 
 @router.delete(USER, summary="Erase everything of a user of this model")
-async def erase(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def erase(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
     """Erase samples' statistics, versions and caches. Doing it again is not an error."""
     user = known_user(user)
-    async with _changing(request, model, user, "users"):
-        return await _erase(services(request), user, model.name)
+    async with _changing(own, model, user):
+        return await _erase(own, user, model.name)
 
 
 @router.delete("/v2/users/{user}", summary="Erase everything of a user of all models")
-async def erase_everywhere(request: Request, user: UserId, services: ServicesOf) -> dict[str, Any]:
+async def erase_everywhere(own: ServicesOf, user: UserId) -> dict[str, Any]:
     """Erase a user from every model."""
-    async with _reading(request, "users"):
-        return await _erase(services, known_user(user), None)
+    async with _reading():
+        return await _erase(own, known_user(user), None)
 
 
-async def _erase(own: ServicesOf, user: str, model: str | None) -> dict[str, Any]:
+async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
     rows = await own.store.erase(user, model)
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
@@ -118,10 +117,10 @@ async def _erase(own: ServicesOf, user: str, model: str | None) -> dict[str, Any
 
 
 @router.get(f"{USER}/versions", summary="A user's versions, oldest first")
-async def versions(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def versions(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
     """List versions with their outcome and numbers."""
-    async with _reading(request, "versions"):
-        store, user = services(request).store, known_user(user)
+    async with _reading():
+        store, user = own.store, known_user(user)
         found = await store.user(model.scope, user)
         listed = await store.versions(model.scope, user)
     active = found.active if found else 0
@@ -129,10 +128,10 @@ async def versions(request: Request, model: ModelOf, user: UserId) -> dict[str, 
 
 
 @router.get(f"{USER}/versions/{{number}}", summary="One version and the report of the calibration that made it")
-async def version(request: Request, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
+async def version(own: ServicesOf, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
     """Describe one version."""
-    async with _reading(request, "versions"):
-        store, user = services(request).store, known_user(user)
+    async with _reading():
+        store, user = own.store, known_user(user)
         found = await store.version(model.scope, user, number)
         pointers = await store.user(model.scope, user)
     if found is None:
@@ -141,20 +140,20 @@ async def version(request: Request, model: ModelOf, user: UserId, number: int) -
 
 
 @router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
-async def weights(request: Request, model: ModelOf, user: UserId, number: int) -> Response:
+async def weights(own: ServicesOf, model: ModelOf, user: UserId, number: int) -> Response:
     """Return `weight (K, d)` and `bias (K,)`; the digest is in the ETag."""
-    async with _reading(request, "versions"):
-        blob = await services(request).store.weights(model.scope, known_user(user), number)
+    async with _reading():
+        blob = await own.store.weights(model.scope, known_user(user), number)
     if blob is None:
         raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
     return Response(blob[0], headers={"ETag": f'"{blob[1]}"'}, media_type="application/octet-stream")
 
 
 @router.delete(f"{USER}/versions/{{number}}", summary="Delete a version that is not active")
-async def delete_version(request: Request, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
+async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
     """Delete one version; 409 for the active one."""
-    user, own = known_user(user), services(request)
-    async with _changing(request, model, user, "versions"):
+    user = known_user(user)
+    async with _changing(own, model, user):
         try:
             await own.store.delete_version(model.scope, user, number)
         except VersionIsActive as e:
@@ -165,10 +164,10 @@ async def delete_version(request: Request, model: ModelOf, user: UserId, number:
 
 
 @router.put(f"{USER}/active", summary="Serve a named version, or the shared head")
-async def activate(request: Request, model: ModelOf, user: UserId, wanted: Active) -> dict[str, Any]:
+async def activate(own: ServicesOf, model: ModelOf, user: UserId, wanted: Active) -> dict[str, Any]:
     """Move the active pointer."""
-    user, own = known_user(user), services(request)
-    async with _changing(request, model, user, "versions"):
+    user = known_user(user)
+    async with _changing(own, model, user):
         number = 0 if wanted.version == "shared" else wanted.version
         pointers = await own.store.activate(model.scope, user, number)
         own.resolver.point(model.scope, user, pointers.active)
@@ -176,10 +175,10 @@ async def activate(request: Request, model: ModelOf, user: UserId, wanted: Activ
 
 
 @router.post(f"{USER}/rollback", summary="Serve again what was served before the active version")
-async def rollback(request: Request, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def rollback(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
     """Undo the last activation; before the first version there is the shared head."""
-    user, own = known_user(user), services(request)
-    async with _changing(request, model, user, "versions"):
+    user = known_user(user)
+    async with _changing(own, model, user):
         if await own.store.user(model.scope, user) is None:
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
         try:
