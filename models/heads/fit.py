@@ -13,6 +13,9 @@ from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]
 
+LOG_ODDS = 6.0
+"""Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
+
 
 def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0) -> Head:
     """Return the linear discriminant of classes with `means (K, d)`, one `covariance (d, d)` and equal priors."""
@@ -57,7 +60,7 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
     """Return S = (1−λ) S_user + λ Sw, λ falling with the effective number of windows."""
     h = prior.hyper
-    degrees = float(stats.n.sum() - stats.seen.sum())
+    degrees = stats.degrees
     if degrees <= 0:
         return prior.within
     effective = degrees / h.window
@@ -82,7 +85,7 @@ def fit_lda(stats: Statistics, prior: Prior) -> Head:
     Classes without windows keep the population's mean.
     """
     means = np.where(stats.seen[:, None], stats.means, prior.means)
-    degrees = float(stats.n.sum() - stats.seen.sum())
+    degrees = stats.degrees
     if degrees <= 0:
         return gaussian_head(means, prior.within, prior.hyper.temperature)
     own = stats.scatter() / degrees
@@ -92,7 +95,7 @@ def fit_lda(stats: Statistics, prior: Prior) -> Head:
 
 
 def fit_ridge(stats: Statistics, prior: Prior) -> Head:
-    """Fit least squares on one-hot targets, pulled towards the population's own solution.
+    """Fit least squares on targets of `LOG_ODDS` for the class and 0 else, pulled towards the population's solution.
 
     Every class weighs the same however many windows it has. Source: L2-SP, Xuhong et al. 2018, in closed form.
     """
@@ -111,7 +114,7 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     target[:d] = (mean + pull * prior.means).T
     target[d] = stats.seen + pull
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
-    solution = np.linalg.solve(gram, target) * k
+    solution = np.linalg.solve(gram, target) * LOG_ODDS
     return Head(np.asarray(solution[:d].T, np.float64), np.asarray(solution[d], np.float64))
 
 

@@ -98,9 +98,15 @@ class Statistics:
         return np.asarray(self.total.sum(1) / np.maximum(self.n, 1.0)[:, None])
 
     def scatter(self) -> Array:
-        """Pooled within-class scatter Σ (z − m_c)(z − m_c)ᵀ, `(d, d)`."""
-        means = self.means
-        return np.asarray(self.class_moment.sum(0) - (means * self.n[:, None]).T @ means)
+        """Pooled scatter Σ (z − m_cr)(z − m_cr)ᵀ around the means of each class and repetition, `(d, d)`."""
+        total = self.total.reshape(-1, self.dim)
+        means = total / np.maximum(self.count.reshape(-1), 1.0)[:, None]
+        return np.asarray(self.class_moment.sum(0) - total.T @ means)
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of `scatter`: windows less the means taken out."""
+        return float(self.count.sum() - (self.count > 0).sum())
 
     def _aligned(self, ids: tuple[int, ...]) -> tuple[Array, Array, Array]:
         where = [ids.index(r) for r in self.repetitions]

@@ -1,0 +1,50 @@
+# Everything a newcomer, a developer and CI run. `make help` lists it.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+DATA ?= watch
+STAMP := $(VENV)/.installed
+.DEFAULT_GOAL := help
+
+.PHONY: help install demo serve test check check-deploy format docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## build .venv with everything for serving, training and tests
+
+# torch first, by its pinned version: any later resolution would bring gigabytes of CUDA.
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Headway needs Python 3.11 or newer")'
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c requirements.lock torch
+	$(BIN)/pip install --quiet -c requirements.lock -e '.[cpu,train,demo,dev]'
+	touch $(STAMP)
+
+demo: install ## the whole loop on real people: DATA=watch (default), ../shared/data/myo, or synth
+	$(BIN)/headway demo --data $(DATA)
+
+serve: install ## serve the shipped bundle on port 8000
+	$(BIN)/headway serve
+
+test: install ## the whole test suite
+	$(BIN)/pytest
+
+check: install ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check-deploy: ## lint and render the chart with real helm, lint the Dockerfile
+	bash .ci/check-deploy
+
+format: install ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install ## write the generated parts of the docs
+	$(BIN)/python -m service.commands.docs
+
+clean: ## remove what was built
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-out runs

@@ -1,0 +1,126 @@
+"""A client of the service for the command line, evaluations and examples: binary tensors over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+ROWS_A_REQUEST = 2048
+
+
+class ServiceError(RuntimeError):
+    """The service refused, or cannot be reached; the message is its sentence."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Client:
+    """Calls of one service. Use it as a context manager.
+
+    Args:
+        url: base URL, as `headway serve` prints it.
+        seconds: time that one call may take.
+    """
+
+    def __init__(self, url: str, seconds: float = 120.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=seconds)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._http.close()
+
+    def request(self, verb: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request.
+
+        Raises:
+            ServiceError: no connection, or an answer of 400 and above.
+        """
+        try:
+            response = self._http.request(verb, path, **options)
+        except httpx.HTTPError as e:
+            raise ServiceError(f"no service answers at {self.url} ({e or type(e).__name__}); start one with `headway serve`") from e
+        if response.status_code >= 400:
+            try:
+                message = response.json()["error"]
+            except (ValueError, KeyError, TypeError):
+                message = response.text[:200] or response.reason_phrase
+            raise ServiceError(f"the service answered {response.status_code}: {message}", response.status_code)
+        return response
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """Inputs, outputs and labels of a model."""
+        found: dict[str, Any] = self.request("GET", f"/v2/models/{quote(model)}").json()
+        return found
+
+    def infer(
+        self, model: str, x: NDArray[np.float32], *, user: str | None = None, output: str = "probabilities"
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Run windows `(n, C, T)`; returns one FP32 output `(n, …)` and the answer's parameters."""
+        parts: list[NDArray[np.float32]] = []
+        parameters: dict[str, Any] = {}
+        for at in range(0, len(x), ROWS_A_REQUEST):
+            message: dict[str, Any] = {"outputs": [{"name": output, "parameters": {"binary_data": True}}]}
+            if user is not None:
+                message["parameters"] = {"user_id": user}
+            response = self._tensors(f"/v2/models/{quote(model)}/infer", message, x[at : at + ROWS_A_REQUEST])
+            length = int(response.headers[HEADER_LENGTH])
+            head = orjson.loads(response.content[:length])
+            parameters = head.get("parameters", {})
+            parts.append(np.frombuffer(response.content[length:], "<f4").reshape(head["outputs"][0]["shape"]))
+        return np.concatenate(parts), parameters
+
+    def calibrate(
+        self,
+        model: str,
+        user: str,
+        x: NDArray[np.float32],
+        labels: Sequence[str],
+        repetitions: Sequence[int] | None = None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """Calibrate a user from windows `(n, C, T)` and their labels; `fields` as the API names them."""
+        message: dict[str, Any] = {"labels": list(labels), **fields}
+        if repetitions is not None:
+            message["repetitions"] = [int(r) for r in repetitions]
+        report: dict[str, Any] = self._tensors(f"{self.user_path(model, user)}/calibrations", message, x).json()
+        return report
+
+    def erase(self, model: str, user: str) -> dict[str, Any]:
+        """Erase a user of a model."""
+        receipt: dict[str, Any] = self.request("DELETE", self.user_path(model, user)).json()
+        return receipt
+
+    def rollback(self, model: str, user: str) -> dict[str, Any]:
+        """Undo a user's last activation."""
+        state: dict[str, Any] = self.request("POST", f"{self.user_path(model, user)}/rollback").json()
+        return state
+
+    @staticmethod
+    def user_path(model: str, user: str) -> str:
+        """Path of a user's resource."""
+        return f"/v2/models/{quote(model)}/users/{quote(user, safe='')}"
+
+    def _tensors(self, path: str, message: dict[str, Any], x: NDArray[np.float32]) -> httpx.Response:
+        data = np.ascontiguousarray(x, "<f4").tobytes()
+        entry = {
+            "name": "input",
+            "datatype": "FP32",
+            "shape": list(x.shape),
+            "parameters": {"binary_data_size": len(data)},
+        }
+        text = orjson.dumps({**message, "inputs": [entry]})
+        headers = {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
+        return self.request("POST", path, content=text + data, headers=headers)

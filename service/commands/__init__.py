@@ -1,0 +1,1 @@
+"""What the commands of `headway` do, beyond a line."""

@@ -1,0 +1,96 @@
+"""`headway calibrate` and `headway predict`: a subject's recordings against a running service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from models.data.recordings import Recordings, load
+from models.data.windows import Windows, WindowSpec, first_windows, windows
+from service.client import Client, ServiceError
+
+console = Console()
+
+
+def run_calibration(
+    url: str,
+    model: str,
+    user: str,
+    file: Path,
+    session: str | None,
+    repetitions: str,
+    per_class: int | None,
+    fields: dict[str, Any],
+) -> None:
+    """Send labelled windows of a file and print what came of them."""
+    rec = load(file)
+    session = session or rec.session_names[0]
+    with Client(url) as client:
+        spec = _window_spec(client, model, rec)
+        if per_class is not None:
+            chosen = first_windows(rec, spec, per_class, session=session)
+        else:
+            chosen = windows(rec, spec, sessions={session}, repetitions=_numbers(repetitions))
+        if not len(chosen):
+            raise ValueError(f"{file} has no windows in session {session!r}, repetitions {repetitions}")
+        names = [rec.label_names[i] for i in chosen.y]
+        report = client.calibrate(model, user, chosen.x, names, chosen.repetition.tolist(), **fields)
+    console.print(f"{report['outcome']} (version {report['version']}, {report['evidence']}): {report['reason']}")
+    for warning in report["warnings"]:
+        console.print(f"[yellow]warning:[/] {warning}")
+    table = Table("label", "windows", "repetitions")
+    for label, count in report["classes"].items():
+        table.add_row(label, str(count["samples"]), str(count["repetitions"]))
+    console.print(table)
+
+
+def run_prediction(url: str, model: str, file: Path, user: str | None, session: str | None) -> None:
+    """Predict the windows of a file and print the accuracy of each label."""
+    rec = load(file)
+    session = session or rec.session_names[-1]
+    with Client(url) as client:
+        chosen = windows(rec, _window_spec(client, model, rec), sessions={session})
+        if not len(chosen):
+            raise ValueError(f"{file} has no windows in session {session!r}; it has {', '.join(rec.session_names)}")
+        labels = client.metadata(model)["parameters"]["labels"]
+        probabilities, answer = client.infer(model, chosen.x, user=user)
+    hit = np.array(labels)[probabilities.argmax(1)] == np.array(rec.label_names)[chosen.y]
+    console.print(_accuracy_table(chosen, rec, hit))
+    head = "the shared head" if answer["head"] == "shared" else f"{user}'s head, version {answer['head_version']}"
+    console.print(f"{hit.mean():.1%} of {len(hit)} windows of session {session!r}, by {head}", highlight=False)
+
+
+def _accuracy_table(chosen: Windows, rec: Recordings, hit: NDArray[np.bool_]) -> Table:
+    table = Table("label", "windows", "right")
+    for i, label in enumerate(rec.label_names):
+        mask = chosen.y == i
+        if mask.any():
+            table.add_row(label, str(int(mask.sum())), f"{hit[mask].mean():.1%}")
+    return table
+
+
+def _window_spec(client: Client, model: str, rec: Recordings) -> WindowSpec:
+    metadata = client.metadata(model)
+    _, channels, length = metadata["inputs"][0]["shape"]
+    rate = metadata["parameters"]["sample_rate"]
+    if rec.channels != channels or abs(rec.fs - rate) > 1e-6 * rate:
+        raise ServiceError(
+            f"model {model!r} takes {channels} channels at {rate:g} Hz; the recordings have {rec.channels} at {rec.fs:g} Hz"
+        )
+    return WindowSpec(length, metadata["parameters"]["stride"])
+
+
+def _numbers(text: str) -> set[int]:
+    """Read '0', '0,1' or '0-3'."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"--repetitions {text!r} cannot be read; examples: 0 or 0,1 or 0-3")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
