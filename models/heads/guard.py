@@ -148,7 +148,8 @@ def judge_held_out(held: HeldOut, prior: Prior, windows: float, repetitions: flo
             0.0,
             f"the labels contradict each other or the windows: {numbers}; {floor:.0%} is the least expected",
         )
-    if gain >= margin and candidate.log_loss <= shared.log_loss:
+    surely = gain > max(standard_error(held.candidate, held.shared, held), margin)
+    if surely or (gain >= margin and candidate.log_loss <= shared.log_loss):
         return verdict("promoted", 1.0, f"personal head better: {numbers}")
     return _blended(held, candidate, gain >= margin, numbers, verdict)
 

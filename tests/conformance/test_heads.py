@@ -89,7 +89,7 @@ def test_statistics_give_the_head_that_samples_give(method, rng):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_calibrates_a_user_who_differs(method, rng):
-    offset = np.array([3.0, -2.0, 3.0, -2.0])
+    offset = np.array([3.0, 3.0, 0.0, 0.0])
     z, y, r = user(rng, 40, offset)
     result = calibrate(tiny_prior(), z, y, r, method=method)
     assert result.head is not None
