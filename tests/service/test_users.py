@@ -1,0 +1,288 @@
+"""Calibrate, versions, pointer, rollback, erasure."""
+
+import asyncio
+
+import numpy as np
+import orjson
+import safetensors.numpy
+
+from service.app import create_app
+from tests.conftest import running
+from tests.tiny import LABELS, tiny_windows
+
+URL = "/v2/models/tiny/users/ana"
+OFFSET = np.array([3.0, 3.0, 0.0, 0.0])
+
+
+def body(rng, per_class=20, offset=OFFSET, repetitions=2, **fields):
+    x, labels = tiny_windows(per_class, rng, offset)
+    return {"inputs": x.tolist(), "labels": labels, "repetitions": [i % repetitions for i in range(len(x))], **fields}
+
+
+async def calibrate(client, rng, url=URL, headers=None, **options):
+    response = await client.post(f"{url}/calibrations", json=body(rng, **options), headers=headers)
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+async def who(client, user="ana"):
+    x = np.zeros((1, 2, 4)).tolist()
+    answer = (await client.post(f"/v2/models/tiny/predict?user_id={user}", json={"inputs": x})).json()
+    return answer["head"], answer["head_version"]
+
+
+async def accuracy(client, rng, user, offset=OFFSET):
+    x, labels = tiny_windows(50, rng, offset)
+    answer = (await client.post(f"/v2/models/tiny/predict?user_id={user}", json={"inputs": x.tolist()})).json()
+    return np.mean([p["label"] == label for p, label in zip(answer["predictions"], labels, strict=True)])
+
+
+async def test_one_call_and_the_next_request_is_personal(client, rng):
+    before = await accuracy(client, rng, "ana")
+    report = await calibrate(client, rng)
+    assert report["outcome"] == "promoted"
+    assert report["evidence"] == "held_out"
+    assert report["version"] == report["active_version"] == 1
+    assert report["method"] == "map"
+    assert set(report["timings_ms"]) == {"features", "fit", "evaluate", "store"}
+    assert report["classes"]["fist"] == {"samples": 20, "repetitions": 2, "remaining": 0}
+    assert report["metrics"]["candidate"]["accuracy"] > report["metrics"]["shared"]["accuracy"]
+    assert await who(client) == ("personal", 1)
+    assert await accuracy(client, rng, "ana") > before + 0.2
+    assert await who(client, "someone-else") == ("shared", 0)
+
+
+async def test_binary_calibration_equals_json(client, rng):
+    x, labels = tiny_windows(10, rng, OFFSET)
+    repetitions = [i % 2 for i in range(len(x))]
+    one = (await client.post(f"{URL}/calibrations", json={
+        "inputs": x.tolist(), "labels": labels, "repetitions": repetitions, "dry_run": True,
+    })).json()  # fmt: skip
+    head = {"name": "input", "datatype": "FP32", "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
+    text = orjson.dumps({"inputs": [head], "labels": labels, "repetitions": repetitions, "dry_run": True})
+    two = (await client.post(
+        f"{URL}/calibrations", content=text + x.tobytes(), headers={"Inference-Header-Content-Length": str(len(text))}
+    )).json()  # fmt: skip
+    assert one["metrics"] == two["metrics"]
+    assert one["outcome"] == two["outcome"]
+
+
+async def test_updates_add_up_and_replace_begins_anew(client, rng):
+    await calibrate(client, rng)
+    second = await calibrate(client, rng)
+    assert second["classes"]["rest"] == {"samples": 40, "repetitions": 4, "remaining": 0}
+    third = await calibrate(client, rng, mode="replace")
+    assert third["classes"]["rest"]["samples"] == 20
+    assert third["version"] == 3
+
+
+async def test_streamed_calibration_gives_the_same_head_as_one_call(client, rng):
+    x, labels = tiny_windows(20, rng, OFFSET)
+    repetition = np.arange(len(x)) % 2
+    whole = {"inputs": x.tolist(), "labels": labels, "repetitions": repetition.tolist(), "activate": "always"}
+    await client.post("/v2/models/tiny/users/whole/calibrations", json=whole)
+    for r in (0, 1):
+        part = {
+            "inputs": x[repetition == r].tolist(),
+            "labels": [label for label, k in zip(labels, repetition, strict=True) if k == r],
+            "activate": "always",
+        }
+        assert (await client.post("/v2/models/tiny/users/parts/calibrations", json=part)).status_code == 201
+    heads = []
+    for user, version in (("whole", 1), ("parts", 2)):
+        blob = (await client.get(f"/v2/models/tiny/users/{user}/versions/{version}/weights")).content
+        heads.append(safetensors.numpy.load(blob))
+    scale = np.abs(heads[0]["weight"]).max()
+    ratio = heads[1]["weight"] / heads[0]["weight"]
+    assert np.allclose(ratio, np.median(ratio), atol=1e-3 * scale)  # equal but for the held-out temperature
+
+
+async def test_mislabelled_windows_are_kept_out_and_not_remembered(client, rng):
+    await calibrate(client, rng)
+    x, _ = tiny_windows(20, rng, OFFSET)
+    wrong = [LABELS[i] for i in rng.integers(0, 3, len(x))]
+    report = (await client.post(f"{URL}/calibrations", json={
+        "inputs": x.tolist(), "labels": wrong, "repetitions": [i % 2 for i in range(len(x))],
+    })).json()  # fmt: skip
+    assert report["outcome"] == "kept"
+    assert report["active_version"] == 1
+    assert await who(client) == ("personal", 1)
+    assert (await calibrate(client, rng))["classes"]["rest"]["samples"] == 40
+
+
+async def test_dry_run_stores_nothing(client, rng):
+    report = await calibrate(client, rng, dry_run=True)
+    assert report["outcome"] == "promoted"
+    assert report["version"] is None
+    assert (await client.get(URL)).status_code == 404
+    assert await who(client) == ("shared", 0)
+
+
+async def test_activate_never_and_always(client, rng):
+    report = await calibrate(client, rng, activate="never")
+    assert (report["version"], report["active_version"]) == (1, 0)
+    assert await who(client) == ("shared", 0)
+    assert (await client.put(f"{URL}/active", json={"version": 1})).json()["active"] == 1
+    assert await who(client) == ("personal", 1)
+    x, _ = tiny_windows(20, rng, OFFSET)
+    wrong = [LABELS[i] for i in rng.integers(0, 3, len(x))]
+    forced = {"inputs": x.tolist(), "labels": wrong, "activate": "always", "mode": "replace"}
+    assert (await client.post(f"{URL}/calibrations", json=forced)).json()["outcome"] == "promoted"
+    assert await who(client) == ("personal", 2)
+
+
+async def test_versions_active_and_rollback(client, rng):
+    for _ in range(3):
+        await calibrate(client, rng)
+    listed = (await client.get(f"{URL}/versions")).json()
+    assert listed["active"] == 3
+    assert [v["version"] for v in listed["versions"]] == [1, 2, 3]
+    assert (await client.post(f"{URL}/rollback")).json()["active"] == 2
+    assert await who(client) == ("personal", 2)
+    assert (await client.post(f"{URL}/rollback")).json()["active"] == 1
+    assert (await client.post(f"{URL}/rollback")).json()["active"] == "shared"
+    assert await who(client) == ("shared", 0)
+    assert (await client.post(f"{URL}/rollback")).status_code == 409
+    assert (await client.put(f"{URL}/active", json={"version": 3})).json()["active"] == 3
+    assert (await client.put(f"{URL}/active", json={"version": "shared"})).json()["active"] == "shared"
+    missing = await client.put(f"{URL}/active", json={"version": 8})
+    assert (missing.status_code, missing.json()["code"]) == (404, "unknown_version")
+    for odd in ({"version": 0}, {"version": "x"}, {}, {"version": 1, "more": 2}):
+        assert (await client.put(f"{URL}/active", json=odd)).status_code == 400
+
+
+async def test_an_update_after_a_rollback_forgets_what_was_rolled_back(client, rng):
+    await calibrate(client, rng)
+    await calibrate(client, rng)
+    await client.post(f"{URL}/rollback")
+    report = await calibrate(client, rng)
+    assert report["version"] == 3
+    assert report["classes"]["rest"]["samples"] == 40
+
+
+async def test_one_version_its_weights_and_deletion(client, rng):
+    await calibrate(client, rng)
+    await calibrate(client, rng)
+    one = (await client.get(f"{URL}/versions/1")).json()
+    assert one["report"]["calibration_id"] == one["calibration_id"]
+    weights = await client.get(f"{URL}/versions/1/weights")
+    assert weights.headers["etag"] == f'"{one["digest"]}"'
+    assert safetensors.numpy.load(weights.content)["weight"].shape == (3, 4)
+    assert (await client.delete(f"{URL}/versions/2")).status_code == 409
+    assert (await client.delete(f"{URL}/versions/1")).json() == {"deleted": 1, "active": 2}
+    for response in (await client.get(f"{URL}/versions/1"), await client.delete(f"{URL}/versions/1")):
+        assert response.status_code == 404
+    assert (await client.get(f"{URL}/versions/1/weights")).status_code == 404
+    assert (await client.post(f"{URL}/rollback")).json()["active"] == "shared"
+
+
+async def test_state_of_a_user(client, rng):
+    assert (await client.get(URL)).status_code == 404
+    await calibrate(client, rng)
+    state = (await client.get(URL)).json()
+    assert (state["state"], state["active"], state["retention"]) == ("calibrated", 1, "statistics")
+    assert state["classes"]["open"]["samples"] == 20
+    assert state["last_calibration"]["version"] == 1
+    await client.post(f"{URL}/rollback")
+    assert (await client.get(URL)).json()["state"] == "enrolling"
+
+
+async def test_users_are_listed_page_by_page(client, rng):
+    for name in ("c", "a", "b"):
+        await calibrate(client, rng, url=f"/v2/models/tiny/users/{name}")
+    page = (await client.get("/v2/models/tiny/users?page_size=2")).json()
+    assert [u["user"] for u in page["users"]] == ["a", "b"]
+    rest = (await client.get(f"/v2/models/tiny/users?page_token={page['next_page_token']}")).json()
+    assert [u["user"] for u in rest["users"]] == ["c"]
+    assert "next_page_token" not in rest
+
+
+async def test_erasure_is_whole_idempotent_and_leaves_no_bytes(settings, rng):
+    secret = "patient-4711-secret"
+    url = f"/v2/models/tiny/users/{secret}"
+    async with running(create_app(settings)) as client:
+        await calibrate(client, rng, url=url)
+        await calibrate(client, rng, url=url)
+        receipt = (await client.delete(url)).json()
+        assert receipt["erased"] is True
+        assert receipt["rows"] >= 5
+        assert (await client.get(url)).status_code == 404
+        assert await who(client, secret) == ("shared", 0)
+        x = np.zeros((1, 2, 4)).tolist()
+        asked = await client.post(f"/v2/models/tiny/predict?user_id={secret}&head_version=1", json={"inputs": x})
+        assert asked.status_code == 409
+        assert (await client.delete(url)).json()["rows"] == 0
+        files = [f for f in settings_folder(settings).iterdir() if f.name.startswith("headway.db")]
+        assert files
+        assert not any(secret.encode() in f.read_bytes() for f in files)
+        again = await calibrate(client, rng, url=url)
+        assert again["version"] == 1
+        assert (await client.delete(f"/v2/users/{secret}")).json()["model"] == "*"
+        assert await who(client, secret) == ("shared", 0)
+
+
+def settings_folder(settings):
+    from pathlib import Path
+
+    return Path(settings.store.removeprefix("sqlite+aiosqlite:///")).parent
+
+
+async def test_idempotency_key(client, rng):
+    payload, headers = body(rng), {"Idempotency-Key": "k1"}
+    first = await client.post(f"{URL}/calibrations", json=payload, headers=headers)
+    again = await client.post(f"{URL}/calibrations", json=payload, headers=headers)
+    assert again.status_code == 201
+    assert again.headers["idempotent-replay"] == "true"
+    assert again.json()["calibration_id"] == first.json()["calibration_id"]
+    assert again.json()["version"] == 1
+    other = await client.post(f"{URL}/calibrations", json=body(rng), headers=headers)
+    assert other.status_code == 409
+    assert len((await client.get(f"{URL}/versions")).json()["versions"]) == 1
+
+
+async def test_one_calibration_at_a_time_a_user(client, rng):
+    payload = body(rng)
+    answers = await asyncio.gather(*(client.post(f"{URL}/calibrations", json=payload) for _ in range(5)))
+    statuses = sorted(a.status_code for a in answers)
+    assert statuses[0] == 201
+    assert statuses[-1] == 409
+    assert len((await client.get(f"{URL}/versions")).json()["versions"]) == statuses.count(201)
+
+
+async def test_a_restart_serves_what_was_promoted(settings, rng):
+    async with running(create_app(settings)) as client:
+        await calibrate(client, rng)
+        await calibrate(client, rng)
+        await client.post(f"{URL}/rollback")
+    async with running(create_app(settings)) as client:
+        assert await who(client) == ("personal", 1)
+        assert (await client.get(URL)).json()["latest_version"] == 2
+
+
+async def test_predictions_go_on_while_the_store_is_down(settings, rng):
+    app = create_app(settings)
+    async with running(app) as client:
+        await calibrate(client, rng)
+        assert await who(client) == ("personal", 1)
+        engine = app.state.services.store._engine
+        await engine.dispose()
+        app.state.services.store._engine = _Down()
+        assert await who(client) == ("personal", 1)
+        refused = await client.post(f"{URL}/calibrations", json=body(rng))
+        assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+        assert "retry-after" in refused.headers
+        assert (await client.get(URL)).status_code == 503
+        stranger = await client.post("/v2/models/tiny/predict?user_id=new", json={"inputs": np.zeros((2, 4)).tolist()})
+        assert stranger.status_code == 503
+        app.state.services.store._engine = engine
+        assert (await calibrate(client, rng))["version"] == 2
+
+
+class _Down:
+    """A database that cannot be reached."""
+
+    def connect(self):
+        raise OSError("disk gone")
+
+    async def dispose(self):
+        pass
