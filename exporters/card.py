@@ -1,0 +1,55 @@
+"""The model card: what a bundle is, was made of, and is worth, in Markdown."""
+
+from __future__ import annotations
+
+from exporters.bundle import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """Write the card of a bundle from its manifest."""
+    spec, made, parity = manifest.input, manifest.provenance, manifest.parity
+    channels, length = spec.window_shape
+    lines = [
+        f"# {manifest.name}, version {manifest.version}",
+        "",
+        manifest.description or "A backbone for personal heads.",
+        "",
+        "## Use",
+        f"* Input `{spec.name}`: FP32 `[rows, {channels}, {length}]`, raw {spec.unit} at {spec.sample_rate:g} Hz "
+        f"({length / spec.sample_rate * 1e3:.0f} ms a window, {spec.stride} samples apart); modality {spec.modality}, "
+        f"electrode layout: {spec.channel_layout}.",
+        f"* Inside the graph: {manifest.preprocessing}.",
+        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: {', '.join(manifest.labels)}.",
+        f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
+        "",
+        "## Made by",
+    ]
+    for key in ("recipe", "seed", "command", "commit", "torch"):
+        if made.get(key) not in (None, ""):
+            lines.append(f"* {key}: `{made[key]}`")
+    subjects = made.get("subjects", [])
+    if subjects:
+        lines.append(f"* {len(subjects)} population subjects: {', '.join(s['stem'] for s in subjects)}")
+    lines += ["", "## Checked", f"* opset {manifest.opset}, {manifest.precision}."]
+    if parity:
+        lines.append(
+            f"* ONNX Runtime against torch on {parity['windows']} real windows, batches {parity['batches']}: "
+            f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
+            f"lowest cosine {parity['min_cosine']:.7f}."
+        )
+    if manifest.head.evidence:
+        lines += [
+            "",
+            "## Left-out population users",
+            "Accuracy gained by a personal head over the generic one, for users that the backbone was not trained on:",
+            "",
+            "| labelled windows a class | repetitions | users | gain | at least (95 %) |",
+            "|--|--|--|--|--|",
+        ]
+        lines += [
+            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |" for e in manifest.head.evidence
+        ]
+    lines += ["", "## Licence", manifest.licence]
+    if manifest.citation:
+        lines += ["", "## Cite", manifest.citation]
+    return "\n".join(lines) + "\n"

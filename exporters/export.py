@@ -1,0 +1,166 @@
+"""Torch to ONNX: a training run becomes a bundle, through the parity gate."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from exporters import bundle as bundles
+from exporters.bundle import InputSpec, Manifest
+from exporters.card import model_card
+from exporters.parity import Forward, check_parity
+from models.training.run import Run, load_run
+
+OPSET = 20
+LARGEST_BATCH = 65536
+
+
+class ExportError(ValueError):
+    """A backbone could not be exported; the message says why."""
+
+
+def export_run(
+    run_folder: Path,
+    models: Path,
+    *,
+    name: str | None = None,
+    licence: str = "Apache-2.0",
+    citation: str = "",
+    description: str = "",
+) -> Path:
+    """Export a run to the next version of a bundle and return its folder.
+
+    Raises:
+        RunError: the folder holds no finished run.
+        ExportError: torch or ONNX refuses the graph.
+        ParityError: the graph does not compute what torch does; nothing is written.
+    """
+    run = load_run(run_folder)
+    name = name or run_folder.resolve().name
+    if not re.match(bundles.NAME_PATTERN, name):
+        raise ExportError(f"{name!r} cannot be a model's name: lower-case letters, digits, dots and dashes; give --name")
+    backbone = run.backbone()
+    graph = to_onnx(backbone, run.windows.shape[1:])
+    parity = check_parity(_torch_forward(backbone), _onnx_forward(graph), run.windows)
+    manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, licence, citation, description)
+    files = {
+        bundles.BACKBONE: graph,
+        bundles.PRIOR: run.prior_bytes,
+        bundles.CARD: model_card(manifest).encode(),
+    }
+    return bundles.write(models, manifest, files)
+
+
+def to_onnx(backbone: torch.nn.Module, window_shape: tuple[int, ...]) -> bytes:
+    """Export `forward` of a backbone with a dynamic batch and return the checked graph.
+
+    Raises:
+        ExportError: the exporter or the checker refuses it.
+    """
+    backbone = backbone.eval()
+    example = torch.zeros(2, *window_shape)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        file = Path(folder) / bundles.BACKBONE
+        try:
+            program = torch.onnx.export(
+                backbone,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=["input"],
+                output_names=["features"],
+                opset_version=OPSET,
+                verbose=False,
+            )
+            if program is None:
+                raise ExportError("torch.onnx.export gave no program")
+            program.save(str(file), external_data=False)
+            graph = file.read_bytes()
+            onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
+        except (onnx.checker.ValidationError, torch.onnx.errors.OnnxExporterError) as e:
+            raise ExportError(f"the backbone cannot be exported to ONNX: {e}") from e
+    return _without_metadata(graph)
+
+
+def _without_metadata(graph: bytes) -> bytes:
+    """Drop doc strings and stack traces: they hold paths of the machine and triple the file."""
+    model = onnx.load_from_string(graph)
+    del model.metadata_props[:]
+    model.graph.doc_string = ""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    return bytes(model.SerializeToString())
+
+
+def _torch_forward(backbone: torch.nn.Module) -> Forward:
+    def forward(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            result: NDArray[np.float32] = backbone(torch.from_numpy(x)).numpy()
+        return result
+
+    return forward
+
+
+def _onnx_forward(graph: bytes) -> Forward:
+    try:
+        session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime raises its own unexported classes
+        raise ExportError(f"ONNX Runtime refuses the exported graph: {e}") from e
+    return lambda x: np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
+
+
+def _manifest(
+    run: Run,
+    name: str,
+    version: int,
+    graph: bytes,
+    parity: dict[str, Any],
+    licence: str,
+    citation: str,
+    description: str,
+) -> Manifest:
+    _, channels, length = run.windows.shape
+    signal = run.signal
+    return Manifest(
+        name=name,
+        version=version,
+        description=description,
+        feature_space=bundles.feature_space(graph),
+        labels=run.labels,
+        input=InputSpec(
+            shape=(-1, channels, length),
+            unit=signal.unit,
+            sample_rate=signal.fs,
+            stride=signal.stride,
+            modality=signal.modality,
+            channel_layout=signal.channel_layout,
+        ),
+        preprocessing=run.preprocessing,
+        feature_dim=run.prior.dim,
+        opset=OPSET,
+        head=run.prior.hyper,
+        parity=parity,
+        provenance=run.provenance,
+        evaluation=run.evaluation,
+        licence=licence,
+        citation=citation,
+        created=run.provenance.get("finished", ""),
+        files={},
+    )
