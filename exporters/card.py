@@ -19,14 +19,14 @@ def model_card(manifest: Manifest) -> str:
         f"({length / spec.sample_rate * 1e3:.0f} ms a window, {spec.stride} samples apart); modality {spec.modality}, "
         f"electrode layout: {spec.channel_layout}.",
         f"* Inside the graph: {manifest.preprocessing}.",
-        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: {', '.join(manifest.labels)}.",
+        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: "
+        f"{', '.join(manifest.labels)}.",
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
         "",
         "## Made by",
     ]
-    for key in ("recipe", "seed", "command", "commit", "torch"):
-        if made.get(key) not in (None, ""):
-            lines.append(f"* {key}: `{made[key]}`")
+    told = ("recipe", "seed", "command", "commit", "torch")
+    lines += [f"* {key}: `{made[key]}`" for key in told if made.get(key) not in (None, "")]
     subjects = made.get("subjects", [])
     if subjects:
         lines.append(f"* {len(subjects)} population subjects: {', '.join(s['stem'] for s in subjects)}")
@@ -47,7 +47,8 @@ def model_card(manifest: Manifest) -> str:
             "|--|--|--|--|--|",
         ]
         lines += [
-            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |" for e in manifest.head.evidence
+            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |"
+            for e in manifest.head.evidence
         ]
     lines += ["", "## Licence", manifest.licence]
     if manifest.citation:

@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from models.training.run import Run, load_run
 from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec, Manifest
 from exporters.card import model_card
 from exporters.parity import Forward, check_parity
-from models.training.run import Run, load_run
 
 OPSET = 20
 LARGEST_BATCH = 65536
@@ -48,7 +48,9 @@ def export_run(
     run = load_run(run_folder)
     name = name or run_folder.resolve().name
     if not re.match(bundles.NAME_PATTERN, name):
-        raise ExportError(f"{name!r} cannot be a model's name: lower-case letters, digits, dots and dashes; give --name")
+        raise ExportError(
+            f"{name!r} cannot be a model's name: lower-case letters, digits, dots and dashes; give --name"
+        )
     backbone = run.backbone()
     graph = to_onnx(backbone, run.windows.shape[1:])
     parity = check_parity(_torch_forward(backbone), _onnx_forward(graph), run.windows)

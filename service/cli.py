@@ -81,8 +81,12 @@ def data_synth(
     labels: Annotated[int, typer.Option(help="Number of gestures.")] = 7,
     repetitions: Annotated[int, typer.Option(help="Repetitions of each gesture, a session.")] = 4,
     sessions: Annotated[int, typer.Option(help="Sessions.")] = 2,
-    correlation: Annotated[float, typer.Option(help="Source–target correlation: 1 = one task for all, 0 = unrelated.")] = 0.8,
-    rotation: Annotated[float, typer.Option(help="Spread of the electrodes' rotation between users, in electrodes.")] = 0.3,
+    correlation: Annotated[
+        float, typer.Option(help="Source–target correlation: 1 = one task for all, 0 = unrelated.")
+    ] = 0.8,
+    rotation: Annotated[
+        float, typer.Option(help="Spread of the electrodes' rotation between users, in electrodes.")
+    ] = 0.3,
     seed: Seed = 0,
 ) -> None:
     """Write synthetic users: plausible multichannel sEMG with per-user gain, electrode rotation and noise."""
@@ -124,7 +128,9 @@ def train(
     data: DataDir,
     out: Out,
     subjects: Subjects = "*",
-    recipe: Annotated[str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")] = "episodic",
+    recipe: Annotated[
+        str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")
+    ] = "episodic",
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs; by default the recipe's own.")] = None,
     quick: Annotated[bool, typer.Option(help="A small budget: minutes become seconds, for demos and tests.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
@@ -134,7 +140,15 @@ def train(
     from service.commands.training import run_training
 
     run_training(
-        data, out, subjects=subjects, recipe=recipe, epochs=epochs, quick=quick, resume=resume, seed=seed, command=_command()
+        data,
+        out,
+        subjects=subjects,
+        recipe=recipe,
+        epochs=epochs,
+        quick=quick,
+        resume=resume,
+        seed=seed,
+        command=_command(),
     )
 
 
@@ -142,7 +156,9 @@ def train(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `headway train` wrote.")],
     models: Annotated[Path, typer.Option("--models", help="Folder of bundles to export into.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model; by default the run's folder name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model; by default the run's folder name.")
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest and the card.")] = "Apache-2.0",
     citation: Annotated[str, typer.Option(help="What to cite, for the card.")] = "",
     description: Annotated[str, typer.Option(help="One sentence, for the card.")] = "",
@@ -172,7 +188,9 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="myo or cycles (docs/evaluation.md).")] = "cycles",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
-    via: Annotated[str, typer.Option(help="local, or http: the same calibrations through a running service.")] = "local",
+    via: Annotated[
+        str, typer.Option(help="local, or http: the same calibrations through a running service.")
+    ] = "local",
     url: Annotated[
         str | None, typer.Option("--url", help="Service for --via http; without it one is started here.")
     ] = None,
@@ -284,7 +302,10 @@ def predict(
 @app.command()
 def demo(
     data: Annotated[
-        str, typer.Option("--data", help="watch (real smartwatch data), synth, or a folder of recordings such as the Myo ones.")
+        str,
+        typer.Option(
+            "--data", help="watch (real smartwatch data), synth, or a folder of recordings such as the Myo ones."
+        ),
     ] = "watch",
     out: Out = Path("demo-out"),
     seed: Seed = 0,
@@ -297,12 +318,14 @@ def demo(
 
 @bundle_app.command("list")
 def bundle_list(
-    models: Annotated[Path | None, typer.Option("--models", help="Folder of bundles; by default the shipped ones.")] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of bundles; by default the shipped ones.")
+    ] = None,
 ) -> None:
     """List the bundles of a folder."""
     from exporters import bundle as bundles
-    from service.config import ZOO
     from service.commands.tables import bundles_table
+    from service.config import ZOO
 
     console.print(bundles_table(models or ZOO, bundles.find(models or ZOO)))
 
@@ -361,3 +384,7 @@ def _sentence(error: Any) -> str:
         return f"this command needs {package}, which is not installed: pip install 'headway\\[{extra}]'"
     text = str(error) or type(error).__name__
     return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -36,10 +35,10 @@ class Client:
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=self.url, timeout=seconds)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
     def request(self, verb: str, path: str, **options: Any) -> httpx.Response:
@@ -51,7 +50,9 @@ class Client:
         try:
             response = self._http.request(verb, path, **options)
         except httpx.HTTPError as e:
-            raise ServiceError(f"no service answers at {self.url} ({e or type(e).__name__}); start one with `headway serve`") from e
+            raise ServiceError(
+                f"no service answers at {self.url} ({e or type(e).__name__}); start one with `headway serve`"
+            ) from e
         if response.status_code >= 400:
             try:
                 message = response.json()["error"]

@@ -110,7 +110,9 @@ class HandMade(nn.Module):
         return torch.log(power @ self.bands + FLOOR).flatten(1)
 
 
-def _filterbank(length: int, fs: float, fractions: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _filterbank(
+    length: int, fs: float, fractions: tuple[float, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return cosines and sines `(T, 2·bins)` under a Hann window, and the bands' averaging weights `(bins, bands)`."""
     limit = min(fs / 2, MAX_HZ)
     edges = np.round(np.array(fractions) * limit * length / fs).astype(int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import safetensors
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
+PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
 class Evidence(BaseModel):
@@ -34,7 +35,9 @@ class Evidence(BaseModel):
 class HyperParameters(BaseModel):
     """Settings of the default head, chosen by leave-one-user-out on the population (never on a served user).
 
-    `between`, `repetition` and `window` scale the prior's covariances; `shrinkage` is the number of effective windows
+    `between`, `repetition` and `window` scale the prior's covariances (`window` is the number of overlapping windows
+    that tell as much as one independent one); `between` grows with the repetitions seen, to the power `growth`, for what
+    many repetitions agree on outweighs the population; `shrinkage` is the number of effective windows
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `temperature` divides the logits of personal heads.
     """
@@ -42,6 +45,7 @@ class HyperParameters(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     between: float = Field(1.0, gt=0)
+    growth: float = Field(0.0, ge=0)
     repetition: float = Field(1.0, ge=0)
     window: float = Field(10.0, gt=0)
     shrinkage: float = Field(100.0, ge=0)
@@ -51,18 +55,39 @@ class HyperParameters(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Placements:
+    """The population as seen at M placements of the sensor: rotations of an armband, and worn the other way round.
+
+    Arrays as in `Prior`, with a leading M; the first is the usual placement. `log_weight (M,)` is the log prior of each,
+    in nats of the marginal likelihood of a user's class means.
+    """
+
+    means: Array
+    within: Array
+    between: Array
+    repetition: Array
+    log_weight: Array
+
+    def __len__(self) -> int:
+        """Number of placements M."""
+        return len(self.log_weight)
+
+
+@dataclass(frozen=True, slots=True)
 class Prior:
     """Generic head, class means and covariances of the population, in one feature space.
 
     Attributes:
         labels: the K class names, in the order of every array.
         generic_weight: `(K, d)`, and generic_bias: `(K,)`: the shared head, its temperature folded in.
-        means: `(K, d)` class means over users.
-        within: `(d, d)` covariance of windows within (user, class).
-        between: `(d, d)` covariance of users' class means around `means`.
-        repetition: `(d, d)` covariance of repetition means within (user, class).
-        whitening: `(d, d)` matrix A with A within Aᵀ = I.
+        means: `(K, p)` class means over users, in the first p ≤ d features: personal heads are fitted in these; the
+            others serve the generic head only.
+        within: `(p, p)` covariance of windows within (user, class, repetition).
+        between: `(p, p)` covariance of users' class means around `means`.
+        repetition: `(p, p)` covariance of repetition means within (user, class).
+        whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
+        placements: the same population at other placements of the sensor, or None.
     """
 
     labels: tuple[str, ...]
@@ -74,6 +99,7 @@ class Prior:
     repetition: Array
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
+    placements: Placements | None = None
 
     @property
     def classes(self) -> int:
@@ -83,7 +109,26 @@ class Prior:
     @property
     def dim(self) -> int:
         """Number of features d."""
+        return int(self.generic_weight.shape[1])
+
+    @property
+    def personal(self) -> int:
+        """Number of features p that personal heads are fitted in: the first ones."""
         return int(self.means.shape[1])
+
+    def at(self, placement: int) -> Prior:
+        """Return the prior of a user who wears the sensor at one of the placements."""
+        if self.placements is None:
+            return self
+        p = self.placements
+        return replace(
+            self,
+            means=p.means[placement],
+            within=p.within[placement],
+            between=p.between[placement],
+            repetition=p.repetition[placement],
+            placements=None,
+        )
 
     def evidence_for(self, windows: float, repetitions: float) -> Evidence | None:
         """Return the population's record at the largest shot count not above the one given, if there is one."""
@@ -93,7 +138,12 @@ class Prior:
 
 def to_bytes(prior: Prior) -> bytes:
     """Encode the arrays as safetensors (labels and hyper-parameters travel in the manifest)."""
-    return safetensors.numpy.save({name: np.ascontiguousarray(getattr(prior, name), np.float64) for name in TENSORS})
+    tensors = {name: np.ascontiguousarray(getattr(prior, name), np.float64) for name in TENSORS}
+    if prior.placements is not None:
+        # Float32 halves the size of the largest part; the prior's own arrays stay exact.
+        placed = {f"placements.{name}": getattr(prior.placements, name).astype(np.float32) for name in PLACED}
+        tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
+    return safetensors.numpy.save(tensors)
 
 
 def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> Prior:
@@ -109,12 +159,27 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
     missing = [name for name in TENSORS if name not in tensors]
     if missing:
         raise ValueError(f"the prior lacks {', '.join(missing)}")
-    k, d = len(labels), tensors["means"].shape[-1]
-    shapes = {"generic_weight": (k, d), "generic_bias": (k,), "means": (k, d)}
-    for name in TENSORS:
-        want = shapes.get(name, (d, d))
+    k, d, p = len(labels), tensors["generic_weight"].shape[-1], tensors["means"].shape[-1]
+    if p > d:
+        raise ValueError(f"the prior's class means have {p} features, more than the {d} of the generic head")
+    shapes: dict[str, tuple[int, ...]] = {"generic_weight": (k, d), "generic_bias": (k,), "means": (k, p)}
+    placed = [f"placements.{name}" for name in PLACED if f"placements.{name}" in tensors]
+    if placed:
+        if len(placed) < len(PLACED):
+            raise ValueError(f"the prior holds {', '.join(placed)} but not all of {', '.join(PLACED)}")
+        m = tensors["placements.log_weight"].shape[0]
+        shapes |= {name: (m, p, p) for name in placed}
+        shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
+    for name in (*TENSORS, *placed):
+        want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"the prior's {name} holds values that are not finite")
-    return Prior(labels=labels, hyper=hyper, **{name: tensors[name].astype(np.float64) for name in TENSORS})
+    arrays = {name: value.astype(np.float64) for name, value in tensors.items()}
+    return Prior(
+        labels=labels,
+        hyper=hyper,
+        placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
+        **{name: arrays[name] for name in TENSORS},
+    )

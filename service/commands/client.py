@@ -80,7 +80,8 @@ def _window_spec(client: Client, model: str, rec: Recordings) -> WindowSpec:
     rate = metadata["parameters"]["sample_rate"]
     if rec.channels != channels or abs(rec.fs - rate) > 1e-6 * rate:
         raise ServiceError(
-            f"model {model!r} takes {channels} channels at {rate:g} Hz; the recordings have {rec.channels} at {rec.fs:g} Hz"
+            f"model {model!r} takes {channels} channels at {rate:g} Hz; "
+            f"the recordings have {rec.channels} at {rec.fs:g} Hz"
         )
     return WindowSpec(length, metadata["parameters"]["stride"])
 

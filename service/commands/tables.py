@@ -13,7 +13,9 @@ from exporters import bundle as bundles
 
 def recordings_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line a file of recordings, with what is wrong with it."""
-    table = Table("file", "modality", "channels", "Hz", "labels", "repetitions", "sessions", "recordings", "s", "problems")
+    table = Table(
+        "file", "modality", "channels", "Hz", "labels", "repetitions", "sessions", "recordings", "s", "problems"
+    )
     for row in rows:
         table.add_row(
             *(

@@ -22,9 +22,10 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> 
     window = _nested(shape, noise)
     one = f"python3 -c \"import json; i=0; print(json.dumps({{'inputs': {window}}}))\""
     many = (
-        f"python3 -c \"import json; L={labels!r}; "
+        f'python3 -c "import json; L={labels!r}; '
         f"print(json.dumps({{'inputs': [{window} for i in range({rows})], "
-        f"'labels': [L[i%{len(labels)}] for i in range({rows})], 'repetitions': [i//{len(labels)} for i in range({rows})]}}))\""
+        f"'labels': [L[i%{len(labels)}] for i in range({rows})], "
+        f"'repetitions': [i//{len(labels)} for i in range({rows})]}}))\""
     )
     json_header = "-H 'content-type: application/json' -d @-"
     return "\n".join(

@@ -129,7 +129,7 @@ def test_a_prior_that_is_not_finite_or_misshapen_is_refused(name):
     with pytest.raises(ValueError, match="not finite"):
         priors.from_bytes(safetensors.numpy.save(broken), prior.labels, prior.hyper)
     misshapen = {**tensors, name: np.zeros((2, 2))}
-    with pytest.raises(ValueError, match="shape|features|lacks"):
+    with pytest.raises(ValueError, match=r"shape|features|lacks"):
         priors.from_bytes(safetensors.numpy.save(misshapen), prior.labels, prior.hyper)
     del tensors[name]
     with pytest.raises(ValueError, match=name):

@@ -17,7 +17,11 @@ OFFSET = np.array([3.0, 3.0, 0.0, 0.0])
 
 def user(rng, per_class=60, offset=OFFSET, noise=0.5, repetitions=3):
     y = np.repeat(np.arange(K), per_class)
-    return tiny_prior().means[y] + offset + noise * rng.standard_normal((len(y), DIM)), y, np.arange(len(y)) % repetitions
+    return (
+        tiny_prior().means[y] + offset + noise * rng.standard_normal((len(y), DIM)),
+        y,
+        np.arange(len(y)) % repetitions,
+    )
 
 
 def test_a_user_who_differs_is_promoted_on_held_out_repetitions(rng):
