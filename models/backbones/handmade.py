@@ -6,6 +6,7 @@ correlation. The logarithm is a fixed polynomial of the matrix, for ONNX has no 
 towards the identity, so their eigenvalues lie in a known interval where the polynomial is close to the logarithm.
 """
 
+import itertools
 import math
 from typing import Literal
 
@@ -55,6 +56,11 @@ class HandMade(nn.Module):
     `fs` in Hz chooses the frequency bands; modality `imu` adds the channels' means, which hold the posture.
     """
 
+    upper: Tensor
+    eye: Tensor
+    fourier: Tensor
+    bands: Tensor
+
     def __init__(self, channels: int, length: int, fs: float, modality: Modality = "emg") -> None:
         super().__init__()
         self.length, self.modality = length, modality
@@ -94,7 +100,7 @@ class HandMade(nn.Module):
         return torch.cat(features, 1)
 
     def _log_correlation(self, centred: Tensor, variance: Tensor) -> Tensor:
-        eye: Tensor = self.eye  # type: ignore[assignment]
+        eye = self.eye
         unit = centred * torch.rsqrt(variance + FLOOR).unsqueeze(-1)
         correlation = (1 - SHRINKAGE) * (unit @ unit.transpose(1, 2) / self.length) * (1 - eye) + eye
         t1 = (correlation - (self.high + self.low) / 2 * eye) * (2 / (self.high - self.low))
@@ -123,6 +129,6 @@ def _filterbank(
     window = np.hanning(length)
     waves = np.exp(-2j * np.pi * np.outer(np.arange(length), frequencies) / length) * window[:, None]
     bands = np.zeros((len(frequencies), max(len(edges) - 1, 1)))
-    for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (a, b) in enumerate(itertools.pairwise(edges)):
         bands[a:b, i] = 1 / ((b - a) * max(float((window**2).sum()), 1e-9))
     return np.concatenate([waves.real, waves.imag], 1), bands

@@ -32,7 +32,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_FACTORIES))
 
 
-def create(name: str, cfg: Mapping[str, Any] | None = None, **settings: Any) -> nn.Module:  # noqa: ANN401 - settings differ
+def create(name: str, cfg: Mapping[str, Any] | None = None, **settings: Any) -> nn.Module:
     """Build a backbone by name; `settings` override `cfg`.
 
     Raises `BackboneError` for an unknown name (lists the known ones) or settings that do not fit.

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.backbones.handmade import LIMIT, HandMade
 from models.backbones.registry import register
@@ -65,7 +64,7 @@ class Placements(nn.Module):
 
 
 class LearnedBranch(nn.Module):
-    """A small network trained episodically: learned filters' log power beside the hand-made features, then an embedding.
+    """A small network trained episodically: learned filters' log power beside hand-made features, then an embedding.
 
     Classes are judged by the distance of the embedding to class prototypes (Snell 2017); the population's prototypes
     are weights, so that one metric serves the generic head and, in training, personal prototypes.
@@ -171,7 +170,7 @@ class SignalEncoder(nn.Module):
 
 
 def _evidence(logits: Tensor) -> Tensor:
-    return torch.clamp(F.log_softmax(logits, 1), min=EVIDENCE_FLOOR)
+    return torch.clamp(torch.log_softmax(logits, 1), min=EVIDENCE_FLOOR)
 
 
 @register("signal")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.fit import FITS
+from models.heads.fit import FITS, placed
 from models.heads.guard import (
     OFF_DISTRIBUTION,
     HeldOut,
@@ -80,7 +80,7 @@ def calibrate(
     """Fit a personal head on labelled features and judge it.
 
     Args:
-        prior: the bundle's population prior.
+        prior: the bundle's population prior. Where it knows several placements of the sensor, the likeliest is used.
         z: features `(n, d)`, in time order within a repetition.
         y: labels `(n,)`, indices into `prior.labels`.
         repetition: repetition ids `(n,)`; new ones, whatever ids `before` holds.
@@ -94,17 +94,20 @@ def calibrate(
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
     z64: Array = np.asarray(z, np.float64)
-    base = before if before is not None else Statistics.empty(prior.classes, prior.dim)
+    fitted_in = z64[:, : prior.personal]
+    base = before if before is not None else Statistics.empty(prior.classes, prior.personal)
     first = max(base.repetitions, default=-1) + 1
     repetition = np.unique(repetition, return_inverse=True)[1]
-    new = Statistics.of(z64, y, repetition + first, prior.classes)
+    new = Statistics.of(fitted_in, y, repetition + first, prior.classes)
     whole = base + new
     _check(whole, base, method, prior)
 
     begin = time.perf_counter()
+    # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
+    prior = placed(whole, prior)
     folds = plan_folds(y, repetition, overlap)
     parts = [
-        minus(whole, Statistics.of(z64[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes))
+        minus(whole, Statistics.of(fitted_in[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes))
         for f in folds
     ]
     scored = [f.scored for f in folds]

@@ -17,12 +17,16 @@ LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
 
 
-def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0) -> Head:
-    """Return the linear discriminant of classes with `means (K, d)`, one `covariance (d, d)` and equal priors."""
+def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0, width: int = 0) -> Head:
+    """Return the linear discriminant of classes with `means (K, p)`, one `covariance (p, p)` and equal priors.
+
+    With `width` d > p the head takes d features and looks at the first p.
+    """
     dim = covariance.shape[0]
     ridge = 1e-9 * max(float(np.trace(covariance)) / dim, 1e-12)
     weight = _solve(covariance + ridge * np.eye(dim), means.T).T
     bias = -0.5 * np.einsum("kd,kd->k", means, weight)
+    weight = np.pad(weight, ((0, 0), (0, max(width - dim, 0))))
     return Head(weight / temperature, bias / temperature)
 
 
@@ -38,17 +42,18 @@ def _solve(matrix: Array, right: Array) -> Array:
 def map_means(stats: Statistics, prior: Prior) -> Array:
     """Return posterior class means `(K, d)` under the population's hierarchical Gaussian prior.
 
-    M̃ = Mp + Sb (Sb + Sr/r + Sw/n_eff)⁻¹ (M − Mp), with r repetitions and n_eff windows net of their autocorrelation.
+    M̃ = Mp + Sb (Sb + Sr/r + Sw/n_eff)⁻¹ (M − Mp), with r repetitions and n_eff windows net of their autocorrelation
+    (at least one a repetition).
     A class without windows keeps the population's mean, moved by a share of the user's common offset.
     Source: heads as hierarchical Bayes, after Friedman 1989 and Vidovic et al. 2016.
     """
     h = prior.hyper
     moved = prior.means.copy()
     n, r, own = stats.n, stats.repetitions_seen, stats.means
-    between = h.between * prior.between
     for n_c, r_c in {(float(a), float(b)) for a, b in zip(n, r, strict=True) if a > 0}:
         rows = (n == n_c) & (r == r_c)
-        noise = h.repetition * prior.repetition / r_c + h.window * prior.within / n_c
+        between = h.between * r_c**h.growth * prior.between
+        noise = h.repetition * prior.repetition / r_c + prior.within / max(r_c, n_c / h.window)
         gain = _solve(between + noise, between).T
         moved[rows] += (own[rows] - prior.means[rows]) @ gain.T
     seen = stats.seen
@@ -58,7 +63,10 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
 
 
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
-    """Return S = (1−λ) S_user + λ Sw, λ falling with the effective number of windows."""
+    """Return S = (1−λ) S_user + λ Sw, λ falling with the effective number of windows.
+
+    Both are covariances within (class, repetition): adding the spread of repetitions makes heads worse.
+    """
     h = prior.hyper
     degrees = stats.degrees
     if degrees <= 0:
@@ -68,15 +76,37 @@ def blended_covariance(stats: Statistics, prior: Prior) -> Array:
     return np.asarray((1 - lam) * stats.scatter() / degrees + lam * prior.within)
 
 
+def placed(stats: Statistics, prior: Prior) -> Prior:
+    """Return the prior at the placement of the sensor that makes the user's class means likeliest.
+
+    A rotated armband permutes the electrodes, hence rotates the population; the marginal likelihood of a few labelled
+    windows tells which rotation. One noise level (harmonic means over classes) serves all classes, to bound the cost.
+    """
+    p, h, seen = prior.placements, prior.hyper, stats.seen
+    if p is None or len(p) == 1 or not seen.any():
+        return prior.at(0)
+    n = float(seen.sum() / (1 / stats.n[seen]).sum())
+    r = float(seen.sum() / (1 / stats.repetitions_seen[seen]).sum())
+    spread = p.between + h.repetition * p.repetition / r + p.within / max(r, n / h.window)
+    spread = spread + 1e-9 * np.trace(spread, axis1=1, axis2=2)[:, None, None] * np.eye(stats.dim)
+    lower = np.linalg.cholesky(spread)
+    white = np.linalg.solve(lower, (stats.means[seen] - p.means[:, seen]).transpose(0, 2, 1))
+    log_det = 2 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
+    evidence = p.log_weight - 0.5 * ((white**2).sum((1, 2)) + seen.sum() * log_det)
+    return prior.at(int(evidence.argmax()))
+
+
 def fit_map(stats: Statistics, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance. With no data it is the population's own LDA."""
-    return gaussian_head(map_means(stats, prior), blended_covariance(stats, prior), prior.hyper.temperature)
+    prior = placed(stats, prior)
+    covariance = blended_covariance(stats, prior)
+    return gaussian_head(map_means(stats, prior), covariance, prior.hyper.temperature, prior.dim)
 
 
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
-    return gaussian_head(means, prior.within, prior.hyper.temperature)
+    return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
 def fit_lda(stats: Statistics, prior: Prior) -> Head:
@@ -87,11 +117,11 @@ def fit_lda(stats: Statistics, prior: Prior) -> Head:
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     degrees = stats.degrees
     if degrees <= 0:
-        return gaussian_head(means, prior.within, prior.hyper.temperature)
+        return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
     own = stats.scatter() / degrees
     lam = min(1.0, stats.dim / degrees) * 0.1
     own = (1 - lam) * own + lam * np.trace(own) / stats.dim * np.eye(stats.dim)
-    return gaussian_head(means, own, prior.hyper.temperature)
+    return gaussian_head(means, own, prior.hyper.temperature, prior.dim)
 
 
 def fit_ridge(stats: Statistics, prior: Prior) -> Head:
@@ -115,7 +145,8 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     target[d] = stats.seen + pull
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
     solution = np.linalg.solve(gram, target) * LOG_ODDS
-    return Head(np.asarray(solution[:d].T, np.float64), np.asarray(solution[d], np.float64))
+    weights = np.pad(solution[:d].T, ((0, 0), (0, prior.dim - d)))
+    return Head(np.asarray(weights, np.float64), np.asarray(solution[d], np.float64))
 
 
 FITS: dict[str, Callable[[Statistics, Prior], Head]] = {

@@ -36,8 +36,8 @@ class HyperParameters(BaseModel):
     """Settings of the default head, chosen by leave-one-user-out on the population (never on a served user).
 
     `between`, `repetition` and `window` scale the prior's covariances (`window` is the number of overlapping windows
-    that tell as much as one independent one); `between` grows with the repetitions seen, to the power `growth`, for what
-    many repetitions agree on outweighs the population; `shrinkage` is the number of effective windows
+    that tell as much as one independent one); `between` grows with the repetitions seen, to the power `growth`, for
+    what many repetitions agree on outweighs the population; `shrinkage` is the number of effective windows
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `temperature` divides the logits of personal heads.
     """
@@ -58,8 +58,8 @@ class HyperParameters(BaseModel):
 class Placements:
     """The population as seen at M placements of the sensor: rotations of an armband, and worn the other way round.
 
-    Arrays as in `Prior`, with a leading M; the first is the usual placement. `log_weight (M,)` is the log prior of each,
-    in nats of the marginal likelihood of a user's class means.
+    Arrays as in `Prior`, with a leading M; the first is the usual placement. `log_weight (M,)` is the log prior of
+    each, in nats of the marginal likelihood of a user's class means.
     """
 
     means: Array
@@ -168,7 +168,7 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         if len(placed) < len(PLACED):
             raise ValueError(f"the prior holds {', '.join(placed)} but not all of {', '.join(PLACED)}")
         m = tensors["placements.log_weight"].shape[0]
-        shapes |= {name: (m, p, p) for name in placed}
+        shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
     for name in (*TENSORS, *placed):
         want = shapes.get(name, (p, p))

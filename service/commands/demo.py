@@ -271,4 +271,6 @@ def _latency(client: Client, service: RunningService, manifest: Manifest, rec: R
             "POST", f"/v2/models/{manifest.name}/predict", params={"user_id": f"{rec.stem} guard"}, json=message
         )
     found = quantiles(service.metrics_url, "headway_request_duration_seconds", {"endpoint": "predict"}, (0.5, 0.99))
-    return f"p50 {found[0.5] * 1e3:.1f} ms, p99 {found[0.99] * 1e3:.1f} ms over {len(body)} predictions of one window (JSON)"
+    return (
+        f"p50 {found[0.5] * 1e3:.1f} ms, p99 {found[0.99] * 1e3:.1f} ms over {len(body)} requests of one window (JSON)"
+    )

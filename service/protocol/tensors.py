@@ -104,6 +104,8 @@ def _numbers(values: list[Any], datatype: str, name: str) -> NDArray[Any]:
         datatype == "BOOL"
     ):
         raise InvalidRequest(f"the data of input {name!r} is not {datatype}: it holds values of another kind")
+    if array.dtype.kind == "f" and dtype.kind in "iu" and all(type(v) is int for v in _flat(values)):
+        array = np.array(_flat(values), object)  # integers of which some are beyond INT64
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
         if array.dtype.kind == "f" or array.min() < info.min or array.max() > info.max:
