@@ -78,6 +78,12 @@ ENV HEADWAY_DEVICE=cuda \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=dependencies-cuda /opt/headway /opt/headway
 COPY --from=package /package/opt/headway /opt/headway
+# The loader is told where the wheels put CUDA and cuDNN, and every library but the host's driver must be found.
+RUN find /opt/headway/lib -type d -path '*/site-packages/nvidia/*/lib' > /etc/ld.so.conf.d/headway-cuda.conf \
+    && ldconfig \
+    && python -c "import glob, subprocess, sys; [provider] = glob.glob('/opt/headway/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so'); \
+        lost = [line.strip() for line in subprocess.check_output(['ldd', provider], text=True).splitlines() if 'not found' in line and 'libcuda.so' not in line]; \
+        sys.exit('\n'.join(lost))"
 RUN pip --python /opt/headway/bin/python check \
     && python -c "import importlib.util, sys; sys.exit('torch is in the image' if importlib.util.find_spec('torch') else 0)" \
     && headway --help > /dev/null

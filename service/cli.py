@@ -188,6 +188,9 @@ def evaluate(
     protocol: Annotated[str, typer.Option(help="myo or cycles (docs/evaluation.md).")] = "cycles",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Append the run to a log, so that runs are counted.")
+    ] = None,
     via: Annotated[
         str, typer.Option(help="local, or http: the same calibrations through a running service.")
     ] = "local",
@@ -214,6 +217,7 @@ def evaluate(
         protocol=protocol,
         json_file=json_file,
         markdown=markdown,
+        log=log,
         via=via,
         url=url,
         baselines=baselines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import socket
@@ -14,6 +15,7 @@ from prometheus_client import start_http_server
 from exporters import bundle as bundles
 from service.app import create_app
 from service.config import ConfigError, Settings
+from service.personal.store import Store
 from service.state import Services
 
 Announce = Callable[[str, str], None]
@@ -50,11 +52,13 @@ def serve(settings: Settings, announce: Announce) -> bool:
     Raises:
         ConfigError: a port cannot be had.
         BundleError: there is nothing to serve.
+        StoreError: the store cannot be opened.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     if not bundles.find(settings.models):
         raise bundles.BundleError(f"there are no bundles in {settings.models}; `headway export` writes them")
+    asyncio.run(_check_store(settings.store))
     listener = _listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     shared_port = settings.metrics_port in (port, settings.port) and settings.metrics_port != 0
@@ -80,6 +84,12 @@ def serve(settings: Settings, announce: Announce) -> bool:
     server = _Server(config, services, lambda: announce(base, metrics_url))
     server.run(sockets=[listener])
     return server.started
+
+
+async def _check_store(url: str) -> None:
+    """Open and close the store, so that a wrong URL is a sentence and not a failed start-up."""
+    store = await Store.open(url)
+    await store.close()
 
 
 def _shown(host: str) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.data.recordings import Recordings
 
-__all__ = ["WindowError", "WindowSpec", "Windows", "first_windows", "windows"]
+__all__ = ["WindowError", "WindowSpec", "Windows", "first_windows", "shared_samples", "windows"]
 
 # Window and stride in seconds by modality. emg: Côté-Allard et al. 2019 (52 and 5 samples at 200 Hz);
 # imu: a wrist's exercise cycle lasts one to three seconds.
@@ -140,6 +140,17 @@ def first_windows(rec: Recordings, spec: WindowSpec, per_class: int, *, session:
     return Windows.concat(parts)
 
 
+def shared_samples(x: NDArray[np.float32]) -> int:
+    """Tell from the samples how many following windows share some with a window of `x (n, C, T)` in time order."""
+    length = x.shape[2]
+    for first in range(min(len(x) - 1, 8)):
+        a, b = x[first], x[first + 1]
+        for stride in range(1, length):
+            if np.array_equal(a[:, stride:], b[:, : length - stride]) and not (a == a[:, :1]).all():
+                return -(-length // stride) - 1
+    return 0
+
+
 def _session_index(rec: Recordings, name: str) -> int:
     if name not in rec.session_names:
         raise WindowError(f"{rec.stem} has no session '{name}'; it has {', '.join(rec.session_names)}.")
@@ -169,3 +180,19 @@ def _cut(rec: Recordings, spec: WindowSpec, chosen: NDArray[np.int64]) -> Window
         recording=recording,
         start=start,
     )
+
+
+def shared_samples(x: NDArray[np.float32]) -> int:
+    """How many following windows share samples with a window, told from windows `(n, C, T)` in time order.
+
+    A calibration request says nothing of its stride; equal samples do. Looks at the first few pairs; 0 if none overlap.
+    """
+    length = x.shape[2]
+    for first in range(min(len(x) - 1, 8)):
+        a, b = x[first], x[first + 1]
+        if bool((a == a[:, :1]).all()):
+            continue  # a flat window overlaps with anything
+        for stride in range(1, length):
+            if np.array_equal(a[:, stride:], b[:, : length - stride]):
+                return int(-(-length // stride) - 1)
+    return 0

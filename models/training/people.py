@@ -66,9 +66,7 @@ def gather(recordings: Sequence[Recordings], config: TrainConfig) -> People:
         raise TrainingError(f"Training needs recordings of at least 3 people; here there are {len(names)}.")
     first = recordings[0]
     spec = WindowSpec.for_signal(first.fs, first.modality)
-    most = max(
-        sum(sum(_count(r, spec)) for r in recordings if r.subject == name) for name in names
-    )
+    most = max(sum(sum(_count(r, spec)) for r in recordings if r.subject == name) for name in names)
     thinning = max(1, -(-most // config.windows_per_user))
     spec = WindowSpec(spec.length, spec.stride * thinning)
     members = tuple(_person(name, [r for r in recordings if r.subject == name], spec) for name in names)
@@ -81,9 +79,7 @@ def gather(recordings: Sequence[Recordings], config: TrainConfig) -> People:
     layout = config.channel_layout
     if layout == "auto":
         layout = "ring" if first.modality == "emg" and first.channels > 2 else "none"
-    signal = Signal(
-        first.channels, spec.length, spec.stride // thinning, first.fs, first.modality, layout, config.unit
-    )
+    signal = Signal(first.channels, spec.length, spec.stride // thinning, first.fs, first.modality, layout, config.unit)
     scale, offset = _scale(members, layout == "ring")
     return People(signal, tuple(first.label_names[i] for i in shown), members, thinning, scale, offset)
 

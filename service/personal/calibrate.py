@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from models.data.windows import shared_samples
 from models.heads import calibration as maths
 from models.heads import statistics
 from models.heads.calibration import Calibration, CalibrationError
@@ -24,7 +25,6 @@ from service.personal.records import NewVersion, StoreError
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.calibration import CalibrationRequest
-from service.protocol.inputs import overlap
 from service.registry import LoadedModel
 
 WINDOWS_ADVISED = 5
@@ -95,7 +95,7 @@ class Calibrator:
             before=base,
             previous=previous,
             method=request.method,
-            overlap=overlap(request.x),
+            overlap=shared_samples(request.x),
         )
         try:
             result = await asyncio.to_thread(fit)

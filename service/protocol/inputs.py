@@ -167,14 +167,3 @@ def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:
     if any(abs(v) >= 2**62 for v in values):
         raise InvalidRequest("a repetition id is beyond 62 bits")
     return np.array(values, np.int64)
-
-
-def overlap(x: NDArray[np.float32]) -> int:
-    """Tell from the samples how many following windows share some with a window `(n, C, T)` in time order."""
-    length = x.shape[2]
-    for first in range(min(len(x) - 1, 8)):
-        a, b = x[first], x[first + 1]
-        for stride in range(1, length):
-            if np.array_equal(a[:, stride:], b[:, : length - stride]) and not (a == a[:, :1]).all():
-                return -(-length // stride) - 1
-    return 0

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.recordings import Recordings
-from models.data.windows import WindowError, Windows, WindowSpec, first_windows, windows
+from models.data.windows import WindowError, Windows, WindowSpec, first_windows, shared_samples, windows
 
 
 def build(lengths, labels, repetitions, sessions=None, gap=0):
@@ -125,3 +125,12 @@ def test_select_and_concat():
         Windows.concat([])
     with pytest.raises(WindowError, match="one shape"):
         Windows.concat([cut, windows(build([20], [0], [0]), WindowSpec(9, 5))])
+
+
+@pytest.mark.parametrize(("stride", "shared"), [(1, 19), (5, 3), (7, 2), (10, 1), (19, 1), (20, 0), (25, 0)])
+def test_shared_samples_are_told_from_the_windows(stride, shared):
+    signal = np.random.default_rng(0).standard_normal((3, 200)).astype(np.float32)
+    x = np.stack([signal[:, at : at + 20] for at in range(0, 180, stride)])
+    assert shared_samples(x) == shared
+    assert shared_samples(x[:1]) == 0
+    assert shared_samples(np.zeros((4, 3, 20), np.float32)) == 0

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, baselines, scores and tables; what a bundle's personal heads are worth."""

@@ -1,0 +1,234 @@
+"""An evaluation: every method in every condition over all subjects of a protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.windows import Windows
+from models.evaluation.baselines import Baseline, baselines
+from models.evaluation.personaliser import LocalPersonaliser, Personaliser
+from models.evaluation.protocols import Protocol, Subject
+from models.evaluation.scores import Scores, Summary, mean_scores, score, summarise
+from models.heads.head import softmax
+
+ZERO_SHOT = "0-shot"
+GENERIC = "generic (0-shot)"
+PERSONAL = "personal head"
+
+Progress = Callable[[str, int, int], None]
+Trained = Callable[[Windows, NDArray[np.float32]], NDArray[np.floating]]
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """Figures and what they were measured on. `table[method][condition]`; `users[method][condition][user]`."""
+
+    protocol: str
+    description: str
+    conditions: list[str]
+    table: dict[str, dict[str, Summary]]
+    users: dict[str, dict[str, dict[str, Scores]]]
+    outcomes: dict[str, dict[str, int]]
+    recordings_scored: int
+    windows_scored: int
+    vote_ms: float
+    made_of: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """As a JSON document."""
+        return json.dumps(
+            {
+                "protocol": self.protocol,
+                "description": self.description,
+                "conditions": self.conditions,
+                "recordings_scored": self.recordings_scored,
+                "windows_scored": self.windows_scored,
+                "outcomes": self.outcomes,
+                "table": {m: {c: s.to_dict() for c, s in row.items()} for m, row in self.table.items()},
+                "users": {
+                    m: {c: {u: asdict(s) for u, s in by_user.items()} for c, by_user in row.items()}
+                    for m, row in self.users.items()
+                },
+                "made_of": self.made_of,
+            },
+            indent=1,
+        )
+
+
+def evaluate(
+    personaliser: Personaliser,
+    protocol: Protocol,
+    *,
+    with_baselines: bool = True,
+    trained: dict[str, Trained] | None = None,
+    trained_conditions: Iterable[str] = ("1 cycle", "4 cycles"),
+    progress: Progress = lambda what, done, total: None,
+    command: str = "",
+) -> Evaluation:
+    """Score the generic head, baselines and guarded personal heads.
+
+    Args:
+        personaliser: the bundle, in this process or behind HTTP.
+        protocol: whom to calibrate and score.
+        with_baselines: also closed-form heads on hand-made features and on the bundle's.
+        trained: further methods that train on a calibration set and give logits for windows, by name; slow.
+        trained_conditions: conditions in which those run.
+        progress: told the subject, how many are done, and how many there are.
+        command: recorded.
+    """
+    begin = time.monotonic()
+    local = personaliser if isinstance(personaliser, LocalPersonaliser) else None
+    k = len(protocol.labels)
+    extra = baselines(k, local, protocol.population, protocol.labels, protocol.spec) if with_baselines else []
+    users: dict[str, dict[str, dict[str, Scores]]] = {}
+    outcomes: dict[str, dict[str, int]] = {}
+    recordings = scored = 0
+    conditions = [ZERO_SHOT]
+    for i, subject in enumerate(protocol.subjects()):
+        progress(subject.name, i, len(protocol.test))
+        recordings += sum(subject.recordings.values())
+        scored += sum(len(w) for w in subject.tests.values())
+        conditions += [c.name for c in subject.conditions if c.name not in conditions]
+        _generic(users, subject, personaliser)
+        _personal(users, outcomes, subject, personaliser)
+        for baseline in extra:
+            _baseline(users, subject, baseline, protocol.labels)
+        for name, method in (trained or {}).items():
+            _trained(users, subject, name, method, set(trained_conditions), protocol.labels)
+        if local is not None:
+            local.forget_features()
+    progress("done", len(protocol.test), len(protocol.test))
+    generic = users[GENERIC][ZERO_SHOT]
+    table = {m: {c: summarise(row[c], generic) for c in conditions if c in row} for m, row in users.items()}
+    spec, fs = protocol.spec, personaliser.manifest.input.sample_rate
+    result = Evaluation(
+        protocol.name,
+        protocol.description,
+        conditions,
+        table,
+        users,
+        outcomes,
+        recordings,
+        scored,
+        ((10 - 1) * spec.stride + spec.length) / fs * 1e3,
+    )
+    result.made_of = _made_of(personaliser, protocol, command, time.monotonic() - begin)
+    return result
+
+
+def _put(users: dict[str, Any], method: str, condition: str, user: str, scores: Scores) -> None:
+    users.setdefault(method, {}).setdefault(condition, {})[user] = scores
+
+
+def _over_tests(
+    subject: Subject, labels: tuple[str, ...], probabilities: Callable[[NDArray[np.float32]], NDArray[np.floating]]
+) -> Scores:
+    found = []
+    for test in subject.tests.values():
+        p = probabilities(test.x)
+        if len(p) != len(test):
+            raise RuntimeError(f"{len(p)} of {len(test)} windows of {subject.name} were scored")
+        found.append(score(p, test.y, test.recording, labels))
+    return mean_scores(found)
+
+
+def _generic(users: dict[str, Any], subject: Subject, p: Personaliser) -> None:
+    scores = _over_tests(subject, p.manifest.labels, lambda x: p.predict(None, x))
+    _put(users, GENERIC, ZERO_SHOT, subject.name, scores)
+
+
+def _personal(users: dict[str, Any], outcomes: dict[str, Any], subject: Subject, p: Personaliser) -> None:
+    for condition in subject.conditions:
+        user, chosen = f"{subject.name} {condition.name}", condition.calibration
+        p.erase(user)
+        outcome = p.calibrate(user, chosen.x, chosen.y, chosen.repetition)
+        count = outcomes.setdefault(condition.name, {})
+        said = f"{outcome.outcome} ({outcome.evidence})"
+        count[said] = count.get(said, 0) + 1
+        scores = _over_tests(subject, p.manifest.labels, lambda x, user=user: p.predict(user, x))  # type: ignore[misc]
+        _put(users, PERSONAL, condition.name, subject.name, scores)
+        p.erase(user)
+
+
+def _baseline(users: dict[str, Any], subject: Subject, baseline: Baseline, labels: tuple[str, ...]) -> None:
+    tests = {id(t.x): baseline.extract(t.x) for t in subject.tests.values()}
+    for condition in subject.conditions:
+        chosen = condition.calibration
+        head = baseline.fit(baseline.extract(chosen.x), chosen.y, chosen.repetition)
+        scores = _over_tests(subject, labels, lambda x, head=head: softmax(head.logits(tests[id(x)])))  # type: ignore[misc]
+        _put(users, baseline.name, condition.name, subject.name, scores)
+
+
+def _trained(
+    users: dict[str, Any], subject: Subject, name: str, method: Trained, wanted: set[str], labels: tuple[str, ...]
+) -> None:
+    for condition in subject.conditions:
+        if condition.name in wanted:
+            together = np.concatenate([t.x for t in subject.tests.values()])
+            logits = method(condition.calibration, together)
+            parts = np.split(logits, np.cumsum([len(t) for t in subject.tests.values()])[:-1])
+            by_test = {id(t.x): part for t, part in zip(subject.tests.values(), parts, strict=True)}
+            scores = _over_tests(subject, labels, lambda x, by_test=by_test: softmax(by_test[id(x)]))  # type: ignore[misc]
+            _put(users, name, condition.name, subject.name, scores)
+
+
+def configuration_hash(personaliser: Personaliser) -> str:
+    """Digest of every setting that personal heads depend on: recorded before test subjects are scored."""
+    manifest = personaliser.manifest
+    text = json.dumps([manifest.feature_space, manifest.head.model_dump(mode="json")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _made_of(p: Personaliser, protocol: Protocol, command: str, seconds: float) -> dict[str, Any]:
+    return {
+        "model": f"{p.manifest.name}/{p.manifest.version}",
+        "feature_space": p.manifest.feature_space,
+        "configuration": configuration_hash(p),
+        "subjects": [{"stem": r.stem, "digest": r.digest} for r in protocol.test],
+        "population": [r.stem for r in protocol.population],
+        "command": command,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "headway": version("headway"),
+            "onnxruntime": _version("onnxruntime"),
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ImportError:
+        return "absent"
+
+
+def log_run(path: Path, evaluation: Evaluation) -> int:
+    """Append an evaluation to a log of runs (one JSON object a line) and return how many it holds."""
+    personal = evaluation.table[PERSONAL]
+    entry = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "protocol": evaluation.protocol,
+        **{k: evaluation.made_of[k] for k in ("model", "configuration", "command")},
+        "generic": round(100 * evaluation.table[GENERIC][ZERO_SHOT].mean.accuracy, 2),
+        "personal": {c: round(100 * s.mean.accuracy, 2) for c, s in personal.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as f:
+        f.write(json.dumps(entry) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+    return len(path.read_text().splitlines())

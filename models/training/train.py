@@ -1,0 +1,291 @@
+"""Training: recordings of a population to a finished run."""
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.backbones.signal import SignalConfig, SignalEncoder
+from models.data.recordings import Recordings
+from models.data.splits import assert_disjoint
+from models.heads.prior import HyperParameters, Prior
+from models.training import generic
+from models.training.checkpoint import write_atomically
+from models.training.config import TrainConfig, TrainingError
+from models.training.network import Tick, fit_network
+from models.training.people import People, gather
+from models.training.population import (
+    Moments,
+    Placement,
+    handmade_moments,
+    population_prior,
+    ring_placements,
+    set_placements,
+)
+from models.training.recipe import recipe
+from models.training.run import Run, load_run, save_run
+from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
+
+__all__ = ["train"]
+
+PARITY_WINDOWS = 96
+CHECKPOINTS, ASKED = "checkpoints", "asked.json"
+PREPROCESSING = (
+    "All in the graph: scaling by the population, hand-made features (log variance, log mean absolute value, log waveform "
+    "length, zero crossings, slope-sign changes, log band powers, matrix logarithm of the channels' correlation), "
+    "their whitened projection, and log posteriors of the population's classes. Send raw samples."
+)
+
+
+def train(
+    recordings: Sequence[Recordings],
+    config: TrainConfig,
+    out: Path,
+    progress: Tick | None = None,
+    *,
+    resume: bool = False,
+    command: str = "",
+) -> Run:
+    """Train a backbone and its population prior, and write the run to `out`.
+
+    People are split into folds; a network for each fold is judged on its left-out people, which gives the number of
+    steps and the generic head. The final network is trained on everyone. Personal heads' settings come from
+    leave-one-user-out. `progress(stage, done, total)` is called as it goes.
+
+    Raises:
+        TrainingError: too few people or classes, an unknown recipe, a folder in use, or a run that cannot be resumed.
+    """
+    begin = time.monotonic()
+    tick = progress or (lambda stage, done, total: None)
+    _claim(out, recordings, config, resume)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        _Training(recordings, config, out, tick).run(begin, command)
+    finally:
+        torch.set_num_threads(threads)
+    return load_run(out)
+
+
+def _claim(out: Path, recordings: Sequence[Recordings], config: TrainConfig, resume: bool) -> None:
+    """Check that the folder is free, or holds the same work when resuming, and note what is asked."""
+    asked = {"config": config.model_dump(mode="json"), "data": sorted(r.digest for r in recordings)}
+    file = out / ASKED
+    if resume:
+        if not file.is_file():
+            raise TrainingError(f"There is nothing to resume in {out}.")
+        if json.loads(file.read_text()) != asked:
+            raise TrainingError(
+                f"The run in {out} was begun with other settings or recordings; resume it with the same."
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise TrainingError(f"The folder {out} is not empty; take another --out, or resume the run in it.")
+    write_atomically(file, json.dumps(asked, indent=2).encode())
+
+
+class _Training:
+    """One run's work in order; every part is a method."""
+
+    def __init__(self, recordings: Sequence[Recordings], config: TrainConfig, out: Path, tick: Tick) -> None:
+        self.recipe = recipe(config.recipe)
+        self.recordings, self.config, self.out, self.tick = recordings, config, out, tick
+        tick("windows", 0, 1)
+        self.people: People = gather(recordings, config)
+        for i, rec in enumerate(recordings):
+            assert_disjoint([rec], [r for r in recordings[i + 1 :] if r.subject != rec.subject])
+        tick("windows", 1, 1)
+        channels = self.people.signal.channels
+        ring = self.people.signal.channel_layout == "ring"
+        self.placements = ring_placements(channels) if ring else (Placement(0.0, False, 0.0),)
+        self.learned = self.recipe.learned and config.steps > 0
+        self.features, self.moments = self._all_moments()
+
+    def run(self, begin: float, command: str) -> None:
+        """Do everything and write the run."""
+        started = datetime.now(UTC)
+        held, steps, stages = self._folds()
+        classes = len(self.people.labels)
+        weights, hits = generic.weigh(held, classes)
+        hyper, figures = self._personal(hits)
+        encoder, prior = self._encoder(range(len(self.people)), hyper)
+        if self.learned:
+            fitted = fit_network(
+                encoder,
+                self.people,
+                range(len(self.people)),
+                (),
+                self.config,
+                name="network",
+                steps=steps,
+                seed=self.config.seed,
+                checkpoint=self.out / CHECKPOINTS / "final.safetensors",
+                tick=self.tick,
+            )
+            stages.append({"stage": "final", "steps": fitted.steps})
+        weight, bias = generic.generic_head(prior, weights, self.learned)
+        prior = replace(prior, generic_weight=weight, generic_bias=bias)
+        zero = np.array([h.mean() for h in hits.values()])
+        evaluation = {
+            "protocol": "people of the population, each left out; windows of repetitions that did not calibrate",
+            "zero_shot": {
+                "mean": float(zero.mean()),
+                "sd": float(zero.std()),
+                "worst": float(zero.min()),
+                "at_other_placements": generic.turned_accuracy(held, classes, weights),
+                "learned_share": weights.learned,
+                "temperature": weights.temperature,
+            },
+            "personal": figures,
+            "users": len(self.people),
+        }
+        record = {
+            "preprocessing": PREPROCESSING,
+            "evaluation": evaluation,
+            "provenance": self._provenance(started, begin, command, stages),
+        }
+        architecture = {"name": "signal", "settings": encoder.default_cfg.model_dump(mode="json")}
+        save_run(self.out, encoder, prior, self.people.signal, self._parity_windows(), record, architecture)
+
+    def _all_moments(self) -> tuple[list[NDArray[np.float32]], list[list[Moments]]]:
+        encoder = self._blank()
+        features, first = handmade_moments(encoder, self.people)
+        found = [first]
+        for i, placement in enumerate(self.placements[1:]):
+            self.tick("placements", i, len(self.placements) - 1)
+            found.append(handmade_moments(encoder, self.people, placement)[1])
+        self.tick("placements", 1, 1)
+        return features, found
+
+    def _blank(self) -> SignalEncoder:
+        """An encoder with the population's scale, random weights (by the seed) and nothing else."""
+        s, c = self.people.signal, self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(c.seed)
+            cfg = SignalConfig(
+                channels=s.channels,
+                length=s.length,
+                fs=s.fs,
+                classes=len(self.people.labels),
+                modality="imu" if s.modality == "imu" else "emg",
+                personal=c.personal,
+                components=len(self.placements),
+                learned=self.learned,
+            )
+            encoder = SignalEncoder(cfg).eval()
+        encoder.scale.copy_(self.people.scale)
+        encoder.offset.copy_(self.people.offset)
+        return encoder
+
+    def _encoder(self, who: Sequence[int], hyper: HyperParameters | None = None) -> tuple[SignalEncoder, Prior]:
+        """The encoder of some people but for its learned branch, and their prior."""
+        encoder = self._blank()
+        cfg = encoder.default_cfg
+        prior, centre, projection = population_prior(
+            self.moments, who, self.people.labels, cfg.personal, encoder.num_features - cfg.personal, hyper
+        )
+        deviation = np.mean([self.features[u].std(0) for u in who], 0)
+        encoder.mean.copy_(torch.from_numpy(centre.astype(np.float32)))
+        encoder.deviation.copy_(torch.from_numpy(np.maximum(deviation, 1e-3).astype(np.float32)))
+        encoder.projection.copy_(torch.from_numpy(projection.astype(np.float32)))
+        set_placements(encoder, prior, self.placements)
+        return encoder, prior
+
+    def _folds(self) -> tuple[list[generic.HeldOutEvidence], int, list[dict[str, Any]]]:
+        """Evidence about everyone from encoders made without them, and the number of steps that served them best."""
+        people, count = range(len(self.people)), min(self.config.folds, len(self.people))
+        order = np.random.default_rng(self.config.seed).permutation(len(self.people))
+        held: list[generic.HeldOutEvidence] = []
+        stages: list[dict[str, Any]] = []
+        best: list[int] = []
+        for fold in range(count):
+            out = sorted(int(u) for u in order[fold::count])
+            kept = [u for u in people if u not in out]
+            encoder, _ = self._encoder(kept)
+            if self.learned:
+                fitted = fit_network(
+                    encoder,
+                    self.people,
+                    kept,
+                    out,
+                    self.config,
+                    name=f"fold {fold + 1} of {count}",
+                    steps=self.config.steps,
+                    seed=self.config.seed + 1 + fold,
+                    checkpoint=self.out / CHECKPOINTS / f"fold{fold}.safetensors",
+                    tick=self.tick,
+                )
+                best.append(fitted.best_step)
+                stages.append(
+                    {
+                        "stage": f"fold {fold}",
+                        "held_out": [self.people.members[u].name for u in out],
+                        "best_step": fitted.best_step,
+                        "log_loss": fitted.best_loss,
+                        "steps": fitted.steps,
+                    }
+                )
+            for u in out:
+                held += generic.held_out_evidence(encoder, self.people, u)
+        return held, int(np.median(best)) if best else 0, stages
+
+    def _personal(self, hits: dict[int, NDArray[np.bool_]]) -> tuple[HyperParameters, list[dict[str, float]]]:
+        """Settings and record of personal heads, each person's under the prior of all the others."""
+        left: list[LeftOut] = []
+        trials: list[Trial] = []
+        personal = self._blank().default_cfg.personal
+        for u, member in enumerate(self.people.members):
+            self.tick("leave one out", u, len(self.people))
+            others = [v for v in range(len(self.people)) if v != u]
+            prior, centre, a = population_prior(self.moments, others, self.people.labels, personal)
+            left.append(LeftOut(prior, (self.features[u] - centre) @ a, member.y, member.repetition, hits[u]))
+            trials += trials_of(u, left[-1])
+        thinning = self.people.thinning
+        start = HyperParameters(growth=1.0, window=30.0 / thinning, shrinkage=100.0)
+        hyper = tune(left, trials, start)
+        place = len(self.placements) > 1
+        records, figures = evidence(left, trials, hyper, thinning, place=place)
+        self.tick("leave one out", len(self.people), len(self.people))
+        return hyper.model_copy(update={"window": hyper.window * thinning, "evidence": records}), figures
+
+    def _parity_windows(self) -> NDArray[np.float32]:
+        """Real windows of everyone, spread evenly, for the exporter's parity gate."""
+        each = -(-PARITY_WINDOWS // len(self.people))
+        picked = [m.x[np.linspace(0, len(m.y) - 1, min(each, len(m.y))).astype(int)] for m in self.people.members]
+        return np.asarray(torch.cat(picked).numpy(), np.float32)
+
+    def _provenance(
+        self, started: datetime, begin: float, command: str, stages: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "command": command,
+            "config": self.config.model_dump(mode="json"),
+            "subjects": [{"stem": r.stem, "subject": r.subject, "digest": r.digest} for r in self.recordings],
+            "commit": _commit(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - begin, 1),
+            "stages": stages,
+            "thinning": self.people.thinning,
+        }
+
+
+def _commit() -> str:
+    """The commit of this source tree, or an empty string outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,199 @@
+"""Hyper-parameters of the default head by leave-one-user-out, and the record of what personal heads gained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heads.fit import fit_map
+from models.heads.head import Head, log_loss
+from models.heads.prior import Evidence, HyperParameters, Prior
+from models.heads.statistics import Statistics
+
+__all__ = ["LeftOut", "Trial", "evidence", "trials_of", "tune"]
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+GRID: dict[str, tuple[float, ...]] = {
+    "between": (0.5, 1.0, 2.0),
+    "growth": (0.0, 0.5, 1.0, 1.5),
+    "repetition": (0.5, 1.0, 2.0),
+    "window": (10.0, 30.0, 90.0),
+    "shrinkage": (30.0, 100.0, 300.0),
+    "offset": (0.0, 0.5, 1.0),
+}
+WORTH = 3e-4
+"""Accuracy (fraction) that a setting must gain to leave its default: smaller differences are noise over users."""
+TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """A person left out: the prior of the others, their features in it `(n, p)`, and the generic head's hits `(n,)`."""
+
+    prior: Prior
+    z: Array
+    y: Labels
+    repetition: Labels
+    generic_hits: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One calibration of a left-out person: statistics of what was shown, and the indices to score."""
+
+    person: int
+    shot: tuple[int, int]
+    stats: Statistics
+    scored: NDArray[np.int64]
+    hidden: bool = False
+
+
+def trials_of(number: int, person: LeftOut, shots: Sequence[int] = (1, 5), starts: int = 2) -> list[Trial]:
+    """Calibrations of one person: some windows a class of one repetition, or whole repetitions; the rest is scored.
+
+    A shot is `(windows a class, repetitions)`; whole repetitions have windows 0.
+    """
+    repetition, usable = _repetitions(person)
+    ids = np.unique(repetition[usable])
+    classes = person.prior.classes
+    found: list[Trial] = []
+
+    def add(shot: tuple[int, int], shown: NDArray[np.bool_], kept: NDArray[np.bool_], hidden: bool = False) -> None:
+        scored = np.flatnonzero(kept & usable)
+        if len(np.unique(person.y[shown])) > 1 and len(scored):
+            stats = Statistics.of(person.z[shown], person.y[shown], repetition[shown], classes)
+            found.append(Trial(number, shot, stats, scored, hidden))
+
+    for start in ids[:: max(1, len(ids) // starts)][:starts]:
+        here = usable & (repetition == start)
+        for w in shots:
+            shown = np.zeros(len(here), bool)
+            for c in np.unique(person.y[here]):
+                own = np.flatnonzero(here & (person.y == c))
+                middle = min(len(own) // 2, max(len(own) - w, 0))
+                shown[own[middle : middle + w]] = True
+            add((w, 1), shown, repetition != start)
+        hide = here & (person.y != number % classes)
+        add((0, 1), hide, repetition != start, hidden=True)
+        order = np.roll(ids, -int(np.flatnonzero(ids == start)[0]))
+        for r in range(1, len(ids)):
+            shown = usable & np.isin(repetition, order[:r])
+            add((0, r), shown, ~np.isin(repetition, order[:r]))
+    return found
+
+
+def _repetitions(person: LeftOut) -> tuple[Labels, NDArray[np.bool_]]:
+    """Repetition ids and which windows to use; the only repetition is cut into halves, with a gap between them."""
+    if len(np.unique(person.repetition)) > 1:
+        return person.repetition, np.ones(len(person.y), bool)
+    half, usable = np.zeros(len(person.y), np.int64), np.ones(len(person.y), bool)
+    for c in np.unique(person.y):
+        own = np.flatnonzero(person.y == c)
+        half[own[len(own) // 2 :]] = 1
+        gap = max(1, len(own) // 10)
+        usable[own[len(own) // 2 - gap : len(own) // 2]] = False
+    return half, usable
+
+
+def tune(people: Sequence[LeftOut], trials: Sequence[Trial], start: HyperParameters) -> HyperParameters:
+    """Choose each setting in turn by mean accuracy over kinds of calibration, then the temperature by log-loss."""
+    hyper = start
+    scored = [_thinned(t) for t in trials]
+    best = _score(people, scored, hyper)
+    for name, values in GRID.items():
+        before = getattr(hyper, name)
+        for value in values:
+            trial = hyper.model_copy(update={name: value})
+            if value != before and (score := _score(people, scored, trial)) > best + WORTH:
+                best, hyper = score, trial
+    single = [t for t in scored if t.shot == (0, 1) and not t.hidden] or scored
+    logits = [
+        (_head(people, t, hyper).logits(people[t.person].z[t.scored]), people[t.person].y[t.scored]) for t in single
+    ]
+    losses = {k: np.mean([log_loss(v / k, y).mean() for v, y in logits]) for k in TEMPERATURES}
+    return hyper.model_copy(update={"temperature": min(losses, key=lambda k: float(losses[k]))})
+
+
+def _thinned(trial: Trial) -> Trial:
+    return Trial(trial.person, trial.shot, trial.stats, trial.scored[::3], trial.hidden)
+
+
+def _head(people: Sequence[LeftOut], trial: Trial, hyper: HyperParameters, *, place: bool = False) -> Head:
+    prior = people[trial.person].prior
+    return fit_map(trial.stats, _with(prior if place else prior.at(0), hyper))
+
+
+def _with(prior: Prior, hyper: HyperParameters) -> Prior:
+    fields = {name: getattr(prior, name) for name in prior.__slots__}
+    p = prior.personal
+    # Heads in the personal features alone: the evidence features are not needed here.
+    return Prior(**{**fields, "hyper": hyper, "generic_weight": prior.generic_weight[:, :p]})
+
+
+def accuracies(
+    people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParameters, *, place: bool
+) -> dict[tuple[int, int, bool], dict[int, list[tuple[float, float]]]]:
+    """Accuracy of the personal and of the generic head, by kind of calibration and by person."""
+    found: dict[tuple[int, int, bool], dict[int, list[tuple[float, float]]]] = {}
+    for t in trials:
+        person = people[t.person]
+        hits = _head(people, t, hyper, place=place).logits(person.z[t.scored]).argmax(1) == person.y[t.scored]
+        pair = (float(hits.mean()), float(person.generic_hits[t.scored].mean()))
+        found.setdefault((*t.shot, t.hidden), {}).setdefault(t.person, []).append(pair)
+    return found
+
+
+def _score(people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParameters) -> float:
+    table = accuracies(people, trials, hyper, place=False)
+    return float(np.mean([np.mean([np.mean([a for a, _ in own]) for own in kind.values()]) for kind in table.values()]))
+
+
+def evidence(
+    people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParameters, thinning: int, *, place: bool
+) -> tuple[tuple[Evidence, ...], list[dict[str, float]]]:
+    """Return the guard's record of the gain over the generic head by shots, and the same as a table of figures."""
+    rows: list[Evidence] = []
+    table: list[dict[str, float]] = []
+    for (windows, repetitions, hidden), kind in sorted(accuracies(people, trials, hyper, place=place).items()):
+        if hidden or len(kind) < 2:
+            continue
+        own = np.array([np.mean(v, 0) for v in kind.values()])
+        gain = own[:, 0] - own[:, 1]
+        sd, users = float(gain.std(ddof=1)), len(gain)
+        typical = [t.stats.n[t.stats.seen].mean() for t in trials if t.shot == (windows, repetitions) and not t.hidden]
+        # A little below what is usual, so that a user with slightly shorter recordings has a record too.
+        shown = windows or max(1, int(0.8 * float(np.median(typical)) * thinning))
+        lower = float(gain.mean()) - _one_sided_t(users - 1) * sd / users**0.5
+        rows.append(
+            Evidence(
+                windows=shown,
+                repetitions=repetitions,
+                users=users,
+                gain=float(gain.mean()),
+                lower=lower,
+                floor=float(own[:, 0].min()),
+            )
+        )
+        table.append(
+            {
+                "windows": windows,
+                "repetitions": repetitions,
+                "users": users,
+                "personal": float(own[:, 0].mean()),
+                "personal_sd": float(own[:, 0].std()),
+                "personal_worst": float(own[:, 0].min()),
+                "generic": float(own[:, 1].mean()),
+                "below_generic": int((gain < 0).sum()),
+                "gain": float(gain.mean()),
+                "gain_sd": sd,
+                "gain_lower": lower,
+            }
+        )
+    return tuple(rows), table
+
+
+def _one_sided_t(df: int) -> float:
+    """The 95 % quantile of Student's t, to two per cent from two degrees of freedom on."""
+    return 1.645 + 1.52 / df + 1.9 / df**2
