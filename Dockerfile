@@ -33,7 +33,7 @@ COPY README.md LICENSE ./
 COPY service service
 COPY models models
 COPY exporters exporters
-RUN pip --python /opt/headway/bin/python install --no-deps --root /package .
+RUN pip --python /opt/headway/bin/python install --no-deps --no-warn-script-location --root /package .
 
 # -- what both images share -------------------------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE} AS runtime
@@ -83,7 +83,7 @@ RUN find /opt/headway/lib -type d -path '*/site-packages/nvidia/*/lib' > /etc/ld
     && ldconfig \
     && python -c "import glob, subprocess, sys; [provider] = glob.glob('/opt/headway/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so'); \
         lost = [line.strip() for line in subprocess.check_output(['ldd', provider], text=True).splitlines() if 'not found' in line and 'libcuda.so' not in line]; \
-        sys.exit('\n'.join(lost))"
+        sys.exit('\n'.join(lost) or 0)"
 RUN pip --python /opt/headway/bin/python check \
     && python -c "import importlib.util, sys; sys.exit('torch is in the image' if importlib.util.find_spec('torch') else 0)" \
     && headway --help > /dev/null

@@ -18,7 +18,7 @@ def model_card(manifest: Manifest) -> str:
         f"* Input `{spec.name}`: FP32 `[rows, {channels}, {length}]`, raw {spec.unit} at {spec.sample_rate:g} Hz "
         f"({length / spec.sample_rate * 1e3:.0f} ms a window, {spec.stride} samples apart); modality {spec.modality}, "
         f"electrode layout: {spec.channel_layout}.",
-        f"* Inside the graph: {manifest.preprocessing}.",
+        f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
         f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: "
         f"{', '.join(manifest.labels)}.",
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCHES = (1, 2, 7, 64)
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest allowed error of a feature; features have unit variance within a user and class."""
 
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -131,7 +131,7 @@ def train(
     recipe: Annotated[
         str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")
     ] = "episodic",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs; by default the recipe's own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network [2500].")] = None,
     quick: Annotated[bool, typer.Option(help="A small budget: minutes become seconds, for demos and tests.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
     seed: Seed = 0,
@@ -144,7 +144,7 @@ def train(
         out,
         subjects=subjects,
         recipe=recipe,
-        epochs=epochs,
+        steps=steps,
         quick=quick,
         resume=resume,
         seed=seed,

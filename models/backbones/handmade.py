@@ -29,6 +29,8 @@ FLOOR = 1e-2
 """Added to variances, in units of the population's typical variance: a silent channel gives log(0.01)."""
 LIMIT = 1e4
 """Samples are cut off at this many population standard deviations, so that squares stay finite."""
+DEAD_ZONE = 0.05
+"""Samples smaller than this, in population standard deviations, have a sign only in part."""
 _BASE, _GROUPS = 4, 3
 
 
@@ -90,8 +92,8 @@ class HandMade(nn.Module):
             torch.log(variance + FLOOR),
             torch.log(centred.abs().mean(-1) + math.sqrt(FLOOR)),
             torch.log(slope.abs().mean(-1) + math.sqrt(FLOOR)),
-            (centred[..., 1:] * centred[..., :-1] < 0).to(x.dtype).mean(-1),
-            (slope[..., 1:] * slope[..., :-1] < 0).to(x.dtype).mean(-1),
+            _sign_changes(centred),
+            _sign_changes(slope),
             self._log_correlation(centred, variance),
             self._band_powers(centred),
         ]
@@ -114,6 +116,15 @@ class HandMade(nn.Module):
         spectrum = centred @ self.fourier
         power = spectrum[..., : self.bins] ** 2 + spectrum[..., self.bins :] ** 2
         return torch.log(power @ self.bands + FLOOR).flatten(1)
+
+
+def _sign_changes(x: Tensor) -> Tensor:
+    """Share of neighbouring samples `(n, C)` with opposite signs, near-zero samples counting in part.
+
+    A hard sign would flip on rounding errors where a sample equals the mean: two runtimes would disagree.
+    """
+    sign = torch.clamp(x / DEAD_ZONE, -1.0, 1.0)
+    return 0.5 - 0.5 * (sign[..., 1:] * sign[..., :-1]).mean(-1)
 
 
 def _filterbank(

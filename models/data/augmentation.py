@@ -47,7 +47,7 @@ class Augmentation:
     jitter: int = 0
 
     def __call__(self, x: Tensor, scale: Tensor, rng: np.random.Generator) -> Tensor:
-        """Changed copies of one user's windows `(n, C, T)`; `scale` `(C, 1)`: the population's scale of each channel."""
+        """Changed copies of one user's windows `(n, C, T)`; `scale` `(C, 1)`: the population's, by channel."""
         channels = x.shape[1]
         if self.ring and channels > 2:
             turn = rng.uniform(0, channels) if rng.random() < self.anywhere else rng.normal() * self.rotation

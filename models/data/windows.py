@@ -140,17 +140,6 @@ def first_windows(rec: Recordings, spec: WindowSpec, per_class: int, *, session:
     return Windows.concat(parts)
 
 
-def shared_samples(x: NDArray[np.float32]) -> int:
-    """Tell from the samples how many following windows share some with a window of `x (n, C, T)` in time order."""
-    length = x.shape[2]
-    for first in range(min(len(x) - 1, 8)):
-        a, b = x[first], x[first + 1]
-        for stride in range(1, length):
-            if np.array_equal(a[:, stride:], b[:, : length - stride]) and not (a == a[:, :1]).all():
-                return -(-length // stride) - 1
-    return 0
-
-
 def _session_index(rec: Recordings, name: str) -> int:
     if name not in rec.session_names:
         raise WindowError(f"{rec.stem} has no session '{name}'; it has {', '.join(rec.session_names)}.")

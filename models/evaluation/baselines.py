@@ -53,7 +53,7 @@ def euclidean_ncm(classes: int) -> Fit:
     """Nearest class mean, Euclidean."""
 
     def fit(z: NDArray[np.floating], y: NDArray[np.int64], _: NDArray[np.int64]) -> Head:
-        means, _, shown = _means(z, y, classes)
+        means, _residual, shown = _means(z, y, classes)
         return _discriminant(means, means, shown)
 
     return fit
@@ -63,7 +63,7 @@ def whitened_ncm(prior: Prior) -> Fit:
     """Nearest class mean under the population's covariance within users."""
 
     def fit(z: NDArray[np.floating], y: NDArray[np.int64], _: NDArray[np.int64]) -> Head:
-        means, _, shown = _means(z[:, : prior.personal], y, prior.classes)
+        means, _residual, shown = _means(z[:, : prior.personal], y, prior.classes)
         weight = np.linalg.solve(prior.within, means.T).T
         head = _discriminant(means, weight, shown)
         return Head(np.pad(head.weight, ((0, 0), (0, z.shape[1] - prior.personal))), head.bias)

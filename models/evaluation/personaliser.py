@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,50 +11,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters import bundle as bundles
-from exporters.bundle import Bundle, InputSpec
+from exporters.bundle import Bundle, Manifest
 from models.data.windows import shared_samples
-from models.evaluation.protocols import EvaluationError
+from models.evaluation.protocols import ProtocolError
 from models.heads import statistics
 from models.heads.calibration import calibrate, shared_head
 from models.heads.head import Head, softmax
 
-__all__ = ["LocalPersonaliser", "Personaliser"]
+__all__ = ["LocalPersonaliser", "Outcome", "Personaliser"]
 
 BATCH = 64
 ROWS_KEPT = 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a calibration came to, in the words of the HTTP API's report."""
+
+    outcome: str
+    evidence: str
+
+
 class Personaliser(Protocol):
-    """Calibrates users and predicts for them.
+    """Calibrates users of one bundle, whose `manifest` it knows, and predicts for them."""
 
-    `labels` are the class names in the order of indices and probabilities; `spec` is the input that is taken.
-    """
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The class names."""
-
-    @property
-    def spec(self) -> InputSpec:
-        """The input: shape, rate, stride."""
-
-    def features(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features `(n, d)` of windows `(n, C, T)`."""
+    manifest: Manifest
 
     def calibrate(
-        self,
-        user: str,
-        x: NDArray[np.float32],
-        y: NDArray[np.int64],
-        repetition: NDArray[np.int64],
-        *,
-        method: str = "map",
-        activate: str = "if_better",
-    ) -> dict[str, Any]:
-        """Calibrate a user from windows `(n, C, T)`, class indices `(n,)` and repetition ids `(n,)`.
-
-        Returns the report of the HTTP API: `outcome`, `evidence`, `weight`, `reason`, `metrics`, `warnings`, ….
-        """
+        self, user: str, x: NDArray[np.float32], y: NDArray[np.int64], repetition: NDArray[np.int64]
+    ) -> Outcome:
+        """Calibrate a user from windows `(n, C, T)`, class indices `(n,)` and repetition ids `(n,)`."""
 
     def predict(self, user: str | None, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities `(n, K)` by the user's active head; by the shared one for None or a user without a head."""
@@ -68,8 +53,6 @@ class Personaliser(Protocol):
 class _User:
     statistics: bytes | None = None
     head: Head | None = None
-    version: int = 0
-    active: int = 0
 
 
 class LocalPersonaliser:
@@ -79,38 +62,31 @@ class LocalPersonaliser:
 
     Raises:
         BundleError: the folder is not a bundle.
-        EvaluationError: there is no ONNX Runtime, or it refuses the graph.
+        ProtocolError: there is no ONNX Runtime, or it refuses the graph.
     """
 
     def __init__(self, path: Path) -> None:
         self.bundle: Bundle = bundles.load(bundles.resolve(path))
+        self.manifest: Manifest = self.bundle.manifest
         self._session = _session(self.bundle.backbone)
         self._input = self._session.get_inputs()[0].name
         self._cache: dict[bytes, NDArray[np.float32]] = {}
         self._users: dict[str, _User] = {}
         self._shared = _float32(shared_head(self.bundle.prior))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The class names."""
-        return self.bundle.manifest.labels
-
-    @property
-    def spec(self) -> InputSpec:
-        """The input: shape, rate, stride."""
-        return self.bundle.manifest.input
-
     def features(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features `(n, d)` of windows `(n, C, T)`, in batches of 64.
 
         Raises:
-            EvaluationError: windows of another shape than the model takes.
+            ProtocolError: windows of another shape than the model takes.
         """
         x = np.ascontiguousarray(x, np.float32)
-        if x.shape[1:] != self.spec.window_shape:
-            raise EvaluationError(f"The model takes windows of shape {self.spec.window_shape}, not {x.shape[1:]}.")
+        if x.shape[1:] != self.manifest.input.window_shape:
+            raise ProtocolError(
+                f"The model takes windows of shape {self.manifest.input.window_shape}, not {x.shape[1:]}."
+            )
         if not len(x):
-            return np.empty((0, self.bundle.manifest.feature_dim), np.float32)
+            return np.empty((0, self.manifest.feature_dim), np.float32)
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x]
         if len(self._cache) + len(x) > ROWS_KEPT:
             self._cache.clear()
@@ -122,20 +98,17 @@ class LocalPersonaliser:
             self._cache.update(zip([keys[i] for i in rows], z, strict=True))
         return np.stack([self._cache[key] for key in keys])
 
+    def forget_features(self) -> None:
+        """Drop the features of windows seen so far; a protocol calls it between users."""
+        self._cache.clear()
+
     def calibrate(
-        self,
-        user: str,
-        x: NDArray[np.float32],
-        y: NDArray[np.int64],
-        repetition: NDArray[np.int64],
-        *,
-        method: str = "map",
-        activate: str = "if_better",
-    ) -> dict[str, Any]:
-        """Calibrate a user as `Personaliser.calibrate` says; later calls add to earlier ones.
+        self, user: str, x: NDArray[np.float32], y: NDArray[np.int64], repetition: NDArray[np.int64]
+    ) -> Outcome:
+        """Calibrate a user by the default method; later calls add to earlier ones, as the service's do.
 
         Raises:
-            CalibrationError: one class only, or a method that does not fit.
+            CalibrationError: one class only.
         """
         held = self._users.get(user, _User())
         result = calibrate(
@@ -145,38 +118,14 @@ class LocalPersonaliser:
             repetition,
             before=None if held.statistics is None else statistics.from_bytes(held.statistics),
             previous=held.head,
-            method=method,
             overlap=shared_samples(x),
         )
         verdict = result.verdict
-        outcome = "promoted" if activate == "always" else verdict.outcome
-        head = {"always": result.candidate, "never": None}.get(activate, result.head)
-        version = held.version + 1
         self._users[user] = _User(
-            held.statistics if outcome == "kept" else statistics.to_bytes(result.statistics),
-            held.head if head is None else _float32(head),
-            version,
-            held.active if head is None else version,
+            held.statistics if verdict.outcome == "kept" else statistics.to_bytes(result.statistics),
+            held.head if result.head is None else _float32(result.head),
         )
-        return {
-            "calibration_id": str(uuid.uuid4()),
-            "model": self.bundle.manifest.name,
-            "model_version": str(self.bundle.manifest.version),
-            "version": version,
-            "active_version": self._users[user].active,
-            "outcome": outcome,
-            "evidence": verdict.evidence,
-            "reason": verdict.reason,
-            "method": result.method,
-            "weight": verdict.weight,
-            "metrics": {
-                name: None if score is None else asdict(score)
-                for name in ("shared", "previous", "candidate")
-                for score in (getattr(verdict, name),)
-            },
-            "warnings": list(result.warnings),
-            "timings_ms": {stage: 1e3 * seconds for stage, seconds in result.seconds.items()},
-        }
+        return Outcome(verdict.outcome, verdict.evidence)
 
     def predict(self, user: str | None, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities `(n, K)` by the user's active head; by the shared one for None or a user without a head."""
@@ -201,13 +150,11 @@ def _session(graph: bytes) -> Any:
     try:
         import onnxruntime as ort
     except ImportError as e:
-        raise EvaluationError(
-            "There is no ONNX Runtime here; install headway[cpu] (or [cuda]) to score bundles."
-        ) from e
+        raise ProtocolError("There is no ONNX Runtime here; install headway[cpu] (or [cuda]) to score bundles.") from e
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime raises its own unexported classes
-        raise EvaluationError(f"ONNX Runtime refuses the bundle's graph: {e}") from e
+        raise ProtocolError(f"ONNX Runtime refuses the bundle's graph: {e}") from e

@@ -34,7 +34,7 @@ def methods(classes: int, run: Path | None) -> dict[str, Method]:
                 head.weight.copy_(torch.from_numpy(loaded.prior.generic_weight))
                 head.bias.copy_(torch.from_numpy(loaded.prior.generic_bias))
             for parameter in backbone.parameters():
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad_(True)
             return _fit(nn.Sequential(backbone, head), w, x, learning_rate=3e-4)
 
         found["full fine-tuning"] = fine_tune
@@ -43,6 +43,9 @@ def methods(classes: int, run: Path | None) -> dict[str, Method]:
 
 class _ConvNet(nn.Module):
     """A ConvNet over standardised windows, of the size that is usual on this data."""
+
+    level: Tensor
+    scale: Tensor
 
     def __init__(self, channels: int, classes: int, level: Tensor, scale: Tensor) -> None:
         super().__init__()

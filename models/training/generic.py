@@ -33,7 +33,7 @@ class GenericWeights:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutEvidence:
-    """Evidence features `(n, 2K or K)` of one left-out person at one placement, their labels, and the placement's weight."""
+    """Evidence features `(n, 2K or K)` of a left-out person at one placement, the labels, the placement's weight."""
 
     person: int
     evidence: Array

@@ -120,7 +120,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _validation_loss(encoder: SignalEncoder, people: People, valid: Sequence[int]) -> float:
-    """Mean log-loss of the generic logits over left-out people, the sensor as worn and (a ring) turned by one electrode."""
+    """Mean log-loss of the generic logits over left-out people, as worn and (a ring) turned by one electrode."""
     encoder.eval()
     turns = (0.0, 1.0, -1.0) if people.signal.channel_layout == "ring" else (0.0,)
     losses = []

@@ -187,8 +187,11 @@ def population_prior(
         whitening=(vectors / np.sqrt(np.maximum(values, 1e-12))).T,
         hyper=hyper or HyperParameters(),
         placements=Placements(
-            *(np.stack([getattr(q, n) for q in placed]) for n in ("means", "within", "between", "repetition")),
-            log_weight,
+            means=np.stack([q.means for q in placed]),
+            within=np.stack([q.within for q in placed]),
+            between=np.stack([q.between for q in placed]),
+            repetition=np.stack([q.repetition for q in placed]),
+            log_weight=log_weight,
         )
         if len(placed) > 1
         else None,

@@ -40,9 +40,9 @@ __all__ = ["train"]
 PARITY_WINDOWS = 96
 CHECKPOINTS, ASKED = "checkpoints", "asked.json"
 PREPROCESSING = (
-    "All in the graph: scaling by the population, hand-made features (log variance, log mean absolute value, log waveform "
-    "length, zero crossings, slope-sign changes, log band powers, matrix logarithm of the channels' correlation), "
-    "their whitened projection, and log posteriors of the population's classes. Send raw samples."
+    "All in the graph: scaling by the population, hand-made features (log variance, log mean absolute value, "
+    "log waveform length, zero crossings, slope-sign changes, log band powers, matrix logarithm of the channels' "
+    "correlation), their whitened projection, and log posteriors of the population's classes. Send raw samples."
 )
 
 

@@ -25,7 +25,7 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 WORTH = 3e-4
 """Accuracy (fraction) that a setting must gain to leave its default: smaller differences are noise over users."""
-TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)
+TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
 
 
 @dataclass(frozen=True, eq=False)

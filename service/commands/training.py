@@ -1,0 +1,77 @@
+"""`headway train`: recordings to a finished run, with a bar for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from models.data.recordings import Recordings, load_folder
+from models.training import Run, TrainConfig, train
+
+console = Console()
+
+
+def run_training(
+    data: Path,
+    out: Path,
+    *,
+    subjects: str,
+    recipe: str,
+    steps: int | None,
+    quick: bool,
+    resume: bool,
+    seed: int,
+    command: str,
+) -> None:
+    """Train on a folder of recordings and say what left-out people would get."""
+    recordings = load_folder(data, subjects)
+    console.print(f"{len(recordings)} people in {data}", highlight=False)
+    run = train_on(recordings, out, recipe=recipe, steps=steps, quick=quick, resume=resume, seed=seed, command=command)
+    zero = run.evaluation["zero_shot"]
+    console.print(
+        f"left-out people of this population: generic head {zero['mean']:.1%} (worst {zero['worst']:.1%})",
+        highlight=False,
+    )
+    for e in run.prior.hyper.evidence:
+        console.print(
+            f"  personal head from {e.windows} windows a class ({e.repetitions} repetitions): "
+            f"{e.gain:+.1%} over generic, worst user {e.floor:.1%}",
+            highlight=False,
+        )
+    console.print(f"written to {out}; next: headway export {out} --models models", highlight=False)
+
+
+def train_on(
+    recordings: Sequence[Recordings],
+    out: Path,
+    *,
+    recipe: str = "episodic",
+    steps: int | None = None,
+    quick: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    command: str = "",
+) -> Run:
+    """Train with a progress bar a stage."""
+    settings = {"recipe": recipe, "seed": seed, **({} if steps is None else {"steps": steps})}
+    config = TrainConfig.quick(**settings) if quick else TrainConfig.model_validate(settings)
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as bar:
+
+        def tick(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+            if done >= total:
+                bar.stop_task(tasks[stage])
+
+        return train(recordings, config, out, tick, resume=resume, command=command)
