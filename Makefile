@@ -6,7 +6,7 @@ DATA ?= watch
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo serve test check check-deploy format docs clean
+.PHONY: help install demo serve test check check-deploy format docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ format: install ## format the code
 
 docs: install ## write the generated parts of the docs
 	$(BIN)/python -m service.commands.docs
+
+lock: install ## write requirements.lock from what is installed
+	(head -n 1 requirements.lock; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//') > requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 clean: ## remove what was built
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-out runs

@@ -35,16 +35,21 @@ ModelName = Annotated[str, typer.Option("--model", help="Name of the model on th
 User = Annotated[str, typer.Option("--user", help="The user's id.")]
 
 
-@app.callback()
-def version_option(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Serve one frozen backbone to everyone, and a personal head to each user."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from service import __version__
 
-        console.print(f"headway {__version__}", highlight=False)
+        typer.echo(f"headway {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def version_option(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Serve one frozen backbone to everyone, and a personal head to each user."""
 
 
 @data_app.command("download")

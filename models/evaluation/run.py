@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -45,26 +46,35 @@ class Evaluation:
     windows_scored: int
     vote_ms: float
     made_of: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
         """As a JSON document."""
-        return json.dumps(
-            {
-                "protocol": self.protocol,
-                "description": self.description,
-                "conditions": self.conditions,
-                "recordings_scored": self.recordings_scored,
-                "windows_scored": self.windows_scored,
-                "outcomes": self.outcomes,
-                "table": {m: {c: s.to_dict() for c, s in row.items()} for m, row in self.table.items()},
-                "users": {
-                    m: {c: {u: asdict(s) for u, s in by_user.items()} for c, by_user in row.items()}
-                    for m, row in self.users.items()
-                },
-                "made_of": self.made_of,
+        document = {
+            "protocol": self.protocol,
+            "description": self.description,
+            "conditions": self.conditions,
+            "recordings_scored": self.recordings_scored,
+            "windows_scored": self.windows_scored,
+            "outcomes": self.outcomes,
+            "table": {m: {c: s.to_dict() for c, s in row.items()} for m, row in self.table.items()},
+            "users": {
+                m: {c: {u: asdict(s) for u, s in by_user.items()} for c, by_user in row.items()}
+                for m, row in self.users.items()
             },
-            indent=1,
-        )
+            "notes": self.notes,
+            "made_of": self.made_of,
+        }
+        return json.dumps(_without_nan(document), indent=1)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN; the accuracy of accepted windows is one where all were rejected."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def evaluate(
@@ -96,11 +106,16 @@ def evaluate(
     outcomes: dict[str, dict[str, int]] = {}
     recordings = scored = 0
     conditions = [ZERO_SHOT]
+    notes: list[str] = []
     for i, subject in enumerate(protocol.subjects()):
         progress(subject.name, i, len(protocol.test))
         recordings += sum(subject.recordings.values())
         scored += sum(len(w) for w in subject.tests.values())
         conditions += [c.name for c in subject.conditions if c.name not in conditions]
+        notes += subject.notes
+        notes += [
+            f"{subject.name}, {t}: {n} recordings shorter than a window" for t, n in subject.too_short.items() if n
+        ]
         _generic(users, subject, personaliser)
         _personal(users, outcomes, subject, personaliser)
         for baseline in extra:
@@ -124,6 +139,7 @@ def evaluate(
         scored,
         ((10 - 1) * spec.stride + spec.length) / fs * 1e3,
     )
+    result.notes = notes
     result.made_of = _made_of(personaliser, protocol, command, time.monotonic() - begin)
     return result
 

@@ -33,6 +33,8 @@ def to_markdown(evaluation: Evaluation) -> str:
         name = f"**{method}**" if method == PERSONAL else method
         lines.append(f"| {name} | {' | '.join(_cell(row.get(c)) for c in evaluation.conditions)} |")
     lines += ["", "The generic and the personal head in detail:", "", *_details(evaluation)]
+    if evaluation.notes:
+        lines += ["", "Not every user is in every column:", "", *(f"* {note}" for note in evaluation.notes)]
     return "\n".join(lines) + "\n"
 
 

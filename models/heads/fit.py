@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.head import Head
-from models.heads.prior import Prior
+from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]
@@ -53,13 +53,18 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     for n_c, r_c in {(float(a), float(b)) for a, b in zip(n, r, strict=True) if a > 0}:
         rows = (n == n_c) & (r == r_c)
         between = h.between * r_c**h.growth * prior.between
-        noise = h.repetition * prior.repetition / r_c + prior.within / max(r_c, n_c / h.window)
+        noise = _repetition_share(h, r_c) * prior.repetition + prior.within / max(r_c, n_c / h.window)
         gain = _solve(between + noise, between).T
         moved[rows] += (own[rows] - prior.means[rows]) @ gain.T
     seen = stats.seen
     if h.offset and seen.any() and not seen.all():
         moved[~seen] += h.offset * (moved[seen] - prior.means[seen]).mean(0)
     return moved
+
+
+def _repetition_share(hyper: HyperParameters, repetitions: float) -> float:
+    """How much of the covariance of repetitions is left in the mean of some: what a sitting has in common stays."""
+    return hyper.repetition * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
@@ -87,7 +92,7 @@ def placed(stats: Statistics, prior: Prior) -> Prior:
         return prior.at(0)
     n = float(seen.sum() / (1 / stats.n[seen]).sum())
     r = float(seen.sum() / (1 / stats.repetitions_seen[seen]).sum())
-    spread = p.between + h.repetition * p.repetition / r + p.within / max(r, n / h.window)
+    spread = p.between + _repetition_share(h, r) * p.repetition + p.within / max(r, n / h.window)
     spread = spread + 1e-9 * np.trace(spread, axis1=1, axis2=2)[:, None, None] * np.eye(stats.dim)
     lower = np.linalg.cholesky(spread)
     white = np.linalg.solve(lower, (stats.means[seen] - p.means[:, seen]).transpose(0, 2, 1))
@@ -97,10 +102,18 @@ def placed(stats: Statistics, prior: Prior) -> Prior:
 
 
 def fit_map(stats: Statistics, prior: Prior) -> Head:
-    """Fit the default head: posterior means and blended covariance. With no data it is the population's own LDA."""
+    """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
+
+    The two judge by different features, so together they know more than either (a product of experts). With no data it
+    is the population's own discriminant and the generic head.
+    """
     prior = placed(stats, prior)
     covariance = blended_covariance(stats, prior)
-    return gaussian_head(map_means(stats, prior), covariance, prior.hyper.temperature, prior.dim)
+    head = gaussian_head(map_means(stats, prior), covariance, prior.hyper.temperature, prior.dim)
+    if not prior.hyper.shared:
+        return head
+    share = prior.hyper.shared
+    return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
 
 
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:

@@ -39,7 +39,9 @@ class HyperParameters(BaseModel):
     that tell as much as one independent one); `between` grows with the repetitions seen, to the power `growth`, for
     what many repetitions agree on outweighs the population; `shrinkage` is the number of effective windows
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
-    offset given to a class they have not shown; `temperature` divides the logits of personal heads.
+    offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
+    repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
+    one; `temperature` divides the logits of personal heads before `shared` is added.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,6 +52,8 @@ class HyperParameters(BaseModel):
     window: float = Field(10.0, gt=0)
     shrinkage: float = Field(100.0, ge=0)
     offset: float = Field(0.0, ge=0, le=1)
+    persistence: float = Field(0.0, ge=0, le=1)
+    shared: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
 

@@ -70,8 +70,8 @@ def _mixed(evidence: Array, classes: int, share: float) -> Array:
     return share * evidence[:, :classes] + (1 - share) * evidence[:, classes:]
 
 
-def weigh(held: Sequence[HeldOutEvidence], classes: int) -> tuple[GenericWeights, dict[int, NDArray[np.bool_]]]:
-    """Choose the weights by log-loss over left-out people; return them and each person's hits, as worn."""
+def weigh(held: Sequence[HeldOutEvidence], classes: int) -> tuple[GenericWeights, dict[int, Array]]:
+    """Choose the weights by log-loss over left-out people; return them and each person's logits `(n, K)`, as worn."""
     two = held[0].evidence.shape[1] > classes
     best: tuple[float, GenericWeights] | None = None
     for share in SHARES if two else (0.0,):
@@ -81,8 +81,9 @@ def weigh(held: Sequence[HeldOutEvidence], classes: int) -> tuple[GenericWeights
             if best is None or loss < best[0]:
                 best = (loss, GenericWeights(share, t))
     assert best is not None
-    share = best[1].learned
-    return best[1], {h.person: _mixed(h.evidence, classes, share).argmax(1) == h.y for h in held if h.as_worn}
+    chosen = best[1]
+    worn = (h for h in held if h.as_worn)
+    return chosen, {h.person: _mixed(h.evidence, classes, chosen.learned) / chosen.temperature for h in worn}
 
 
 def turned_accuracy(held: Sequence[HeldOutEvidence], classes: int, weights: GenericWeights) -> float | None:

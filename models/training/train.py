@@ -114,8 +114,8 @@ class _Training:
         started = datetime.now(UTC)
         held, steps, stages = self._folds()
         classes = len(self.people.labels)
-        weights, hits = generic.weigh(held, classes)
-        hyper, figures = self._personal(hits)
+        weights, logits = generic.weigh(held, classes)
+        hyper, figures = self._personal(logits)
         encoder, prior = self._encoder(range(len(self.people)), hyper)
         if self.learned:
             fitted = fit_network(
@@ -133,7 +133,7 @@ class _Training:
             stages.append({"stage": "final", "steps": fitted.steps})
         weight, bias = generic.generic_head(prior, weights, self.learned)
         prior = replace(prior, generic_weight=weight, generic_bias=bias)
-        zero = np.array([h.mean() for h in hits.values()])
+        zero = np.array([(v.argmax(1) == self.people.members[u].y).mean() for u, v in logits.items()])
         evaluation = {
             "protocol": "people of the population, each left out; windows of repetitions that did not calibrate",
             "zero_shot": {
@@ -237,7 +237,7 @@ class _Training:
                 held += generic.held_out_evidence(encoder, self.people, u)
         return held, int(np.median(best)) if best else 0, stages
 
-    def _personal(self, hits: dict[int, NDArray[np.bool_]]) -> tuple[HyperParameters, list[dict[str, float]]]:
+    def _personal(self, logits: dict[int, NDArray[np.float64]]) -> tuple[HyperParameters, list[dict[str, float]]]:
         """Settings and record of personal heads, each person's under the prior of all the others."""
         left: list[LeftOut] = []
         trials: list[Trial] = []
@@ -246,7 +246,7 @@ class _Training:
             self.tick("leave one out", u, len(self.people))
             others = [v for v in range(len(self.people)) if v != u]
             prior, centre, a = population_prior(self.moments, others, self.people.labels, personal)
-            left.append(LeftOut(prior, (self.features[u] - centre) @ a, member.y, member.repetition, hits[u]))
+            left.append(LeftOut(prior, (self.features[u] - centre) @ a, member.y, member.repetition, logits[u]))
             trials += trials_of(u, left[-1])
         thinning = self.people.thinning
         start = HyperParameters(growth=1.0, window=30.0 / thinning, shrinkage=100.0)

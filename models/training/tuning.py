@@ -22,7 +22,9 @@ GRID: dict[str, tuple[float, ...]] = {
     "window": (10.0, 30.0, 90.0),
     "shrinkage": (30.0, 100.0, 300.0),
     "offset": (0.0, 0.5, 1.0),
+    "persistence": (0.0, 0.25, 0.5, 1.0),
 }
+SHARED = (0.0, 0.1, 0.25, 0.5, 1.0)
 WORTH = 3e-4
 """Accuracy (fraction) that a setting must gain to leave its default: smaller differences are noise over users."""
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
@@ -30,13 +32,13 @@ TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
 
 @dataclass(frozen=True, eq=False)
 class LeftOut:
-    """A person left out: the prior of the others, their features in it `(n, p)`, and the generic head's hits `(n,)`."""
+    """A person left out: the prior of the others, their features in it `(n, p)`, and the generic logits `(n, K)`."""
 
     prior: Prior
     z: Array
     y: Labels
     repetition: Labels
-    generic_hits: NDArray[np.bool_]
+    generic: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +101,37 @@ def _repetitions(person: LeftOut) -> tuple[Labels, NDArray[np.bool_]]:
 
 def tune(people: Sequence[LeftOut], trials: Sequence[Trial], start: HyperParameters) -> HyperParameters:
     """Choose each setting in turn by mean accuracy over kinds of calibration, then the temperature by log-loss."""
-    hyper = start
     scored = [_thinned(t) for t in trials]
-    best = _score(people, scored, hyper)
+    hyper, best = start, _score(people, scored, start)
     for name, values in GRID.items():
-        before = getattr(hyper, name)
-        for value in values:
-            trial = hyper.model_copy(update={name: value})
-            if value != before and (score := _score(people, scored, trial)) > best + WORTH:
-                best, hyper = score, trial
-    single = [t for t in scored if t.shot == (0, 1) and not t.hidden] or scored
-    logits = [
-        (_head(people, t, hyper).logits(people[t.person].z[t.scored]), people[t.person].y[t.scored]) for t in single
-    ]
-    losses = {k: np.mean([log_loss(v / k, y).mean() for v, y in logits]) for k in TEMPERATURES}
-    return hyper.model_copy(update={"temperature": min(losses, key=lambda k: float(losses[k]))})
+        hyper, best = _improved(people, scored, hyper, best, name, values)
+    hyper = hyper.model_copy(update={"temperature": _temperature(people, scored, hyper)})
+    return _improved(people, scored, hyper, best, "shared", SHARED)[0]
+
+
+def _improved(
+    people: Sequence[LeftOut],
+    trials: Sequence[Trial],
+    hyper: HyperParameters,
+    best: float,
+    name: str,
+    values: Sequence[float],
+) -> tuple[HyperParameters, float]:
+    before = getattr(hyper, name)
+    for value in values:
+        trial = hyper.model_copy(update={name: value})
+        if value != before and (score := _score(people, trials, trial)) > best + WORTH:
+            best, hyper = score, trial
+    return hyper, best
+
+
+def _temperature(people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParameters) -> float:
+    """The temperature of the least log-loss after one repetition."""
+    single = [t for t in trials if t.shot == (0, 1) and not t.hidden] or trials
+    judged = [(t, people[t.person]) for t in single]
+    logits = [(_head(people, t, hyper).logits(person.z[t.scored]), person.y[t.scored]) for t, person in judged]
+    losses = {k: float(np.mean([log_loss(v / k, y).mean() for v, y in logits])) for k in TEMPERATURES}
+    return hyper.temperature * min(losses, key=lambda k: losses[k])
 
 
 def _thinned(trial: Trial) -> Trial:
@@ -128,7 +146,8 @@ def _head(people: Sequence[LeftOut], trial: Trial, hyper: HyperParameters, *, pl
 def _with(prior: Prior, hyper: HyperParameters) -> Prior:
     fields = {name: getattr(prior, name) for name in prior.__slots__}
     p = prior.personal
-    # Heads in the personal features alone: the evidence features are not needed here.
+    # Heads in the personal features alone; the generic logits are of an encoder that did not see the person.
+    hyper = hyper.model_copy(update={"shared": 0.0})
     return Prior(**{**fields, "hyper": hyper, "generic_weight": prior.generic_weight[:, :p]})
 
 
@@ -139,8 +158,9 @@ def accuracies(
     found: dict[tuple[int, int, bool], dict[int, list[tuple[float, float]]]] = {}
     for t in trials:
         person = people[t.person]
-        hits = _head(people, t, hyper, place=place).logits(person.z[t.scored]).argmax(1) == person.y[t.scored]
-        pair = (float(hits.mean()), float(person.generic_hits[t.scored].mean()))
+        generic, y = person.generic[t.scored], person.y[t.scored]
+        logits = _head(people, t, hyper, place=place).logits(person.z[t.scored]) + hyper.shared * generic
+        pair = (float((logits.argmax(1) == y).mean()), float((generic.argmax(1) == y).mean()))
         found.setdefault((*t.shot, t.hidden), {}).setdefault(t.person, []).append(pair)
     return found
 
