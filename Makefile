@@ -47,7 +47,8 @@ docs: install ## write the generated parts of the docs
 	$(BIN)/python -m service.commands.docs
 
 lock: install ## write requirements.lock from what is installed
-	(head -n 1 requirements.lock; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//') > requirements.lock.new
+	(head -n 1 requirements.lock; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; \
+	 sed -n '/^# The cuda extra/,$$p' requirements.lock) > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean: ## remove what was built

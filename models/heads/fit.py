@@ -110,10 +110,16 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
     prior = placed(stats, prior)
     covariance = blended_covariance(stats, prior)
     head = gaussian_head(map_means(stats, prior), covariance, prior.hyper.temperature, prior.dim)
-    if not prior.hyper.shared:
+    share = shared_share(stats, prior.hyper)
+    if not share:
         return head
-    share = prior.hyper.shared
     return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
+
+
+def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
+    """How much of the generic head is added to the personal one: the less, the more repetitions were seen."""
+    seen = stats.seen
+    return hyper.shared / float(stats.repetitions_seen[seen].mean()) if seen.any() else hyper.shared
 
 
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:

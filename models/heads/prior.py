@@ -41,7 +41,7 @@ class HyperParameters(BaseModel):
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one; `temperature` divides the logits of personal heads before `shared` is added.
+    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.fit import fit_map
+from models.heads.fit import fit_map, shared_share
 from models.heads.head import Head, log_loss
 from models.heads.prior import Evidence, HyperParameters, Prior
 from models.heads.statistics import Statistics
@@ -24,7 +24,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "offset": (0.0, 0.5, 1.0),
     "persistence": (0.0, 0.25, 0.5, 1.0),
 }
-SHARED = (0.0, 0.1, 0.25, 0.5, 1.0)
+SHARED = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 WORTH = 3e-4
 """Accuracy (fraction) that a setting must gain to leave its default: smaller differences are noise over users."""
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
@@ -159,7 +159,8 @@ def accuracies(
     for t in trials:
         person = people[t.person]
         generic, y = person.generic[t.scored], person.y[t.scored]
-        logits = _head(people, t, hyper, place=place).logits(person.z[t.scored]) + hyper.shared * generic
+        logits = _head(people, t, hyper, place=place).logits(person.z[t.scored])
+        logits = logits + shared_share(t.stats, hyper) * generic
         pair = (float((logits.argmax(1) == y).mean()), float((generic.argmax(1) == y).mean()))
         found.setdefault((*t.shot, t.hidden), {}).setdefault(t.person, []).append(pair)
     return found

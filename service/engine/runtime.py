@@ -23,6 +23,8 @@ class Runtime:
     """
 
     def __init__(self, graph: bytes, *, device: str = "cpu", threads: int = 1) -> None:
+        if device == "cuda":
+            ort.preload_dlls()  # CUDA and cuDNN come as wheels, which the loader does not search
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
