@@ -23,7 +23,7 @@ PROTOCOLS = {
         Rules(
             name="myo",
             description=(
-                "Côté-Allard et al. 2019, inductive: calibrate on the first windows or cycles of training0, score all "
+                "Côté-Allard et al. 2019: calibrate on the first windows or cycles of training0, score all "
                 "windows of Test0 and Test1, mean over the two, then over users"
             ),
             calibration="training0",
@@ -35,7 +35,7 @@ PROTOCOLS = {
         Rules(
             name="cycles",
             description=(
-                "inductive: calibrate on the first windows or repetitions of a user's first session, score all windows "
+                "calibrate on the first windows or repetitions of a user's first session, score all windows "
                 "of the other sessions (one session: of the repetitions that no condition calibrates on)"
             ),
         ),

@@ -25,8 +25,8 @@ GRID: dict[str, tuple[float, ...]] = {
     "persistence": (0.0, 0.25, 0.5, 1.0),
 }
 SHARED = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
-WORTH = 3e-4
-"""Accuracy (fraction) that a setting must gain to leave its default: smaller differences are noise over users."""
+WORTH = 0.006
+"""Accuracy (fraction), over the number of people, that a setting must gain to leave its default: less is noise."""
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
 
 
@@ -120,7 +120,7 @@ def _improved(
     before = getattr(hyper, name)
     for value in values:
         trial = hyper.model_copy(update={name: value})
-        if value != before and (score := _score(people, trials, trial)) > best + WORTH:
+        if value != before and (score := _score(people, trials, trial)) > best + WORTH / len(people):
             best, hyper = score, trial
     return hyper, best
 
