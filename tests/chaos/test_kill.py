@@ -29,7 +29,9 @@ def test_a_kill_leaves_the_previous_or_the_acknowledged_version(tiny_models, tmp
             if acknowledged:
                 weights = client.request("GET", f"{client.user_path('tiny', 'ana')}/versions/{acknowledged}/weights")
                 assert len(weights.content) > 48
-            killer = threading.Timer(0.02 + 0.03 * rng.random() * (round_number + 1), os.kill, (service.pid, signal.SIGKILL))
+            killer = threading.Timer(
+                0.02 + 0.03 * rng.random() * (round_number + 1), os.kill, (service.pid, signal.SIGKILL)
+            )
             killer.start()
             deadline = time.monotonic() + 20
             with pytest.raises(ServiceError):

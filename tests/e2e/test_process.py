@@ -80,9 +80,8 @@ def test_tritons_own_client_works_unchanged(service, rng):
     for binary in (True, False):
         tensor = tritonclient.http.InferInput("input", list(x.shape), "FP32")
         tensor.set_data_from_numpy(x, binary_data=binary)
-        wanted = [
-            tritonclient.http.InferRequestedOutput(name, binary_data=binary) for name in ("probabilities", "label", "features")
-        ]
+        names = ("probabilities", "label", "features")
+        wanted = [tritonclient.http.InferRequestedOutput(name, binary_data=binary) for name in names]
         result = client.infer("tiny", [tensor], outputs=wanted, request_id="7")
         assert result.get_response()["id"] == "7"
         assert [v.decode() if isinstance(v, bytes) else v for v in result.as_numpy("label")] == labels
@@ -97,7 +96,8 @@ def test_tritons_own_client_works_unchanged(service, rng):
 def test_wrong_bundles_and_settings_are_sentences(tiny_models, tmp_path):
     def fails(*options, environment=None):
         command = [sys.executable, "-m", "service.cli", "serve", "--port", "0", "--metrics-port", "0", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})})
+        variables = {**os.environ, **(environment or {})}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=variables)
         assert done.returncode != 0
         assert "Traceback" not in done.stderr + done.stdout
         return done.stderr
@@ -106,15 +106,16 @@ def test_wrong_bundles_and_settings_are_sentences(tiny_models, tmp_path):
     assert "does not exist" in fails("--models", str(tmp_path / "none"), "--store", store)
     assert "there are no bundles" in fails("--models", str(tmp_path), "--store", store)
     assert "not supported by this release" in fails("--models", str(tiny_models), "--store", "postgresql://h/db")
-    assert "folder /nowhere does not exist" in fails("--models", str(tiny_models), "--store", "sqlite+aiosqlite:////nowhere/h.db")
+    nowhere = "sqlite+aiosqlite:////nowhere/h.db"
+    assert "folder /nowhere does not exist" in fails("--models", str(tiny_models), "--store", nowhere)
     assert "setting max_batch" in fails("--models", str(tiny_models), environment={"HEADWAY_MAX_BATCH": "0"})
 
 
 def test_a_taken_port_is_a_sentence(service, tiny_models, tmp_path):
     port = service.url.rsplit(":", 1)[1]
-    with pytest.raises(ServiceStartError, match=f"port {port} on 127.0.0.1 cannot be had"):
-        with running_service(tiny_models, tmp_path, "--port", port):
-            pass
+    wanted = pytest.raises(ServiceStartError, match=f"port {port} on 127.0.0.1 cannot be had")
+    with wanted, running_service(tiny_models, tmp_path, "--port", port):
+        pass
 
 
 def test_an_altered_bundle_is_not_ready_and_says_why(tiny_models, tmp_path):
@@ -150,6 +151,7 @@ def test_sigterm_lets_requests_in_flight_finish(tiny_models, tmp_path, rng):
     x = np.repeat(rng.standard_normal((1, 2, 4)), 60000, 0)
     results = []
     with running_service(tiny_models, tmp_path) as service:
+
         def ask():
             results.append(httpx.post(f"{service.url}/v2/models/tiny/predict", json={"inputs": x.tolist()}, timeout=60))
 
@@ -159,7 +161,8 @@ def test_sigterm_lets_requests_in_flight_finish(tiny_models, tmp_path, rng):
         deadline = time.monotonic() + 30
         while not pending and time.monotonic() < deadline:
             text = httpx.get(service.metrics_url).text
-            pending = float(next(line for line in text.splitlines() if line.startswith("headway_pending_rows{")).split()[1])
+            line = next(line for line in text.splitlines() if line.startswith("headway_pending_rows{"))
+            pending = float(line.split()[1])
         os.kill(service.pid, signal.SIGTERM)
         thread.join(60)
     assert results[0].status_code == 200
