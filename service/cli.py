@@ -137,6 +137,9 @@ def train(
         str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")
     ] = "episodic",
     steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network [2500].")] = None,
+    unit: Annotated[
+        str, typer.Option(help="Unit of the samples, for the model card: 'mV', 'armband counts'.")
+    ] = "counts",
     quick: Annotated[bool, typer.Option(help="A small budget: minutes become seconds, for demos and tests.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
     seed: Seed = 0,

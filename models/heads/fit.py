@@ -117,9 +117,15 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
 
 
 def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
-    """How much of the generic head is added to the personal one: the less, the more repetitions were seen."""
+    """How much of the generic head is added to the personal one: the less, the more repetitions were seen.
+
+    Repetitions of one sitting count as much less as they have in common (`persistence`).
+    """
     seen = stats.seen
-    return hyper.shared / float(stats.repetitions_seen[seen].mean()) if seen.any() else hyper.shared
+    if not seen.any():
+        return hyper.shared
+    repetitions = float(stats.repetitions_seen[seen].mean())
+    return hyper.shared * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:

@@ -36,5 +36,5 @@ class TrainConfig(BaseModel):
     @classmethod
     def quick(cls, **changes: object) -> "TrainConfig":
         """Return settings for a first look: under about a minute and a half on two cores."""
-        few = {"steps": 500, "folds": 2, "evaluate_every": 125, "windows_per_user": 1500}
+        few = {"steps": 500, "folds": 5, "evaluate_every": 125, "windows_per_user": 1500}
         return cls.model_validate({**few, **changes})

@@ -30,11 +30,12 @@ class Signal:
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """One person's windows: `x (n, C, T)`, label, repetition (unique over sessions) and recording of each, `(n,)`."""
+    """One person's windows `x (n, C, T)`; of each its label, session, repetition (unique over sessions), recording."""
 
     name: str
     x: Tensor
     y: NDArray[np.int64]
+    session: NDArray[np.int64]
     repetition: NDArray[np.int64]
     recording: NDArray[np.int64]
 
@@ -75,7 +76,7 @@ def gather(recordings: Sequence[Recordings], config: TrainConfig) -> People:
         raise TrainingError("Training needs windows of at least two classes; longer recordings or other subjects.")
     index = np.full(len(first.label_names), -1)
     index[shown] = np.arange(len(shown))
-    members = tuple(Person(m.name, m.x, index[m.y], m.repetition, m.recording) for m in members)
+    members = tuple(Person(m.name, m.x, index[m.y], m.session, m.repetition, m.recording) for m in members)
     layout = config.channel_layout
     if layout == "auto":
         layout = "ring" if first.modality == "emg" and first.channels > 2 else "none"
@@ -90,19 +91,21 @@ def _count(r: Recordings, spec: WindowSpec) -> list[int]:
 
 
 def _person(name: str, files: list[Recordings], spec: WindowSpec) -> Person:
-    xs, ys, repetitions, recordings = [], [], [], []
+    xs, ys, sessions, repetitions, recordings = [], [], [], [], []
     for number, rec in enumerate(files):
         w = windows(rec, spec)
         xs.append(w.x)
         ys.append(w.y)
         # A repetition is a (file, session, repetition): the same number in another session is another one.
-        repetitions.append((number * 1000 + w.session) * 1000 + w.repetition)
+        sessions.append(number * 1000 + w.session)
+        repetitions.append(sessions[-1] * 1000 + w.repetition)
         recordings.append(number * 100_000 + w.recording)
     y = np.concatenate(ys)
     if not len(y):
         raise TrainingError(f"{name} has no recording as long as one window of {spec.length} samples.")
     repetition = np.unique(np.concatenate(repetitions), return_inverse=True)[1]
-    return Person(name, torch.from_numpy(np.concatenate(xs)), y, repetition, np.concatenate(recordings))
+    x, session = torch.from_numpy(np.concatenate(xs)), np.concatenate(sessions)
+    return Person(name, x, y, session, repetition, np.concatenate(recordings))
 
 
 def _scale(members: Sequence[Person], shared: bool) -> tuple[Tensor, Tensor]:

@@ -246,7 +246,8 @@ class _Training:
             self.tick("leave one out", u, len(self.people))
             others = [v for v in range(len(self.people)) if v != u]
             prior, centre, a = population_prior(self.moments, others, self.people.labels, personal)
-            left.append(LeftOut(prior, (self.features[u] - centre) @ a, member.y, member.repetition, logits[u]))
+            z = (self.features[u] - centre) @ a
+            left.append(LeftOut(prior, z, member.y, member.session, member.repetition, logits[u]))
             trials += trials_of(u, left[-1])
         thinning = self.people.thinning
         start = HyperParameters(growth=1.0, window=30.0 / thinning, shrinkage=100.0)

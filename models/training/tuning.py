@@ -1,7 +1,7 @@
 """Hyper-parameters of the default head by leave-one-user-out, and the record of what personal heads gained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,18 @@ __all__ = ["LeftOut", "Trial", "evidence", "trials_of", "tune"]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
+Kind = tuple[int, int, bool, bool]
+"""Windows a class (0: all), repetitions, whether a class was hidden, whether other sessions were scored."""
 GRID: dict[str, tuple[float, ...]] = {
+    "persistence": (0.0, 0.25, 0.5, 1.0),
+    "repetition": (0.5, 1.0, 2.0, 4.0),
     "between": (0.5, 1.0, 2.0),
     "growth": (0.0, 0.5, 1.0, 1.5),
-    "repetition": (0.5, 1.0, 2.0),
     "window": (10.0, 30.0, 90.0),
-    "shrinkage": (30.0, 100.0, 300.0),
+    "shrinkage": (30.0, 100.0, 300.0, 1000.0),
     "offset": (0.0, 0.5, 1.0),
-    "persistence": (0.0, 0.25, 0.5, 1.0),
 }
-SHARED = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+SHARED = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 WORTH = 0.006
 """Accuracy (fraction), over the number of people, that a setting must gain to leave its default: less is noise."""
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0)
@@ -37,25 +39,31 @@ class LeftOut:
     prior: Prior
     z: Array
     y: Labels
+    session: Labels
     repetition: Labels
     generic: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One calibration of a left-out person: statistics of what was shown, and the indices to score."""
+    """One calibration of a left-out person: statistics of what was shown, and the indices to score.
+
+    `hidden`: a class was not shown. `elsewhere`: scored in other sessions than the one of the calibration.
+    """
 
     person: int
     shot: tuple[int, int]
     stats: Statistics
     scored: NDArray[np.int64]
     hidden: bool = False
+    elsewhere: bool = False
 
 
 def trials_of(number: int, person: LeftOut, shots: Sequence[int] = (1, 5), starts: int = 2) -> list[Trial]:
-    """Calibrations of one person: some windows a class of one repetition, or whole repetitions; the rest is scored.
+    """Calibrations of one person: some windows a class of one repetition, or whole repetitions of a session.
 
-    A shot is `(windows a class, repetitions)`; whole repetitions have windows 0.
+    What is left of the session is scored, and apart from it the other sessions: what a sitting has in common must not
+    pass for the person. A shot is `(windows a class, repetitions)`; whole repetitions have windows 0.
     """
     repetition, usable = _repetitions(person)
     ids = np.unique(repetition[usable])
@@ -63,10 +71,14 @@ def trials_of(number: int, person: LeftOut, shots: Sequence[int] = (1, 5), start
     found: list[Trial] = []
 
     def add(shot: tuple[int, int], shown: NDArray[np.bool_], kept: NDArray[np.bool_], hidden: bool = False) -> None:
-        scored = np.flatnonzero(kept & usable)
-        if len(np.unique(person.y[shown])) > 1 and len(scored):
-            stats = Statistics.of(person.z[shown], person.y[shown], repetition[shown], classes)
-            found.append(Trial(number, shot, stats, scored, hidden))
+        if len(np.unique(person.y[shown])) < 2:
+            return
+        stats = Statistics.of(person.z[shown], person.y[shown], repetition[shown], classes)
+        same = person.session == person.session[shown][0]
+        for elsewhere, where in ((False, same), (True, ~same)):
+            scored = np.flatnonzero(kept & usable & where)
+            if len(scored):
+                found.append(Trial(number, shot, stats, scored, hidden, elsewhere))
 
     for start in ids[:: max(1, len(ids) // starts)][:starts]:
         here = usable & (repetition == start)
@@ -79,8 +91,10 @@ def trials_of(number: int, person: LeftOut, shots: Sequence[int] = (1, 5), start
             add((w, 1), shown, repetition != start)
         hide = here & (person.y != number % classes)
         add((0, 1), hide, repetition != start, hidden=True)
-        order = np.roll(ids, -int(np.flatnonzero(ids == start)[0]))
-        for r in range(1, len(ids)):
+        sitting = np.unique(repetition[usable & (person.session == person.session[here][0])])
+        order = np.roll(sitting, -int(np.flatnonzero(sitting == start)[0]))
+        last = len(order) if len(order) < len(ids) else len(order) - 1
+        for r in range(1, last + 1):
             shown = usable & np.isin(repetition, order[:r])
             add((0, r), shown, ~np.isin(repetition, order[:r]))
     return found
@@ -135,7 +149,7 @@ def _temperature(people: Sequence[LeftOut], trials: Sequence[Trial], hyper: Hype
 
 
 def _thinned(trial: Trial) -> Trial:
-    return Trial(trial.person, trial.shot, trial.stats, trial.scored[::3], trial.hidden)
+    return replace(trial, scored=trial.scored[::3])
 
 
 def _head(people: Sequence[LeftOut], trial: Trial, hyper: HyperParameters, *, place: bool = False) -> Head:
@@ -153,16 +167,16 @@ def _with(prior: Prior, hyper: HyperParameters) -> Prior:
 
 def accuracies(
     people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParameters, *, place: bool
-) -> dict[tuple[int, int, bool], dict[int, list[tuple[float, float]]]]:
+) -> dict[Kind, dict[int, list[tuple[float, float]]]]:
     """Accuracy of the personal and of the generic head, by kind of calibration and by person."""
-    found: dict[tuple[int, int, bool], dict[int, list[tuple[float, float]]]] = {}
+    found: dict[Kind, dict[int, list[tuple[float, float]]]] = {}
     for t in trials:
         person = people[t.person]
         generic, y = person.generic[t.scored], person.y[t.scored]
         logits = _head(people, t, hyper, place=place).logits(person.z[t.scored])
         logits = logits + shared_share(t.stats, hyper) * generic
         pair = (float((logits.argmax(1) == y).mean()), float((generic.argmax(1) == y).mean()))
-        found.setdefault((*t.shot, t.hidden), {}).setdefault(t.person, []).append(pair)
+        found.setdefault((*t.shot, t.hidden, t.elsewhere), {}).setdefault(t.person, []).append(pair)
     return found
 
 
@@ -174,13 +188,24 @@ def _score(people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParam
 def evidence(
     people: Sequence[LeftOut], trials: Sequence[Trial], hyper: HyperParameters, thinning: int, *, place: bool
 ) -> tuple[tuple[Evidence, ...], list[dict[str, float]]]:
-    """Return the guard's record of the gain over the generic head by shots, and the same as a table of figures."""
+    """Return the guard's record of the gain over the generic head by shots, and the same as a table of figures.
+
+    The record counts later windows of the same session and other sessions alike; the table has them apart.
+    """
     rows: list[Evidence] = []
     table: list[dict[str, float]] = []
-    for (windows, repetitions, hidden), kind in sorted(accuracies(people, trials, hyper, place=place).items()):
+    found = accuracies(people, trials, hyper, place=place)
+    for windows, repetitions, hidden, elsewhere in sorted(found):
+        kind = found[windows, repetitions, hidden, elsewhere]
         if hidden or len(kind) < 2:
             continue
         own = np.array([np.mean(v, 0) for v in kind.values()])
+        table.append({"windows": windows, "repetitions": repetitions, "other_sessions": elsewhere, **_figures(own)})
+        other = found.get((windows, repetitions, hidden, True), {})
+        if elsewhere and (windows, repetitions, hidden, False) in found:
+            continue
+        if not elsewhere and other:
+            own = np.array([np.mean([np.mean(s[u], 0) for s in (kind, other) if u in s], 0) for u in kind])
         gain = own[:, 0] - own[:, 1]
         sd, users = float(gain.std(ddof=1)), len(gain)
         typical = [t.stats.n[t.stats.seen].mean() for t in trials if t.shot == (windows, repetitions) and not t.hidden]
@@ -197,22 +222,22 @@ def evidence(
                 floor=float(own[:, 0].min()),
             )
         )
-        table.append(
-            {
-                "windows": windows,
-                "repetitions": repetitions,
-                "users": users,
-                "personal": float(own[:, 0].mean()),
-                "personal_sd": float(own[:, 0].std()),
-                "personal_worst": float(own[:, 0].min()),
-                "generic": float(own[:, 1].mean()),
-                "below_generic": int((gain < 0).sum()),
-                "gain": float(gain.mean()),
-                "gain_sd": sd,
-                "gain_lower": lower,
-            }
-        )
     return tuple(rows), table
+
+
+def _figures(own: Array) -> dict[str, float]:
+    """Figures of personal and generic accuracy `(users, 2)`."""
+    gain = own[:, 0] - own[:, 1]
+    return {
+        "users": len(gain),
+        "personal": float(own[:, 0].mean()),
+        "personal_sd": float(own[:, 0].std()),
+        "personal_worst": float(own[:, 0].min()),
+        "generic": float(own[:, 1].mean()),
+        "below_generic": int((gain < 0).sum()),
+        "gain": float(gain.mean()),
+        "gain_sd": float(gain.std(ddof=1)),
+    }
 
 
 def _one_sided_t(df: int) -> float:

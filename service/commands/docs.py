@@ -26,9 +26,7 @@ def settings_table() -> str:
 
 def errors_table() -> str:
     """Every refusal: status, code, when."""
-    found = [
-        e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.HeadwayError)
-    ]
+    found = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.HeadwayError)]
     lines = ["| status | `code` | when |", "|--|--|--|"]
     for error in sorted(found, key=lambda e: (e.status, e.code)):
         lines.append(f"| {error.status} | `{error.code}` | {(error.__doc__ or '').splitlines()[0]} |")

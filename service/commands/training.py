@@ -21,6 +21,7 @@ def run_training(
     subjects: str,
     recipe: str,
     steps: int | None,
+    unit: str,
     quick: bool,
     resume: bool,
     seed: int,
@@ -29,7 +30,9 @@ def run_training(
     """Train on a folder of recordings and say what left-out people would get."""
     recordings = load_folder(data, subjects)
     console.print(f"{len(recordings)} people in {data}", highlight=False)
-    run = train_on(recordings, out, recipe=recipe, steps=steps, quick=quick, resume=resume, seed=seed, command=command)
+    run = train_on(
+        recordings, out, recipe=recipe, steps=steps, unit=unit, quick=quick, resume=resume, seed=seed, command=command
+    )
     zero = run.evaluation["zero_shot"]
     console.print(
         f"left-out people of this population: generic head {zero['mean']:.1%} (worst {zero['worst']:.1%})",
@@ -50,13 +53,14 @@ def train_on(
     *,
     recipe: str = "episodic",
     steps: int | None = None,
+    unit: str = "counts",
     quick: bool = False,
     resume: bool = False,
     seed: int = 0,
     command: str = "",
 ) -> Run:
     """Train with a progress bar a stage."""
-    settings = {"recipe": recipe, "seed": seed, **({} if steps is None else {"steps": steps})}
+    settings = {"recipe": recipe, "seed": seed, "unit": unit, **({} if steps is None else {"steps": steps})}
     config = TrainConfig.quick(**settings) if quick else TrainConfig.model_validate(settings)
     columns = (
         TextColumn("{task.description:<18}"),
