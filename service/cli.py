@@ -153,6 +153,7 @@ def train(
         subjects=subjects,
         recipe=recipe,
         steps=steps,
+        unit=unit,
         quick=quick,
         resume=resume,
         seed=seed,

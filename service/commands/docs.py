@@ -28,8 +28,8 @@ def errors_table() -> str:
     """Every refusal: status, code, when."""
     found = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.HeadwayError)]
     lines = ["| status | `code` | when |", "|--|--|--|"]
-    for error in sorted(found, key=lambda e: (e.status, e.code)):
-        lines.append(f"| {error.status} | `{error.code}` | {(error.__doc__ or '').splitlines()[0]} |")
+    found.sort(key=lambda e: (e.status, e.code))
+    lines += [f"| {e.status} | `{e.code}` | {(e.__doc__ or '').splitlines()[0]} |" for e in found]
     return "\n".join(lines)
 
 
@@ -56,8 +56,12 @@ def _labels(services: Services, name: str) -> tuple[str, ...]:
 def endpoints_table() -> str:
     """Every endpoint, from the OpenAPI document."""
     lines = ["| | path | what |", "|--|--|--|"]
-    for path, verbs in sorted(create_app(Settings()).openapi()["paths"].items()):
-        lines += [f"| {verb.upper()} | `{path}` | {operation['summary']} |" for verb, operation in verbs.items()]
+    paths = create_app(Settings()).openapi()["paths"]
+    lines += [
+        f"| {verb.upper()} | `{path}` | {what['summary']} |"
+        for path in sorted(paths)
+        for verb, what in paths[path].items()
+    ]
     return "\n".join(lines)
 
 
