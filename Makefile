@@ -6,7 +6,7 @@ DATA ?= watch
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo serve test check check-deploy format docs lock clean
+.PHONY: help install demo serve test check check-deploy zoo bench format docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,18 @@ check: install ## lint, format, types
 
 check-deploy: ## lint and render the chart with real helm, lint the Dockerfile
 	bash .ci/check-deploy
+
+MYO ?= ../shared/data/myo
+ZOO_LICENCE := Weights: Apache-2.0. Trained on recordings published under GPL-3.0 (UlysseCoteAllard/MyoArmbandDataset); no recording is included
+ZOO_CITATION := U. Côté-Allard et al., Deep Learning for Electromyographic Hand Gesture Signal Classification Using Transfer Learning, IEEE TNSRE 27(4):760-771, 2019
+
+zoo: install ## make the shipped bundle anew, as its next version (recordings in MYO)
+	$(BIN)/headway train --data $(MYO) --subjects 'pretrain_*' --unit 'armband counts' --out runs/semg-myo
+	$(BIN)/headway export runs/semg-myo --models models/zoo --name semg-myo --licence '$(ZOO_LICENCE)' \
+	  --citation '$(ZOO_CITATION)' --description 'Seven hand and wrist gestures from a Myo armband: 8 electrodes, 200 Hz.'
+
+bench: install ## server time of calibrations over HTTP (recordings in MYO)
+	$(BIN)/python bench/calibrations.py --model models/zoo/semg-myo --data $(MYO)
 
 format: install ## format the code
 	$(BIN)/ruff check --fix .
