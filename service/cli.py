@@ -258,6 +258,13 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP. Every option is also an environment variable: --max-batch is HEADWAY_MAX_BATCH."""
     flags = dict(locals())
+    import os
+
+    # Small matrices: a second BLAS thread costs more than it gives, and takes the core from the other engine's forward.
+    # Read when numpy is first imported, which is below.
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
     from service.config import load
     from service.server import serve as run_server
 
