@@ -47,13 +47,15 @@ class Verdict:
     """What the guard decided, with the numbers and the words.
 
     `outcome` is `promoted`, `blended`, `kept` or `insufficient`; `weight` is the share of the personal head in what may
-    be served (0 for `kept` and `insufficient`); `evidence` is `held_out` or `population`.
+    be served (0 for `kept` and `insufficient`); `evidence` is `held_out` or `population`. `remember`: whether later
+    updates may add to these windows; not to ones that contradict each other, or the active head.
     """
 
     outcome: str
     evidence: str
     weight: float
     reason: str
+    remember: bool = True
     shared: Score | None = None
     previous: Score | None = None
     candidate: Score | None = None
@@ -125,55 +127,47 @@ def judge_held_out(held: HeldOut, prior: Prior, windows: float, repetitions: flo
     shared, candidate = score(held.shared, held), score(held.candidate, held)
     previous = None if held.previous is None else score(held.previous, held)
     gain = candidate.accuracy - shared.accuracy
-    numbers = f"{candidate.accuracy:.1%} against {shared.accuracy:.1%} on {candidate.n} held-out windows"
+    error = standard_error(held.candidate, held.shared, held)
+    numbers = (
+        f"{candidate.accuracy:.1%} against the shared head's {shared.accuracy:.1%} on {candidate.n} held-out windows"
+    )
 
-    def verdict(outcome: str, weight: float, reason: str) -> Verdict:
-        return Verdict(outcome, "held_out", weight, reason, shared, previous, candidate)
+    def verdict(outcome: str, weight: float, reason: str, *, remember: bool = True) -> Verdict:
+        return Verdict(outcome, "held_out", weight, reason, remember, shared, previous, candidate)
 
     if previous is not None and held.previous is not None:
         loss = previous.accuracy - candidate.accuracy
         if loss > max(2 * standard_error(held.previous, held.candidate, held), margin):
-            return verdict(
-                "kept",
-                0.0,
-                f"the active head is better than the new one: {previous.accuracy:.1%} against {candidate.accuracy:.1%}",
-            )
+            text = f"the active head is better: {previous.accuracy:.1%} against the new one's {candidate.accuracy:.1%}"
+            return verdict("kept", 0.0, text, remember=False)
     record = prior.evidence_for(windows, repetitions)
     floor = max(record.floor - FLOOR_SLACK if record else 0.0, 1.5 / prior.classes)
     if candidate.accuracy < floor:
-        if gain > max(2 * standard_error(held.candidate, held.shared, held), margin):
-            return verdict("promoted", 1.0, f"personal head clearly better though the labels disagree: {numbers}")
-        return verdict(
-            "kept",
-            0.0,
-            f"the labels contradict each other or the windows: {numbers}; {floor:.0%} is the least expected",
-        )
-    surely = gain > max(standard_error(held.candidate, held.shared, held), margin)
-    if surely or (gain >= margin and candidate.log_loss <= shared.log_loss):
+        if gain > max(2 * error, margin):
+            return verdict("promoted", 1.0, f"personal head clearly better, though labels disagree: {numbers}")
+        text = f"labels and windows contradict each other: {numbers}; {floor:.0%} is the least to be expected"
+        return verdict("kept", 0.0, text, remember=False)
+    if gain > max(error, margin) or (gain >= margin and candidate.log_loss <= shared.log_loss):
         return verdict("promoted", 1.0, f"personal head better: {numbers}")
-    return _blended(held, candidate, gain >= margin, numbers, verdict)
-
-
-def _blended(held: HeldOut, candidate: Score, promote_at_one: bool, numbers: str, verdict: object) -> Verdict:
-    assert callable(verdict)
-    losses = {0.0: score(held.shared, held), 1.0: candidate}
-    for w in BLEND_WEIGHTS:
-        losses[w] = score((1 - w) * held.shared + w * held.candidate, held)
-    best = min((w for w in losses if w < 1.0 or promote_at_one), key=lambda w: losses[w].log_loss)
+    best = _best_blend(held, up_to_one=gain >= margin)
     if best == 1.0:
-        result: Verdict = verdict("promoted", 1.0, f"personal head better: {numbers}")
-    elif best == 0.0 or losses[best].accuracy < losses[0.0].accuracy:
-        result = verdict("kept", 0.0, f"the shared head is better: {numbers} for the personal one")
-    else:
-        result = verdict(
-            "blended", best, f"a blend of {best:.0%} personal is best on held-out windows; alone {numbers}"
-        )
-    return result
+        return verdict("promoted", 1.0, f"personal head better: {numbers}")
+    if best == 0.0:
+        return verdict("kept", 0.0, f"the personal head is not better: {numbers}")
+    return verdict("blended", best, f"a blend of {best:.0%} personal is best on held-out windows; alone {numbers}")
+
+
+def _best_blend(held: HeldOut, *, up_to_one: bool) -> float:
+    """The share of the personal head with the least held-out log-loss; 0 if accuracy falls below the shared head's."""
+    weights = (0.0, *BLEND_WEIGHTS, *((1.0,) if up_to_one else ()))
+    scores = {w: score((1 - w) * held.shared + w * held.candidate, held) for w in weights}
+    best = min(weights, key=lambda w: scores[w].log_loss)
+    return best if scores[best].accuracy >= scores[0.0].accuracy else 0.0
 
 
 def judge_by_population(prior: Prior, windows: float, repetitions: float, warnings: Sequence[str]) -> Verdict:
     """Decide without anything held out: on what the same number of windows did for left-out population users."""
-    record = prior.evidence_for(windows, repetitions)
+    record = prior.strongest_evidence_for(windows, repetitions)
     if record is None:
         return Verdict(
             "insufficient", "population", 0.0, "fewer labelled windows than the population's record begins with"

@@ -139,6 +139,11 @@ class Prior:
         fitting = [e for e in self.hyper.evidence if e.windows <= windows and e.repetitions <= repetitions]
         return max(fitting, key=lambda e: (e.repetitions, e.windows), default=None)
 
+    def strongest_evidence_for(self, windows: float, repetitions: float) -> Evidence | None:
+        """Return the record with the highest lower bound up to the shot count given: more windows hold fewer ones."""
+        fitting = [e for e in self.hyper.evidence if e.windows <= windows and e.repetitions <= repetitions]
+        return max(fitting, key=lambda e: e.lower, default=None)
+
 
 def to_bytes(prior: Prior) -> bytes:
     """Encode the arrays as safetensors (labels and hyper-parameters travel in the manifest)."""

@@ -116,7 +116,7 @@ class Calibrator:
             statistics=statistics.to_bytes(result.statistics),
             report=report,
             active=head is not None,
-            base=outcome != "kept",
+            base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
         )
@@ -170,6 +170,7 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         "method": result.method,
         "mode": request.mode,
         "weight": verdict.weight,
+        "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,
         "classes": classes,
         "metrics": {name: _score(getattr(verdict, name)) for name in ("shared", "previous", "candidate")},
