@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from models.heads.fit import FITS, placed
 from models.heads.guard import (
-    OFF_DISTRIBUTION,
     HeldOut,
     Verdict,
     judge_by_population,
     judge_held_out,
+    off_distribution,
     plan_folds,
-    population_distance,
     swapped_labels,
 )
 from models.heads.head import Head, blend, log_loss
@@ -183,8 +182,8 @@ def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
         f"the windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
         for a, b in swapped_labels(stats, prior)
     ]
-    distance = population_distance(stats, prior)
-    if distance > OFF_DISTRIBUTION:
+    distance = off_distribution(stats, prior)
+    if distance is not None:
         found.append(
             f"the windows lie {distance:.1f} times as far from the population as users usually do: "
             "is it the same sensor, unit, scale and electrode order as the model's?"

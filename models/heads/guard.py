@@ -22,6 +22,7 @@ FLOOR_SLACK = 0.10
 """A calibration is trusted down to this far below the worst left-out population user."""
 OFF_DISTRIBUTION = 3.0
 """Mean squared Mahalanobis distance per feature above which the input looks like another sensor or scale."""
+SWAP_NATS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +192,9 @@ def judge_by_population(prior: Prior, windows: float, repetitions: float, warnin
 def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, str]]:
     """Find pairs of classes whose prototypes fit the population's better when exchanged.
 
-    Cross-validation cannot see a consistent swap; the population can. Distances are Mahalanobis under the spread of
-    users' class means, after removing the user's common offset.
+    Cross-validation cannot see a consistent swap; the population can. The log-likelihood gained by exchanging two
+    prototypes, under the spread of users' class means after removing the user's common offset, must pass `SWAP_NATS`.
+    It is tempered by the degrees of freedom that the spread was estimated with: few people say little about strangers.
     """
     seen = np.flatnonzero(stats.seen)
     if len(seen) < 2:
@@ -202,15 +204,21 @@ def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, str]]:
     own = own - (own - population).mean(0)
     cost = ((own[:, None] - population[None]) ** 2).sum(-1)
     straight = np.diag(cost)
-    crossed = cost + cost.T - straight[:, None] - straight[None]
-    pairs = []
-    apart = ((population[:, None] - population[None]) ** 2).sum(-1)
-    for a in range(len(seen)):
-        for b in range(a + 1, len(seen)):
-            both = cost[a].argmin() == b and cost[b].argmin() == a
-            if both and crossed[a, b] < -0.5 * apart[a, b]:
-                pairs.append((prior.labels[seen[a]], prior.labels[seen[b]]))
-    return pairs
+    tempering = min(1.0, (prior.users - 1) / stats.dim)
+    gained = 0.5 * tempering * (straight[:, None] + straight[None] - cost - cost.T)
+    nearest = cost.argmin(1)
+    return [
+        (prior.labels[seen[a]], prior.labels[seen[b]])
+        for a in range(len(seen))
+        for b in range(a + 1, len(seen))
+        if nearest[a] == b and nearest[b] == a and gained[a, b] > SWAP_NATS
+    ]
+
+
+def off_distribution(stats: Statistics, prior: Prior) -> float | None:
+    """The distance to the population if it is beyond what a stranger may have: the more, the fewer people are known."""
+    distance = population_distance(stats, prior)
+    return distance if distance > OFF_DISTRIBUTION * (1 + 5 / (prior.users - 1)) else None
 
 
 def population_distance(stats: Statistics, prior: Prior) -> float:

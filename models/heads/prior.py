@@ -134,6 +134,11 @@ class Prior:
             placements=None,
         )
 
+    @property
+    def users(self) -> int:
+        """People that the population's covariances were estimated from, as the record has it; at least 2."""
+        return max([2, *(e.users for e in self.hyper.evidence)])
+
     def evidence_for(self, windows: float, repetitions: float) -> Evidence | None:
         """Return the population's record at the largest shot count not above the one given, if there is one."""
         fitting = [e for e in self.hyper.evidence if e.windows <= windows and e.repetitions <= repetitions]

@@ -23,6 +23,9 @@ from service.commands.progress import steps
 
 console = Console()
 
+LARGE_BODY = 2**30
+"""Bytes that the service started here accepts: four cycles of a dense, fast array are more than the default limit."""
+
 
 class HttpPersonaliser:
     """The same calibrations and predictions through a running service."""
@@ -67,7 +70,7 @@ def _personaliser(path: Path, via: str, url: str | None) -> Iterator[Personalise
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_service(path.parent.parent, Path(folder)) as service,
+        running_service(path.parent.parent, Path(folder), "--max-body-bytes", str(LARGE_BODY)) as service,
         Client(service.url) as client,
     ):
         yield HttpPersonaliser(client, manifest)
