@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["Augmentation", "rotated"]
 
@@ -34,7 +35,7 @@ class Augmentation:
         gain: standard deviation of the log gain of a user.
         channel_gain: standard deviation of the log gain of a channel.
         noise: largest standard deviation of added noise, in units of `scale`.
-        jitter: largest cyclic shift in time, in samples.
+        jitter: largest shift in time, in samples; what is missing at the edge is reflected.
     """
 
     ring: bool = True
@@ -55,6 +56,7 @@ class Augmentation:
         gain = np.exp(rng.normal() * self.gain + rng.normal(size=(channels, 1)) * self.channel_gain)
         x = x * torch.from_numpy(gain.astype(np.float32))
         if self.jitter:
-            x = torch.roll(x, int(rng.integers(-self.jitter, self.jitter + 1)), 2)
+            at = int(rng.integers(0, 2 * self.jitter + 1))
+            x = functional.pad(x, (self.jitter, self.jitter), mode="reflect")[..., at : at + x.shape[2]]
         noise = torch.from_numpy(rng.standard_normal(tuple(x.shape), dtype=np.float32))
         return x + float(rng.random() * self.noise) * scale * noise

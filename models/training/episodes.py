@@ -23,9 +23,11 @@ SUPPORT_STEP = 3
 
 def augmentation_for(people: People) -> Augmentation:
     """Return the usual augmentation of a signal: a ring turns, muscles vary in strength; movement hardly varies."""
+    # Shifts of half a stride: windows between those that were cut are as likely.
+    jitter = min(people.signal.stride // 2, people.signal.length // 4)
     if people.signal.modality == "imu":
-        return Augmentation(ring=False, gain=0.05, channel_gain=0.05, noise=0.05)
-    return Augmentation(ring=people.signal.channel_layout == "ring")
+        return Augmentation(ring=False, gain=0.05, channel_gain=0.05, noise=0.05, jitter=jitter)
+    return Augmentation(ring=people.signal.channel_layout == "ring", jitter=jitter)
 
 
 @dataclass(frozen=True, eq=False)
