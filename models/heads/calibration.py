@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.heads.fit import FITS, placed
 from models.heads.guard import (
+    Fold,
     HeldOut,
     Verdict,
     judge_by_population,
@@ -109,39 +110,40 @@ def calibrate(
         minus(whole, Statistics.of(fitted_in[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes))
         for f in folds
     ]
-    scored = [f.scored for f in folds]
 
     def held_logits(name: str) -> Array:
-        heads = (_fit(name, part, prior, z64[~f.removed], y[~f.removed]) for f, part in zip(folds, parts, strict=True))
-        return np.concatenate([head.logits(z64[s]) for head, s in zip(heads, scored, strict=True)])
+        fits = (_fit(name, part, prior, z64[~f.removed], y[~f.removed]) for f, part in zip(folds, parts, strict=True))
+        return np.concatenate([head.logits(z64[f.scored]) for head, f in zip(fits, folds, strict=True)])
 
-    labels = np.concatenate([y[s] for s in scored]) if folds else np.empty(0, np.int64)
+    labels = np.concatenate([y[f.scored] for f in folds]) if folds else np.empty(0, np.int64)
     chosen, logits, temperature = _choose(method, labels, held_logits)
     evaluated = time.perf_counter()
     candidate = _fit(chosen, whole, prior, z64, y).scaled(temperature)
     fitted = time.perf_counter()
 
     warnings = _warnings(whole, prior)
-    shared = shared_head(prior)
     windows = float(whole.n[whole.seen].mean())
     repetitions = float(whole.repetitions_seen[whole.seen].mean())
+    shared = shared_head(prior)
     if folds:
-        order = np.concatenate([np.flatnonzero(s) for s in scored])
-        fold_of = np.concatenate([np.full(int(s.sum()), i) for i, s in enumerate(scored)])
-        held = HeldOut(
-            labels,
-            fold_of * prior.classes + labels,
-            len(folds),
-            shared.logits(z64[order]),
-            logits / temperature,
-            None if previous is None else previous.logits(z64[order]),
-        )
+        held = _held_out(folds, z64, y, shared, logits / temperature, previous)
         verdict = judge_held_out(held, prior, windows, repetitions, margin)
     else:
         verdict = judge_by_population(prior, windows, repetitions, warnings)
     head = blend(shared, candidate, verdict.weight) if verdict.weight else None
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     return Calibration(head, candidate, chosen, whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+
+
+def _held_out(
+    folds: Sequence[Fold], z: Array, y: NDArray[np.integer], shared: Head, candidate: Array, previous: Head | None
+) -> HeldOut:
+    """Gather the folds' scored windows, in the order of the candidate's logits; a block is a class in a fold."""
+    order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
+    fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
+    block = fold * (int(y.max()) + 1) + y[order]
+    earlier = None if previous is None else previous.logits(z[order])
+    return HeldOut(y[order], block, len(folds), shared.logits(z[order]), candidate, earlier)
 
 
 def _check(whole: Statistics, base: Statistics, method: str, prior: Prior) -> None:
