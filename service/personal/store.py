@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Table, delete, event, func, insert, make_url, select, update
-from sqlalchemy.engine import Connection, RowMapping
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy import Table, delete, func, insert, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.elements import ColumnElement
 
 from models.heads.head import Head
 from service.personal import schema
+from service.personal.database import connect, transaction
 from service.personal.records import (
     NewVersion,
     NoSuchVersion,
@@ -48,9 +45,9 @@ class Store:
         Raises:
             StoreError: the URL is not of SQLite, the file cannot be opened, or it is of another schema version.
         """
-        engine = _engine(url)
+        engine = connect(url)
         try:
-            async with _transaction(engine, write=True) as c:
+            async with transaction(engine, write=True) as c:
                 await c.run_sync(schema.metadata.create_all)
                 rows: dict[str, str] = {row.key: row.value for row in await c.execute(select(meta))}
                 found = rows.setdefault("schema", str(schema.SCHEMA_VERSION))
@@ -70,7 +67,7 @@ class Store:
 
     async def active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Return the version served to a user and its head; `(0, None)` is the shared one."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             row = (
                 await c.execute(
                     select(versions.c.version, versions.c.head, versions.c.digest)
@@ -87,7 +84,7 @@ class Store:
 
     async def weights(self, scope: Scope, user: str, version: int) -> tuple[bytes, str] | None:
         """Return the safetensors of one version and their digest, or None."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             row = (
                 await c.execute(
                     select(versions.c.head, versions.c.digest).where(
@@ -99,14 +96,14 @@ class Store:
 
     async def user(self, scope: Scope, user: str) -> User | None:
         """Return a user's pointers, or None."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             row = (await c.execute(select(users).where(_of(users, scope, user)))).mappings().first()
         return None if row is None else _user(row)
 
     async def users(self, scope: Scope, after: str, limit: int) -> list[User]:
         """List users by name, beginning behind `after`."""
         where = [getattr(users.c, k) == v for k, v in _values(scope).items()]
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             rows = await c.execute(
                 select(users).where(*where, users.c.user > after).order_by(users.c.user).limit(limit)
             )
@@ -114,7 +111,7 @@ class Store:
 
     async def statistics(self, scope: Scope, user: str) -> tuple[bytes | None, User | None]:
         """Return the statistics that an update adds to (None: begin anew), and the user."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             row = (await c.execute(select(users).where(_of(users, scope, user)))).mappings().first()
             if row is None:
                 return None, None
@@ -125,20 +122,20 @@ class Store:
 
     async def versions(self, scope: Scope, user: str) -> list[Version]:
         """List a user's versions, oldest first."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             rows = await c.execute(_version_columns().where(_of(versions, scope, user)).order_by(versions.c.version))
             return [_version(row) for row in rows.mappings()]
 
     async def version(self, scope: Scope, user: str, version: int) -> Version | None:
         """Return one version, or None."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             rows = await c.execute(_version_columns().where(_of(versions, scope, user), versions.c.version == version))
             row = rows.mappings().first()
         return None if row is None else _version(row)
 
     async def by_idempotency_key(self, scope: Scope, user: str, key: str) -> Version | None:
         """Return the version that a call with this key made, or None."""
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             rows = await c.execute(
                 _version_columns().where(_of(versions, scope, user), versions.c.idempotency_key == key)
             )
@@ -152,7 +149,7 @@ class Store:
         """
         now = time.time()
         blob = head_to_bytes(new.head)
-        async with _transaction(self._engine, write=True) as c:
+        async with transaction(self._engine, write=True) as c:
             row = (await c.execute(select(users).where(_of(users, scope, user)))).mappings().first()
             if row is None:
                 row_values = {**_values(scope, user), "active": 0, "base": 0, "last": 0, "created": now, "updated": now}
@@ -200,7 +197,7 @@ class Store:
         Raises:
             NoSuchVersion: there is no such version.
         """
-        async with _transaction(self._engine, write=True) as c:
+        async with transaction(self._engine, write=True) as c:
             await self._point(c, scope, user, version, "activated")
         return await self._required(scope, user)
 
@@ -210,7 +207,7 @@ class Store:
         Raises:
             NoSuchVersion: the shared head is active already.
         """
-        async with _transaction(self._engine, write=True) as c:
+        async with transaction(self._engine, write=True) as c:
             active = await c.scalar(select(users.c.active).where(_of(users, scope, user)))
             if not active:
                 raise NoSuchVersion("the shared head is active; there is nothing to roll back to")
@@ -240,7 +237,7 @@ class Store:
             NoSuchVersion: there is no such version.
             VersionIsActive: it is being served.
         """
-        async with _transaction(self._engine, write=True) as c:
+        async with transaction(self._engine, write=True) as c:
             if await c.scalar(select(users.c.active).where(_of(users, scope, user))) == version:
                 raise VersionIsActive
             gone = await c.execute(delete(versions).where(_of(versions, scope, user), versions.c.version == version))
@@ -255,7 +252,7 @@ class Store:
         Deleted content is overwritten with zeros (SQLite's secure_delete) and the write-ahead log is truncated.
         """
         rows = 0
-        async with _transaction(self._engine, write=True) as c:
+        async with transaction(self._engine, write=True) as c:
             for table in (versions, activations, users):
                 where = [table.c.tenant == tenant, table.c.user == user]
                 if model is not None:
@@ -274,7 +271,7 @@ class Store:
         Raises:
             StoreError: the store is out of reach.
         """
-        async with _transaction(self._engine) as c:
+        async with transaction(self._engine) as c:
             await c.execute(select(meta.c.key).limit(1))
 
     def pseudonym(self, user: str) -> str:
@@ -319,53 +316,6 @@ class Store:
                 details=details,
             )
         )
-
-
-def _engine(url: str) -> AsyncEngine:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as e:
-        raise StoreError(f"the store's URL cannot be read: {url!r}; an example: sqlite+aiosqlite:///headway.db") from e
-    if parsed.drivername == "sqlite":
-        parsed = parsed.set(drivername="sqlite+aiosqlite")
-    if parsed.drivername != "sqlite+aiosqlite":
-        raise StoreError(
-            f"a store of kind {parsed.drivername!r} is not supported by this release; use sqlite+aiosqlite:///FILE"
-        )
-    if not parsed.database or parsed.database == ":memory:":
-        raise StoreError("the store needs a file: sqlite+aiosqlite:///headway.db")
-    folder = Path(parsed.database).resolve().parent
-    if not folder.is_dir():
-        raise StoreError(f"the store's folder {folder} does not exist")
-    engine = create_async_engine(parsed, connect_args={"timeout": 10})
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # transactions are begun below, and nowhere else
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=10000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A writer takes its lock at once: a read that turns into a write later could not wait for another writer.
-        write = connection.get_execution_options().get("headway_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
-
-
-@asynccontextmanager
-async def _transaction(engine: AsyncEngine, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
-    try:
-        async with engine.connect() as c:
-            await c.execution_options(headway_write=write)
-            async with c.begin():
-                yield c
-    except (SQLAlchemyError, OSError) as e:
-        detail = getattr(e, "orig", None) or e
-        raise StoreError(f"the store does not answer: {detail}") from e
 
 
 def _values(scope: Scope, user: str | None = None) -> dict[str, str]:
