@@ -15,18 +15,18 @@ install: $(STAMP) ## build .venv with everything for serving, training and tests
 
 # torch first, by its pinned version: any later resolution would bring gigabytes of CUDA.
 $(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Headway needs Python 3.11 or newer: make install PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Headway needs Python 3.11 or newer")'
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c requirements.lock torch
 	$(BIN)/pip install --quiet -c requirements.lock -e '.[cpu,train,demo,dev]'
 	touch $(STAMP)
 
-demo: install ## the whole loop on real people: DATA=watch (default), ../shared/data/myo, or synth
+demo: install ## the whole loop: DATA=watch (default), synth, or a folder (with the shipped bundle where it fits)
 	$(BIN)/headway demo --data $(DATA)
 
-serve: install ## serve the shipped bundle on port 8000
-	$(BIN)/headway serve
+serve: install ## serve the shipped bundle on port 8000 (ARGS='--port 8001 --metrics-port 9091')
+	$(BIN)/headway serve $(ARGS)
 
 test: install ## the whole test suite
 	$(BIN)/pytest
@@ -64,4 +64,4 @@ lock: install ## write requirements.lock from what is installed
 	mv requirements.lock.new requirements.lock
 
 clean: ## remove what was built
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-out runs
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache demo-out runs headway.db headway.db-wal headway.db-shm

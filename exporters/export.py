@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from models.training.run import Run, load_run
 from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec, Manifest
 from exporters.card import model_card
 from exporters.parity import Forward, check_parity
+from models.training.run import Run, load_run
 
 OPSET = 20
 LARGEST_BATCH = 65536

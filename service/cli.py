@@ -124,6 +124,9 @@ def data_check(
 
     rows = describe(folder, subjects)
     console.print(recordings_table(rows))
+    for row in rows:
+        for problem in row["problems"]:
+            console.print(f"[red]{row['file']}:[/] {problem}", highlight=False, soft_wrap=True)
     if any(row["problems"] for row in rows):
         raise typer.Exit(1)
 
@@ -136,7 +139,7 @@ def train(
     recipe: Annotated[
         str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")
     ] = "episodic",
-    steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network [2500].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network (default 2500).")] = None,
     unit: Annotated[
         str, typer.Option(help="Unit of the samples, for the model card: 'mV', 'armband counts'.")
     ] = "counts",
@@ -240,20 +243,27 @@ def evaluate(
 @app.command()
 def serve(
     models: Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one [8000].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one (default 8000).")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Port of /metrics; the API's port serves it there; 0 takes a free one [9090].")
+        int | None,
+        typer.Option(help="Port of /metrics; the API's port serves it there; 0 takes a free one (default 9090)."),
     ] = None,
-    store: Annotated[str | None, typer.Option(help="URL of the store [sqlite+aiosqlite:///headway.db].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [cpu].")] = None,
-    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward [1].")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward [64].")] = None,
-    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model [16384].")] = None,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body [64 MiB].")] = None,
-    resident_heads: Annotated[int | None, typer.Option(help="Personal heads in memory, a model [100000].")] = None,
-    drain_seconds: Annotated[int | None, typer.Option(help="Time for requests in flight on SIGTERM [20].")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error [info].")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default cpu).")] = None,
+    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 1).")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
+    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 16384).")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
+    resident_heads: Annotated[
+        int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
+    ] = None,
+    drain_seconds: Annotated[
+        int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (default info).")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
 ) -> None:
     """Serve bundles over HTTP. Every option is also an environment variable: --max-batch is HEADWAY_MAX_BATCH."""
@@ -312,11 +322,14 @@ def predict(
     user: Annotated[str | None, typer.Option("--user", help="Whose head answers; without it the shared one.")] = None,
     url: Url = "http://127.0.0.1:8000",
     session: Annotated[str | None, typer.Option(help="Session to use; by default the last.")] = None,
+    repetitions: Annotated[
+        str | None, typer.Option(help="Repetitions to use: '0', '0,1' or '1-3'; by default all.")
+    ] = None,
 ) -> None:
     """Predict a subject's recordings on a running service, and print accuracy by gesture."""
     from service.commands.client import run_prediction
 
-    run_prediction(url, model, file, user, session)
+    run_prediction(url, model, file, user, session, repetitions)
 
 
 @app.command()

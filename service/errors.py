@@ -21,7 +21,7 @@ from __future__ import annotations
 
 
 class HeadwayError(Exception):
-    """A request that is refused; the message says what was wrong and what would be right."""
+    """Something failed here; of its subclasses, the message says what was wrong and what would be right."""
 
     status = 500
     code = "internal"

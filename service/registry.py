@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class LoadedModel:
     @property
     def scope(self) -> Scope:
         """Where heads of this model are valid."""
-        return Scope(self.name, self.bundle.manifest.feature_space)
+        # Rows of a head are classes: the same features with other labels are another scope.
+        labels = hashlib.sha256("\0".join(self.bundle.manifest.labels).encode()).hexdigest()[:8]
+        return Scope(self.name, f"{self.bundle.manifest.feature_space}-{labels}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ class Registry:
             if (manifest.name, manifest.version) != (name, version):
                 raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
             self._warm_up(model)
-        except (BundleError, RuntimeUnavailable) as e:
+        except Exception as e:  # whatever a bundle does wrong, the other models go on
             log.error("model %s version %s is not served: %s", name, version, e)
             return BrokenModel(name, version, str(e))
         log.info("model %s version %s is ready on %s", name, version, model.runtime.provider)
@@ -147,7 +150,7 @@ class Registry:
         if versions is None:
             raise UnknownModel(f"there is no model {name!r}; there are {', '.join(sorted(self._models)) or 'none'}")
         if version is not None:
-            number = int(version) if str(version).isdecimal() else -1
+            number = int(version) if str(version).isdecimal() and len(str(version)) <= 18 else -1
             if number not in versions:
                 raise UnknownModel(
                     f"model {name!r} has no version {version}; it has {', '.join(map(str, sorted(versions)))}"

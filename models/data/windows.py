@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.data.recordings import Recordings
 
-__all__ = ["WindowError", "WindowSpec", "Windows", "first_windows", "shared_samples", "windows"]
+__all__ = ["WindowError", "WindowSpec", "Windows", "first_windows", "shared_samples", "stride_of", "windows"]
 
 # Window and stride in seconds by modality. emg: Côté-Allard et al. 2019 (52 and 5 samples at 200 Hz);
 # imu: a wrist's exercise cycle lasts one to three seconds.
@@ -171,11 +171,8 @@ def _cut(rec: Recordings, spec: WindowSpec, chosen: NDArray[np.int64]) -> Window
     )
 
 
-def shared_samples(x: NDArray[np.float32]) -> int:
-    """How many following windows share samples with a window, told from windows `(n, C, T)` in time order.
-
-    A calibration request says nothing of its stride; equal samples do. Looks at the first few pairs; 0 if none overlap.
-    """
+def stride_of(x: NDArray[np.float32]) -> int | None:
+    """Stride in samples of windows `(n, C, T)` in time order, told from their samples; None if they do not overlap."""
     length = x.shape[2]
     for first in range(min(len(x) - 1, 8)):
         a, b = x[first], x[first + 1]
@@ -183,5 +180,14 @@ def shared_samples(x: NDArray[np.float32]) -> int:
             continue  # a flat window overlaps with anything
         for stride in range(1, length):
             if np.array_equal(a[:, stride:], b[:, : length - stride]):
-                return int(-(-length // stride) - 1)
-    return 0
+                return stride
+    return None
+
+
+def shared_samples(x: NDArray[np.float32]) -> int:
+    """How many following windows share samples with a window, told from windows `(n, C, T)` in time order.
+
+    A calibration request says nothing of its stride; equal samples do. Looks at the first few pairs; 0 if none overlap.
+    """
+    stride = stride_of(x)
+    return 0 if stride is None else int(-(-x.shape[2] // stride) - 1)

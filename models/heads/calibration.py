@@ -19,11 +19,12 @@ from models.heads.guard import (
     off_distribution,
     plan_folds,
     swapped_labels,
+    unseen_classes,
 )
 from models.heads.head import Head, blend, log_loss
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, minus
+from models.heads.statistics import Statistics, minus, repeated
 
 Array = NDArray[np.float64]
 METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
@@ -99,6 +100,11 @@ def calibrate(
     first = max(base.repetitions, default=-1) + 1
     repetition = np.unique(repetition, return_inverse=True)[1]
     new = Statistics.of(fitted_in, y, repetition + first, prior.classes)
+    again = repeated(base, new)
+    for later, earlier in again.items():
+        # Left in, the earlier copy would be in the fit that judges the later one.
+        shown = repetition + first == later
+        base = minus(base, Statistics.of(fitted_in[shown], y[shown], np.full(int(shown.sum()), earlier), prior.classes))
     whole = base + new
     _check(whole, base, method, prior)
 
@@ -121,18 +127,37 @@ def calibrate(
     candidate = _fit(chosen, whole, prior, z64, y).scaled(temperature)
     fitted = time.perf_counter()
 
-    warnings = _warnings(whole, prior)
+    doubts = _warnings(whole, prior)
     windows = float(whole.n[whole.seen].mean())
     repetitions = float(whole.repetitions_seen[whole.seen].mean())
     shared = shared_head(prior)
-    if folds:
+    if (refusal := unseen_classes(whole, prior)) is not None:
+        verdict = refusal
+    elif folds:
         held = _held_out(folds, z64, y, shared, logits / temperature, previous)
         verdict = judge_held_out(held, prior, windows, repetitions, margin)
     else:
-        verdict = judge_by_population(prior, windows, repetitions, warnings)
+        verdict = judge_by_population(prior, windows, repetitions, doubts)
     head = blend(shared, candidate, verdict.weight) if verdict.weight else None
+    warnings = (*doubts, *_sent_before(again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     return Calibration(head, candidate, chosen, whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+
+
+def _swap_text(cycle: tuple[str, ...]) -> str:
+    if len(cycle) == 2:
+        a, b = cycle
+        return (
+            f"windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
+        )
+    looks = ", ".join(f"{a!r} look like {b!r}" for a, b in zip(cycle, (*cycle[1:], cycle[0]), strict=True))
+    return f"compared with the population, windows labelled {looks}: were the labels mixed up?"
+
+
+def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
+    if not again:
+        return ()
+    return (f"{len(again)} of the repetitions were sent before; each counts once",)
 
 
 def _held_out(
@@ -180,10 +205,7 @@ def _choose(method: str, y: NDArray[np.integer], held_logits: Callable[[str], Ar
 
 
 def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
-    found = [
-        f"the windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
-        for a, b in swapped_labels(stats, prior)
-    ]
+    found = [_swap_text(cycle) for cycle in swapped_labels(stats, prior)]
     distance = off_distribution(stats, prior)
     if distance is not None:
         found.append(

@@ -166,6 +166,15 @@ def _best_blend(held: HeldOut, *, up_to_one: bool) -> float:
     return best if scores[best].accuracy >= scores[0.0].accuracy else 0.0
 
 
+def unseen_classes(stats: Statistics, prior: Prior) -> Verdict | None:
+    """Refuse to promote while classes are missing: nothing tells what a head does to windows of a class never shown."""
+    missing = [label for label, shown in zip(prior.labels, stats.seen, strict=True) if not shown]
+    if not missing:
+        return None
+    text = f"no windows yet of {', '.join(missing)}: a head is promoted when it was shown every label"
+    return Verdict("insufficient", "population", 0.0, text)
+
+
 def judge_by_population(prior: Prior, windows: float, repetitions: float, warnings: Sequence[str]) -> Verdict:
     """Decide without anything held out: on what the same number of windows did for left-out population users."""
     record = prior.strongest_evidence_for(windows, repetitions)
@@ -189,12 +198,15 @@ def judge_by_population(prior: Prior, windows: float, repetitions: float, warnin
     return Verdict("insufficient", "population", 0.0, f"{text}: too little to promote unseen")
 
 
-def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, str]]:
-    """Find pairs of classes whose prototypes fit the population's better when exchanged.
+def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, ...]]:
+    """Find classes whose prototypes fit the population's better when exchanged: pairs, or cycles of more.
 
-    Cross-validation cannot see a consistent swap; the population can. The log-likelihood gained by exchanging two
-    prototypes, under the spread of users' class means after removing the user's common offset, must pass `SWAP_NATS`.
-    It is tempered by the degrees of freedom that the spread was estimated with: few people say little about strangers.
+    Cross-validation cannot see a consistent exchange; the population can. The log-likelihood gained by it, under the
+    spread of users' class means after removing the user's common offset, must pass `SWAP_NATS`. It is tempered by the
+    degrees of freedom that the spread was estimated with: few people say little about strangers.
+
+    Returns:
+        Cycles of labels: windows labelled with one look like the population's next, those of the last like the first.
     """
     seen = np.flatnonzero(stats.seen)
     if len(seen) < 2:
@@ -203,16 +215,17 @@ def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, str]]:
     own, population = stats.means[seen] @ white.T, prior.means[seen] @ white.T
     own = own - (own - population).mean(0)
     cost = ((own[:, None] - population[None]) ** 2).sum(-1)
-    straight = np.diag(cost)
-    tempering = min(1.0, (prior.users - 1) / stats.dim)
-    gained = 0.5 * tempering * (straight[:, None] + straight[None] - cost - cost.T)
     nearest = cost.argmin(1)
-    return [
-        (prior.labels[seen[a]], prior.labels[seen[b]])
-        for a in range(len(seen))
-        for b in range(a + 1, len(seen))
-        if nearest[a] == b and nearest[b] == a and gained[a, b] > SWAP_NATS
-    ]
+    tempering = min(1.0, (prior.users - 1) / stats.dim)
+    gained = 0.5 * tempering * (np.diag(cost) - cost.min(1))
+    found = []
+    for start in range(len(seen)):
+        cycle = [start]
+        while (following := int(nearest[cycle[-1]])) not in cycle:
+            cycle.append(following)
+        if following == start == min(cycle) and len(cycle) > 1 and gained[cycle].sum() > SWAP_NATS:
+            found.append(tuple(prior.labels[seen[c]] for c in cycle))
+    return found
 
 
 def off_distribution(stats: Statistics, prior: Prior) -> float | None:

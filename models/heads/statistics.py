@@ -161,6 +161,19 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
     )
 
 
+def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
+    """Find repetitions of `new` that `base` holds already (up to the float32 of storage): new id -> id in `base`."""
+    found: dict[int, int] = {}
+    for j, later in enumerate(new.repetitions):
+        for i, earlier in enumerate(base.repetitions):
+            same = np.array_equal(base.count[:, i], new.count[:, j])
+            if same and np.allclose(
+                base.total[:, i], new.total[:, j], rtol=1e-4, atol=1e-4 * (1 + new.count[:, j].max())
+            ):
+                found[later] = earlier
+    return found
+
+
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """Add any number (at least one) of statistics."""
     first, *rest = parts

@@ -66,30 +66,39 @@ def train(
     """
     begin = time.monotonic()
     tick = progress or (lambda stage, done, total: None)
-    _claim(out, recordings, config, resume)
+    asked = _claim(out, recordings, config, resume)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        _Training(recordings, config, out, tick).run(begin, command)
+        work = _Training(recordings, config, out, tick)
+        # Only now: recordings that cannot be trained on leave no folder behind.
+        write_atomically(out / ASKED, json.dumps(asked, indent=2).encode())
+        work.run(begin, command)
     finally:
         torch.set_num_threads(threads)
     return load_run(out)
 
 
-def _claim(out: Path, recordings: Sequence[Recordings], config: TrainConfig, resume: bool) -> None:
-    """Check that the folder is free, or holds the same work when resuming, and note what is asked."""
+def _claim(out: Path, recordings: Sequence[Recordings], config: TrainConfig, resume: bool) -> dict[str, Any]:
+    """Check that the folder is free, or holds the same work when resuming; return what is asked."""
     asked = {"config": config.model_dump(mode="json"), "data": sorted(r.digest for r in recordings)}
     file = out / ASKED
     if resume:
         if not file.is_file():
             raise TrainingError(f"There is nothing to resume in {out}.")
-        if json.loads(file.read_text()) != asked:
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as e:
+            raise TrainingError(
+                f"{file} is damaged, so the run cannot be resumed; begin again in another --out."
+            ) from e
+        if before != asked:
             raise TrainingError(
                 f"The run in {out} was begun with other settings or recordings; resume it with the same."
             )
     elif out.exists() and any(out.iterdir()):
         raise TrainingError(f"The folder {out} is not empty; take another --out, or resume the run in it.")
-    write_atomically(file, json.dumps(asked, indent=2).encode())
+    return asked
 
 
 class _Training:

@@ -37,7 +37,7 @@ def run_calibration(
         else:
             chosen = windows(rec, spec, sessions={session}, repetitions=_numbers(repetitions))
         if not len(chosen):
-            raise ValueError(f"{file} has no windows in session {session!r}, repetitions {repetitions}")
+            raise ValueError(f"{file} has no such windows; {_what_there_is(rec)}")
         names = [rec.label_names[i] for i in chosen.y]
         report = client.calibrate(model, user, chosen.x, names, chosen.repetition.tolist(), **fields)
     console.print(f"{report['outcome']} (version {report['version']}, {report['evidence']}): {report['reason']}")
@@ -49,20 +49,36 @@ def run_calibration(
     console.print(table)
 
 
-def run_prediction(url: str, model: str, file: Path, user: str | None, session: str | None) -> None:
+def run_prediction(
+    url: str, model: str, file: Path, user: str | None, session: str | None, repetitions: str | None
+) -> None:
     """Predict the windows of a file and print the accuracy of each label."""
     rec = load(file)
     session = session or rec.session_names[-1]
     with Client(url) as client:
-        chosen = windows(rec, _window_spec(client, model, rec), sessions={session})
+        wanted = None if repetitions is None else _numbers(repetitions)
+        chosen = windows(rec, _window_spec(client, model, rec), sessions={session}, repetitions=wanted)
         if not len(chosen):
-            raise ValueError(f"{file} has no windows in session {session!r}; it has {', '.join(rec.session_names)}")
+            raise ValueError(f"{file} has no such windows; {_what_there_is(rec)}")
         labels = client.metadata(model)["parameters"]["labels"]
         probabilities, answer = client.infer(model, chosen.x, user=user)
     hit = np.array(labels)[probabilities.argmax(1)] == np.array(rec.label_names)[chosen.y]
     console.print(_accuracy_table(chosen, rec, hit))
     head = "the shared head" if answer["head"] == "shared" else f"{user}'s head, version {answer['head_version']}"
-    console.print(f"{hit.mean():.1%} of {len(hit)} windows of session {session!r}, by {head}", highlight=False)
+    which = "all repetitions" if repetitions is None else f"repetitions {repetitions}"
+    console.print(f"{hit.mean():.1%} of {len(hit)} windows of session {session!r}, {which}, by {head}", highlight=False)
+    if answer["head"] == "personal" and session == rec.session_names[0] and repetitions is None:
+        console.print(
+            "[yellow]note:[/] windows that calibrated this head are among them, if they came from this session"
+        )
+
+
+def _what_there_is(rec: Recordings) -> str:
+    parts = [
+        f"{name} (repetitions {', '.join(map(str, sorted({int(r) for r in rec.repetition[rec.session == i]})))})"
+        for i, name in enumerate(rec.session_names)
+    ]
+    return f"it has the sessions {', '.join(parts)}"
 
 
 def _accuracy_table(chosen: Windows, rec: Recordings, hit: NDArray[np.bool_]) -> Table:

@@ -257,7 +257,10 @@ def _guard_and_rollback(client: Client, manifest: Manifest, rec: Recordings, see
     )
     second = _calibrate(client, manifest, rec, chosen, user)
     state = client.rollback(manifest.name, user)
-    rollback = f"version {second['active_version']} was active, now version {state['active']} is"
+    rollback = (
+        f"another good calibration made version {second['active_version']} active (version {refused['version']} is the "
+        f"refused one); rolled back, version {state['active']} serves again"
+    )
     return guard, rollback
 
 

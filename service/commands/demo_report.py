@@ -18,9 +18,10 @@ def report(story: Story, out: Path, console: Console) -> None:
     draw(story.curve, picture, f"{story.model}: {len(story.subjects)} people the model never saw")
     console.print()
     console.print(_table(story.curve))
+    console.print("insufficient: the guard found too little to promote on, and the generic head goes on serving")
     for line in _harm(story):
         console.print(line, highlight=False)
-    console.print(f"[bold]Guard[/] against randomly labelled windows: {story.guard}", highlight=False)
+    console.print(f"[bold]Guard[/], given the same windows with random labels: {story.guard}", highlight=False)
     console.print(f"[bold]Rollback[/]: {story.rollback}", highlight=False)
     console.print(f"[bold]Latency[/] from /metrics: {story.latency}", highlight=False)
     console.print(
@@ -30,8 +31,8 @@ def report(story: Story, out: Path, console: Console) -> None:
         "\nTry next:\n"
         "  make serve                                  the shipped bundle on port 8000, with three curl lines\n"
         "  make demo DATA=synth                        synthetic users, from data to personal heads\n"
-        "  headway train --data DIR --out runs/mine    your own recordings (docs/recordings.md)\n"
-        "  headway --help",
+        "  .venv/bin/headway train --data DIR --out runs/mine    your own recordings (docs/recordings.md)\n"
+        "  .venv/bin/headway --help",
         highlight=False,
     )
 
@@ -46,7 +47,7 @@ def _table(curve: Curve) -> Table:
     for shots, scores in curve.personal.items():
         outcomes = curve.outcomes[shots]
         said = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
-        table.add_row(f"{shots}: personal head", *(_cell(scores[c]) for c in curve.columns), said)
+        table.add_row(f"{shots}: served head", *(_cell(scores[c]) for c in curve.columns), said)
     return table
 
 
@@ -87,6 +88,8 @@ def draw(curve: Curve, path: Path, title: str) -> None:
             100 * float(np.mean(curve.generic[column])), color="tab:gray", linestyle="--", label="generic head (mean)"
         )
         axis.set_xscale("log")
+        axis.set_xticks(x, [f"{n:.0f}" for n in x], minor=False)
+        axis.minorticks_off()
         axis.set_xlabel("labelled windows a class")
         axis.set_title(column)
         axis.grid(alpha=0.3)

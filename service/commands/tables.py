@@ -34,8 +34,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+    if isinstance(value, list | tuple | dict | set):
+        return str(len(value))
     return str(value)
 
 

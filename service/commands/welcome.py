@@ -17,22 +17,22 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> 
     manifest = bundles.read_manifest(bundles.resolve(models / name))[0]
     shape = manifest.input.window_shape
     labels = list(manifest.labels)
-    rows = 2 * len(labels)
-    noise = f"__import__('random').gauss(0, 1+i%{len(labels)})"
-    window = _nested(shape, noise)
-    one = f"python3 -c \"import json; i=0; print(json.dumps({{'inputs': {window}}}))\""
+    k, channels = len(labels), shape[0]
+    # Each label shakes a channel of its own more than the others: nothing real, but told apart after one calibration.
+    value = f"g(0, 40 if c==i%{channels} else 5)"
+    window = f"[[{value} for _ in range({shape[1]})] for c in range({channels})]"
+    begin = 'python3 -c "import json; from random import gauss as g;'
+    one = f"{begin} i=2; print(json.dumps({{'inputs': {window}}}))\""
     many = (
-        f'python3 -c "import json; L={labels!r}; '
-        f"print(json.dumps({{'inputs': [{window} for i in range({rows})], "
-        f"'labels': [L[i%{len(labels)}] for i in range({rows})], "
-        f"'repetitions': [i//{len(labels)} for i in range({rows})]}}))\""
+        f"{begin} L={labels!r}; N=range({6 * k}); print(json.dumps({{'inputs': [{window} for i in [n%{k} for n in N]], "
+        f"'labels': [L[n%{k}] for n in N], 'repetitions': [n//{3 * k} for n in N]}}))\""
     )
-    json_header = "-H 'content-type: application/json' -d @-"
+    json_header = "-w '\\n' -H 'content-type: application/json' -d @-"
     return "\n".join(
         [
             f"headway serves {', '.join(names)} at {base}   (docs: {base}/docs, metrics: {metrics_url})",
             "",
-            "Try it from another terminal (random windows: your own go in their place):",
+            "Try it from another terminal, with made-up windows; the third answer is by ana's own head:",
             "",
             f"{one} | curl -s {json_header} {base}/v2/models/{name}/predict",
             f"{many} | curl -s {json_header} {base}/v2/models/{name}/users/ana/calibrations",
@@ -40,9 +40,3 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> 
             "",
         ]
     )
-
-
-def _nested(shape: Sequence[int], value: str) -> str:
-    for size in reversed(shape):
-        value = f"[{value} for _ in range({size})]"
-    return value

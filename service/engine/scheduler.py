@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 import time
 from collections import deque
@@ -13,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import DeadlineExceeded, TooManyRequests, Unavailable
+
+log = logging.getLogger("headway")
 
 BULK_TURN = 8
 """While both lanes wait, one batch in this many is taken from the bulk lane."""
@@ -194,7 +198,10 @@ class Scheduler:
         end = time.monotonic()
         rate = len(features) / max(end - begin, 1e-9)
         self._drain_rate = rate if not self._drain_rate else 0.9 * self._drain_rate + 0.1 * rate
-        self._on_batch(BatchReport(len(features), forwarded - begin, end - forwarded, self.pending))
+        try:
+            self._on_batch(BatchReport(len(features), forwarded - begin, end - forwarded, self.pending))
+        except Exception:
+            log.exception("the report of a batch failed")
         finished: list[tuple[_Job, Result | Exception]] = []
         at = 0
         for job, lo, hi in batch:
@@ -230,7 +237,7 @@ class Scheduler:
         for job, outcome in outcomes:
             by_loop.setdefault(job.loop, []).append((job, outcome))
         for loop, items in by_loop.items():
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
                 loop.call_soon_threadsafe(_resolve, items)
 
 

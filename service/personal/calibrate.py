@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.data.windows import shared_samples
+from models.data.windows import shared_samples, stride_of
 from models.heads import calibration as maths
 from models.heads import statistics
 from models.heads.calibration import Calibration, CalibrationError
@@ -81,10 +81,11 @@ class Calibrator:
     async def _calibrate(
         self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
     ) -> dict[str, Any]:
+        _check_repetitions(request)
         begin = time.perf_counter()
         features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
-        base = await self._base(model, user) if request.mode == "update" else None
+        base, lost = await self._base(model, user) if request.mode == "update" else (None, False)
         _, previous = await self._store.active(model.scope, user)
         fit = partial(
             maths.calibrate,
@@ -103,6 +104,8 @@ class Calibrator:
             raise Unprocessable(str(e)) from e
         outcome, head = _served(result, request.activate)
         report = _report(model, request, result, outcome)
+        if lost:
+            report["warnings"].append("the statistics of the version that was chosen are kept no longer: begun anew")
         report["timings_ms"] = {
             "features": _ms(extracted - begin),
             **{stage: _ms(seconds) for stage, seconds in result.seconds.items()},
@@ -125,9 +128,17 @@ class Calibrator:
         timings = {**report["timings_ms"], "store": _ms(time.perf_counter() - stored)}
         return {**report, "version": version, "active_version": active, "timings_ms": timings}
 
-    async def _base(self, model: LoadedModel, user: str) -> Statistics | None:
-        data, _ = await self._store.statistics(model.scope, user)
-        return None if data is None else statistics.from_bytes(data)
+    async def _base(self, model: LoadedModel, user: str) -> tuple[Statistics | None, bool]:
+        """Statistics to add to, and whether the user's base has none any more."""
+        data, found = await self._store.statistics(model.scope, user)
+        if data is None:
+            return None, found is not None and found.base > 0
+        try:
+            return statistics.from_bytes(data), False
+        except ValueError as e:
+            raise Unavailable(
+                f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})"
+            ) from e
 
     async def _commit(self, model: LoadedModel, user: str, new: NewVersion) -> tuple[int, int]:
         version = await self._store.commit(model.scope, user, new)
@@ -136,6 +147,24 @@ class Calibrator:
             return version, version
         found = await self._store.user(model.scope, user)
         return version, found.active if found else 0
+
+
+def _check_repetitions(request: CalibrationRequest) -> None:
+    """Refuse repetitions that share samples: leaving one out would leave its samples in.
+
+    Raises:
+        Unprocessable: neighbouring windows overlap and are said to be of different repetitions.
+    """
+    stride = stride_of(request.x)
+    if stride is None:
+        return
+    edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))
+    for i in edge[:256]:
+        if np.array_equal(request.x[i][:, stride:], request.x[i + 1][:, :-stride]) and request.x[i].std() > 0:
+            raise Unprocessable(
+                f"windows {i} and {i + 1} share samples but are given as different repetitions; "
+                "a repetition is what was recorded in one go"
+            )
 
 
 def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,6 +55,28 @@ def connect(url: str) -> AsyncEngine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def claim(engine: AsyncEngine) -> int:
+    """Lock the database's file against a second service, whose caches would not see this one's changes.
+
+    Returns:
+        The descriptor that holds the lock; closing it, or the end of the process, gives it back.
+
+    Raises:
+        StoreError: another service has it.
+    """
+    file = f"{engine.url.database}.lock"
+    try:
+        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise StoreError(f"{file} cannot be written: {e.strerror}") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(lock)
+        raise StoreError(f"another service uses the store {engine.url.database}; give each its own with --store") from e
+    return lock
 
 
 @asynccontextmanager

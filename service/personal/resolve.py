@@ -29,6 +29,13 @@ class ResolvedHead:
         return "personal" if self.version else "shared"
 
 
+class _Fetch:
+    """A look-up under way; `stale` once what it reads may be old."""
+
+    def __init__(self) -> None:
+        self.stale = False
+
+
 class Resolver:
     """Finds and holds the heads of requests; fetches from the store what is not resident.
 
@@ -38,7 +45,7 @@ class Resolver:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
-        self._epoch = 0
+        self._fetching: dict[tuple[Scope, str], set[_Fetch]] = {}
 
     @asynccontextmanager
     async def heads(
@@ -85,13 +92,20 @@ class Resolver:
 
     async def _fetch(self, model: LoadedModel, user: str, version: int | None) -> ResolvedHead:
         while True:
-            epoch = self._epoch
-            if version is None:
-                wanted, head = await self._store.active(model.scope, user)
-            else:
-                wanted, head = version, await self._store.head(model.scope, user, version)
-            if epoch == self._epoch:
-                break  # else a pointer moved or a user was erased while the store answered: what was read may be old
+            fetch = _Fetch()
+            under_way = self._fetching.setdefault((model.scope, user), set())
+            under_way.add(fetch)
+            try:
+                if version is None:
+                    wanted, head = await self._store.active(model.scope, user)
+                else:
+                    wanted, head = version, await self._store.head(model.scope, user, version)
+            finally:
+                under_way.discard(fetch)
+                if not under_way:
+                    self._fetching.pop((model.scope, user), None)
+            if not fetch.stale:
+                break  # else this user's pointer moved, or they were erased, while the store answered
         if version is None:
             self._remember(model.scope, user, wanted)
         elif head is None:
@@ -110,14 +124,18 @@ class Resolver:
 
     def point(self, scope: Scope, user: str, version: int) -> None:
         """Note which version is active; call it as soon as the store has committed it."""
-        self._epoch += 1
+        self._outdate(scope, user)
         self._remember(scope, user, version)
 
     def forget(self, user: str, model: LoadedModel) -> None:
         """Drop all that is cached of a user of a model."""
-        self._epoch += 1
+        self._outdate(model.scope, user)
         self._pointers.pop((model.scope, user), None)
         model.bank.forget(user)
+
+    def _outdate(self, scope: Scope, user: str) -> None:
+        for fetch in self._fetching.get((scope, user), ()):
+            fetch.stale = True
 
     def _remember(self, scope: Scope, user: str, version: int) -> None:
         self._pointers[scope, user] = version

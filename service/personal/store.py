@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from models.heads.head import Head
 from service.personal import schema
-from service.personal.database import connect, transaction
+from service.personal.database import claim, connect, transaction
 from service.personal.records import (
     NewVersion,
     NoSuchVersion,
@@ -35,17 +36,18 @@ STATISTICS_KEPT = 2
 class Store:
     """Asynchronous access to users, versions, pointers and the audit trail. Open it with `Store.open`."""
 
-    def __init__(self, engine: AsyncEngine, salt: str) -> None:
-        self._engine, self._salt = engine, salt
+    def __init__(self, engine: AsyncEngine, salt: str, lock: int) -> None:
+        self._engine, self._salt, self._lock = engine, salt, lock
 
     @classmethod
     async def open(cls, url: str) -> Store:
         """Connect, create the tables where there are none, and check the schema's version.
 
         Raises:
-            StoreError: the URL is not of SQLite, the file cannot be opened, or it is of another schema version.
+            StoreError: the URL is not of SQLite, the file cannot be opened, is in use, or of another schema.
         """
         engine = connect(url)
+        lock = claim(engine)
         try:
             async with transaction(engine, write=True) as c:
                 await c.run_sync(schema.metadata.create_all)
@@ -58,12 +60,14 @@ class Store:
                 await c.execute(insert(meta), [{"key": k, "value": v} for k, v in rows.items()])
         except BaseException:
             await engine.dispose()
+            os.close(lock)
             raise
-        return cls(engine, salt)
+        return cls(engine, salt, lock)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections and let others open the store."""
         await self._engine.dispose()
+        os.close(self._lock)
 
     async def active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Return the version served to a user and its head; `(0, None)` is the shared one."""
@@ -246,10 +250,14 @@ class Store:
             await c.execute(update(users).where(_of(users, scope, user), users.c.base == version).values(base=0))
             await self._audit(c, scope, user, "deleted a version", {"version": version})
 
-    async def erase(self, user: str, model: str | None = None, tenant: str = "default") -> int:
-        """Delete everything of a user in one model (all its feature spaces) or in all; returns the rows deleted.
+    async def erase(self, user: str, model: str | None = None, tenant: str = "default") -> tuple[int, bool]:
+        """Delete everything of a user in one model (all its feature spaces) or in all.
 
-        Deleted content is overwritten with zeros (SQLite's secure_delete) and the write-ahead log is truncated.
+        Deleted content is overwritten with zeros (SQLite's secure_delete) and the write-ahead log is truncated, which
+        another process that reads the file just then (a backup) prevents.
+
+        Returns:
+            Rows deleted, and whether the log was truncated.
         """
         rows = 0
         async with transaction(self._engine, write=True) as c:
@@ -260,10 +268,9 @@ class Store:
                 rows += (await c.execute(delete(table).where(*where))).rowcount
             await self._audit(c, Scope(model or "*", "*", tenant), user, "erased", {"rows": rows})
         async with self._engine.connect() as c:
-            await (await c.execution_options(isolation_level="AUTOCOMMIT")).exec_driver_sql(
-                "PRAGMA wal_checkpoint(TRUNCATE)"
-            )
-        return rows
+            autocommit = await c.execution_options(isolation_level="AUTOCOMMIT")
+            done = (await autocommit.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).first()
+        return rows, done is not None and done[0] == 0
 
     async def ping(self) -> None:
         """Do one read.

@@ -28,7 +28,7 @@ async def read_body(request: Request) -> bytes:
     limit: int = request.app.state.settings.max_body_bytes
     declared = request.headers.get("content-length")
     if declared is not None:
-        if not declared.isdecimal():
+        if not declared.isdecimal() or len(declared) > 18:
             raise errors.InvalidRequest(f"Content-Length {declared!r} is not a number of bytes")
         if int(declared) > limit:
             raise errors.BodyTooLarge(f"the body has {int(declared):,} bytes; at most {limit:,} are accepted")

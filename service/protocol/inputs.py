@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from exporters.bundle import InputSpec
 from service.errors import InvalidRequest, Unprocessable, UnsupportedMediaType
 from service.protocol.body import parse_json_object
-from service.protocol.tensors import EXACT_IN_FP32, Tensor
+from service.protocol.tensors import EXACT_IN_FP32, MAX_DIMENSIONS, Tensor
 
 MAX_USER_ID = 256
+_ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for bytes that were not UTF-8
+MAX_REPETITIONS_A_CALL = 64
 
 
 def shape_text(spec: InputSpec) -> str:
@@ -100,13 +103,19 @@ def npy(body: bytes) -> NDArray[Any]:
     Raises:
         InvalidRequest: not such a file.
     """
+    file = io.BytesIO(body)
     try:
-        data = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as e:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = header(file)
+    except Exception as e:  # the header is Python source, and its reader raises whatever a parser may
         raise InvalidRequest("the body is not a .npy file of numbers") from e
-    if data.dtype.kind not in "fiu":
-        raise InvalidRequest(f"the .npy file holds {data.dtype}; numbers were expected")
-    return np.asarray(data)
+    if dtype.kind not in "fiu":
+        raise InvalidRequest(f"the .npy file holds {dtype}; numbers were expected")
+    # Checked before anything is allocated: a header can claim any shape.
+    if len(shape) > MAX_DIMENSIONS or math.prod(shape) * dtype.itemsize != len(body) - file.tell():
+        raise InvalidRequest("the .npy file's header does not fit its length")
+    return np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def user_id(value: Any) -> str:
@@ -115,8 +124,15 @@ def user_id(value: Any) -> str:
     Raises:
         InvalidRequest: anything else.
     """
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_USER_ID or not value.isprintable() or "/" in value:
-        raise InvalidRequest(f"user_id must be a string of 1 to {MAX_USER_ID} printable characters without '/'")
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value) <= MAX_USER_ID
+        or not value.isprintable()
+        or not _ID_EXCLUDES.isdisjoint(value)
+    ):
+        raise InvalidRequest(
+            f"user_id must be a string of 1 to {MAX_USER_ID} printable characters without '/', in UTF-8"
+        )
     return value
 
 
@@ -166,4 +182,9 @@ def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:
         raise InvalidRequest(f"there are {rows} windows and {len(values)} repetitions; one a window was expected")
     if any(abs(v) >= 2**62 for v in values):
         raise InvalidRequest("a repetition id is beyond 62 bits")
+    if len(set(values)) > MAX_REPETITIONS_A_CALL:
+        raise Unprocessable(
+            f"{len(set(values))} repetitions in one call; at most {MAX_REPETITIONS_A_CALL} are taken: "
+            "a repetition is one go at all the labels, not one window"
+        )
     return np.array(values, np.int64)

@@ -43,9 +43,9 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memor
     """
     if header_length is None:
         return parse_json_object(body), memoryview(b"")
-    if not header_length.isdecimal() or int(header_length) > len(body):
+    if not header_length.isdecimal() or len(header_length) > 18 or int(header_length) > len(body):
         raise InvalidRequest(
-            f"Inference-Header-Content-Length {header_length!r} is not a length within the body of {len(body)} bytes"
+            f"Inference-Header-Content-Length {header_length[:32]!r} is not a length within the body ({len(body)} bytes)"
         )
     view = memoryview(body)
     return parse_json_object(view[: int(header_length)]), view[int(header_length) :]
@@ -117,6 +117,8 @@ def _outputs(entries: Any, default: bool) -> tuple[RequestedOutput, ...] | None:
         parameters = entry.get("parameters", {})
         binary = parameters.get("binary_data", default) if isinstance(parameters, dict) else default
         wanted.append(RequestedOutput(name, binary is True))
+    if len({o.name for o in wanted}) < len(wanted):
+        raise InvalidRequest("an output is asked for twice")
     return tuple(wanted)
 
 

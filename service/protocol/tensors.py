@@ -21,6 +21,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Numeric datatypes. BYTES is a 4-byte little-endian length and that many bytes, each element."""
 
+MAX_DIMENSIONS = 8
+LARGEST_SIZE = 2**31 - 1
+
 EXACT_IN_FP32 = frozenset({"FP32", "FP16", "INT8", "UINT8", "INT16", "UINT16"})
 """Datatypes every value of which is a float32, so that a cast loses nothing."""
 
@@ -56,11 +59,17 @@ def describe(entry: Any) -> tuple[str, str, tuple[int, ...], dict[str, Any]]:
         raise InvalidRequest("an input has no name")
     if not isinstance(datatype, str) or (datatype not in DTYPES and datatype != "BYTES"):
         raise InvalidRequest(f"input {name!r} has datatype {datatype!r}; known are {', '.join([*DTYPES, 'BYTES'])}")
-    if not isinstance(shape, list) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in shape):
-        raise InvalidRequest(f"input {name!r} has shape {shape!r}; a list of non-negative integers was expected")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(s) for s in shape):
+        raise InvalidRequest(
+            f"input {name!r} has shape {shape!r}; a list of at most {MAX_DIMENSIONS} non-negative integers was expected"
+        )
     if not isinstance(parameters, dict):
         raise InvalidRequest(f"the parameters of input {name!r} must be an object")
     return name, datatype, tuple(shape), parameters
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIZE
 
 
 def from_json(entry: Any) -> Tensor:
@@ -86,10 +95,16 @@ def from_json(entry: Any) -> Tensor:
     return Tensor(name, datatype, _shaped(array, shape, name), parameters)
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
-    while values and isinstance(values[0], list):
-        values = [item for part in values for item in (part if isinstance(part, list) else [part])]
-    return list(values)
+def _flat(values: Sequence[Any], depth: int = 0) -> list[Any]:
+    if depth > MAX_DIMENSIONS:
+        raise InvalidRequest(f"data is nested more than {MAX_DIMENSIONS} deep")
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, list):
+            found += _flat(value, depth + 1)
+        else:
+            found.append(value)
+    return found
 
 
 def _numbers(values: list[Any], datatype: str, name: str) -> NDArray[Any]:

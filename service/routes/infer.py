@@ -92,10 +92,13 @@ async def predict(
     request: Request,
     model: ModelName,
     user_id: Annotated[str | None, Query(description="whose head answers; without it the shared one")] = None,
-    head_version: Annotated[int | None, Query(ge=0, description="answer with this version of the user's head")] = None,
+    head_version: Annotated[
+        int | None, Query(ge=0, lt=2**62, description="answer with this version of the user's head")
+    ] = None,
     fallback: Annotated[str, Query(description="for a user without a head: shared, or error (404)")] = "shared",
 ) -> Response:
     """Predict from `{"inputs": nested array}` or a .npy file; one window or a batch."""
+    _only(request, "user_id", "head_version", "fallback")
     user = None if user_id is None else inputs.user_id(user_id)
     loaded = await _choose(request, model, None, user)
     x = inputs.friendly(await read_body(request), request.headers.get("content-type", ""), loaded.bundle.manifest.input)
@@ -113,6 +116,7 @@ async def predict(
 @router.post("/v2/models/{model}/features", summary="Features of windows", openapi_extra=WINDOWS_BODY)
 async def features(request: Request, model: ModelName) -> Response:
     """Extract features; as JSON, or as a .npy file by `Accept: application/x-npy`. No head runs."""
+    _only(request)
     loaded = await _choose(request, model, None, None)
     x = inputs.friendly(await read_body(request), request.headers.get("content-type", ""), loaded.bundle.manifest.input)
     result, _ = await _run(request, loaded, x, None)
@@ -126,6 +130,14 @@ async def features(request: Request, model: ModelName) -> Response:
 
 def _who(model: LoadedModel) -> dict[str, str]:
     return {"model": model.name, "model_version": str(model.version)}
+
+
+def _only(request: Request, *known: str) -> None:
+    """Refuse misspelt query parameters, which would answer with another head than was meant."""
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        names = ", ".join(known) or "none"
+        raise InvalidRequest(f"unknown query parameter {unknown[0]!r}; known are: {names}")
 
 
 async def _choose(request: Request, name: str, version: str | None, user: str | None) -> LoadedModel:
@@ -207,8 +219,8 @@ def _output_tensors(
 
 def _integer(parameters: dict[str, Any], name: str) -> int | None:
     value = parameters.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise InvalidRequest(f"{name} must be an integer of at least 0, not {value!r}")
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62):
+        raise InvalidRequest(f"{name} must be an integer from 0 to 2^62, not {value!r}")
     return value
 
 

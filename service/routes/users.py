@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -18,6 +18,9 @@ from service.state import ModelOf, Services, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
 
+LARGEST_VERSION = 2**62
+VersionNumber = Annotated[int, Path(ge=1, le=LARGEST_VERSION, description="number of a version")]
+
 USER = "/v2/models/{model}/users/{user}"
 
 
@@ -26,7 +29,7 @@ class Active(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[int, Field(ge=1)] | Literal["shared"]
+    version: Annotated[int, Field(ge=1, le=LARGEST_VERSION)] | Literal["shared"]
 
 
 @asynccontextmanager
@@ -98,18 +101,22 @@ async def erase(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
 @router.delete("/v2/users/{user}", summary="Erase everything of a user of all models")
 async def erase_everywhere(own: ServicesOf, user: UserId) -> dict[str, Any]:
     """Erase a user from every model."""
-    async with _reading():
-        return await _erase(own, known_user(user), None)
+    user = known_user(user)
+    async with AsyncExitStack() as held:
+        for model in {m.name: m for m in own.models.loaded()}.values():
+            await held.enter_async_context(_changing(own, model, user))
+        return await _erase(own, user, None)
 
 
 async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
-    rows = await own.store.erase(user, model)
+    rows, truncated = await own.store.erase(user, model)
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
     return {
         "erased": True,
         "rows": rows,
+        "log_truncated": truncated,
         "model": model or "*",
         "pseudonym": own.store.pseudonym(user),
         "at": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -128,7 +135,7 @@ async def versions(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, A
 
 
 @router.get(f"{USER}/versions/{{number}}", summary="One version and the report of the calibration that made it")
-async def version(own: ServicesOf, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
+async def version(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
     """Describe one version."""
     async with _reading():
         store, user = own.store, known_user(user)
@@ -140,7 +147,7 @@ async def version(own: ServicesOf, model: ModelOf, user: UserId, number: int) ->
 
 
 @router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
-async def weights(own: ServicesOf, model: ModelOf, user: UserId, number: int) -> Response:
+async def weights(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> Response:
     """Return `weight (K, d)` and `bias (K,)`; the digest is in the ETag."""
     async with _reading():
         blob = await own.store.weights(model.scope, known_user(user), number)
@@ -150,7 +157,7 @@ async def weights(own: ServicesOf, model: ModelOf, user: UserId, number: int) ->
 
 
 @router.delete(f"{USER}/versions/{{number}}", summary="Delete a version that is not active")
-async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: int) -> dict[str, Any]:
+async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
     """Delete one version; 409 for the active one."""
     user = known_user(user)
     async with _changing(own, model, user):
@@ -159,7 +166,9 @@ async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: 
         except VersionIsActive as e:
             raise Conflict(f"version {number} is active; activate another one first") from e
         pointers = await own.store.user(model.scope, user)
-        own.resolver.forget(user, model)
+        for loaded in own.models.loaded():
+            if loaded.scope == model.scope:
+                own.resolver.forget(user, loaded)
     return {"deleted": number, "active": (pointers.active if pointers else 0) or "shared"}
 
 

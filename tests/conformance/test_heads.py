@@ -116,6 +116,6 @@ def test_refusals_name_what_is_wrong(rng):
         calibrate(tiny_prior(), z[y == 0], y[y == 0], r[y == 0])
     with pytest.raises(CalibrationError, match="the methods are"):
         calibrate(tiny_prior(), z, y, r, method="magic")
-    before = Statistics.of(z, y, r, K)
+    before = Statistics.of(z + 1, y, r, K)
     with pytest.raises(CalibrationError, match="statistics were retained"):
         calibrate(tiny_prior(), z, y, r, before=before, method="logistic")
