@@ -45,7 +45,7 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memor
         return parse_json_object(body), memoryview(b"")
     if not header_length.isdecimal() or len(header_length) > 18 or int(header_length) > len(body):
         raise InvalidRequest(
-            f"Inference-Header-Content-Length {header_length[:32]!r} is not a length within the body ({len(body)} bytes)"
+            f"Inference-Header-Content-Length {header_length[:32]!r} is not a length within {len(body)} bytes"
         )
     view = memoryview(body)
     return parse_json_object(view[: int(header_length)]), view[int(header_length) :]

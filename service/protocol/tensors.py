@@ -144,7 +144,7 @@ def from_binary(entry: Any, view: memoryview, size: int) -> Tensor:
         raise InvalidRequest(
             f"input {name!r} of shape {list(shape)} and datatype {datatype} needs {need} bytes; {size} were announced"
         )
-    return Tensor(name, datatype, np.frombuffer(view, dtype).reshape(shape), parameters)
+    return Tensor(name, datatype, _reshaped(np.frombuffer(view, dtype), shape, name), parameters)
 
 
 def _bytes_elements(view: memoryview, name: str) -> NDArray[Any]:
@@ -169,7 +169,14 @@ def _shaped(array: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[A
         raise InvalidRequest(
             f"input {name!r} of shape {list(shape)} needs {math.prod(shape)} values; {array.size} were sent"
         )
-    return array.reshape(shape)
+    return _reshaped(array, shape, name)
+
+
+def _reshaped(array: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    try:
+        return array.reshape(shape)
+    except ValueError as e:  # no values, and sizes that no array may have
+        raise InvalidRequest(f"input {name!r} has a shape beyond what an array may have") from e
 
 
 def to_binary(data: NDArray[Any], datatype: str) -> bytes:

@@ -77,6 +77,13 @@ def test_a_consistent_swap_is_named(rng):
     assert "'fist'" in warnings[0]
 
 
+def test_a_cycle_of_labels_is_named(rng):
+    z, y, r = user(rng, offset=0.5)
+    turned = np.choose(y, [1, 2, 0])
+    assert swapped_labels(Statistics.of(z, turned, r, K), tiny_prior()) == [("rest", "open", "fist")]
+    assert any("mixed up" in w for w in calibrate(tiny_prior(), z, turned, r).warnings)
+
+
 def test_another_sensor_or_scale_is_warned_of(rng):
     z, y, r = user(rng)
     assert any("sensor" in w for w in calibrate(tiny_prior(), z * 20 + 30, y, r).warnings)

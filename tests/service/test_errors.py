@@ -1,5 +1,6 @@
 """Every refusal has its status, its code and a sentence that names what was wrong; and the service goes on."""
 
+import functools
 import io
 import pickle
 
@@ -34,6 +35,8 @@ def npy(array, **options):
     np.save(buffer, array, **options)
     return {"content": buffer.getvalue(), "headers": {"content-type": "application/x-npy"}}
 
+
+DEEP = functools.reduce(lambda inner, _: [inner], range(20), "a")
 
 CASES = {
     "wrong shape": (f"{URL}/infer", {"json": infer(shape=[1, 4, 2])}, 400, "must have shape [rows, 2, 4], not [1, 4, 2]"),
@@ -104,6 +107,20 @@ CASES = {
     "unknown field": (f"{URL}/users/u/calibrations", {"json": calibration(label=[])}, 400, "unknown field 'label'"),
     "calibration shape": (f"{URL}/users/u/calibrations", {"json": calibration(inputs=[[0, 1]], labels=["rest"])}, 400, "must have shape"),
     "calibration model": ("/v2/models/nope/users/u/calibrations", {"json": calibration()}, 404, "there are tiny"),
+    "huge head version": (f"{URL}/infer", {"json": {**infer(), "parameters": {"user_id": "u", "head_version": 2**63}}}, 400, "head_version"),
+    "huge head version, predict": (f"{URL}/predict?user_id=u&head_version={10**20}", {"json": {"inputs": [[0] * 4] * 2}}, 400, "head_version"),
+    "endless version": (f"{URL}/versions/{'9' * 5000}/infer", {"json": infer()}, 404, "no version"),
+    "endless header length": (f"{URL}/infer", {"content": b"{}", "headers": {"Inference-Header-Content-Length": "9" * 5000}}, 400, "not a length"),
+    "many dimensions": (f"{URL}/infer", {"json": infer(shape=[1] * 70 + [8])}, 400, "at most 8"),
+    "huge dimensions": (f"{URL}/infer", {"json": infer(shape=[2**63 - 1] * 50000)}, 400, "at most 8"),
+    "empty and huge": (f"{URL}/infer", {"json": infer(shape=[0, 2**31 - 1, 2**31 - 1], data=[])}, 400, "shape"),
+    "deep strings": (f"{URL}/infer", {"json": {"inputs": [GOOD, {"name": "user_id", "datatype": "BYTES", "shape": [1], "data": DEEP}]}}, 400, "nested more than"),
+    "npy that claims much": (f"{URL}/predict", {"content": npy(np.zeros(4))["content"].replace(b"(4,)", b"(9999999999,)"), "headers": {"content-type": "application/x-npy"}}, 400, ".npy"),
+    "output twice": (f"{URL}/infer", {"json": {**infer(), "outputs": [{"name": "label"}] * 2}}, 400, "asked for twice"),
+    "misspelt query": (f"{URL}/predict?user=u", {"json": {"inputs": [[0] * 4] * 2}}, 400, "unknown query parameter 'user'"),
+    "user not UTF-8": (f"{URL}/predict?user_id=%FF", {"json": {"inputs": [[0] * 4] * 2}}, 400, "UTF-8"),
+    "user not UTF-8, path": (f"{URL}/users/%FF/calibrations", {"json": calibration()}, 404, "UTF-8"),
+    "endless repetitions": (f"{URL}/users/u/calibrations", {"json": {"inputs": [[[0] * 4] * 2] * 70, "labels": ["rest", "fist"] * 35, "repetitions": list(range(70))}}, 422, "at most 64"),
     "rollback of nobody": (f"{URL}/users/u/rollback", {}, 404, "not known"),
     "odd user in path": (f"{URL}/users/{'x' * 300}/rollback", {}, 404, "1 to 256"),
 }  # fmt: skip

@@ -4,6 +4,7 @@ import asyncio
 
 import numpy as np
 import orjson
+import pytest
 import safetensors.numpy
 
 from service.app import create_app
@@ -225,6 +226,89 @@ def settings_folder(settings):
     from pathlib import Path
 
     return Path(settings.store.removeprefix("sqlite+aiosqlite:///")).parent
+
+
+async def test_an_erasure_waits_for_no_calibration_and_none_survives_it(settings, rng):
+    app = create_app(settings)
+    async with running(app) as client:
+        await calibrate(client, rng)
+        calibrator = app.state.services.calibrator
+        model = app.state.services.models.get("tiny")
+        async with calibrator.exclusively(model, "ana"):
+            for url in (URL, "/v2/users/ana"):
+                assert (await client.delete(url)).status_code == 409
+        assert (await client.delete("/v2/users/ana")).json()["log_truncated"] is True
+        assert (await client.get(URL)).status_code == 404
+
+
+async def test_the_same_windows_count_once(client, rng):
+    payload = body(rng)
+    await client.post(f"{URL}/calibrations", json=payload)
+    again = (await client.post(f"{URL}/calibrations", json=payload)).json()
+    assert again["classes"]["rest"] == {"samples": 20, "repetitions": 2, "remaining": 0}
+    assert any("sent before" in w for w in again["warnings"])
+
+
+async def test_no_head_is_promoted_before_every_label_was_shown(client, rng):
+    x, labels = tiny_windows(20, rng, OFFSET)
+    two = [i for i, label in enumerate(labels) if label != "open"]
+    payload = {
+        "inputs": x[two].tolist(), "labels": [labels[i] for i in two], "repetitions": [i % 2 for i in range(len(two))],
+    }  # fmt: skip
+    report = (await client.post(f"{URL}/calibrations", json=payload)).json()
+    assert report["outcome"] == "insufficient"
+    assert "no windows yet of open" in report["reason"]
+    rest = [i for i, label in enumerate(labels) if label == "open"]
+    payload = {
+        "inputs": x[rest].tolist(),
+        "labels": ["open"] * len(rest),
+        "repetitions": [i % 2 for i in range(len(rest))],
+    }
+    report = (await client.post(f"{URL}/calibrations", json=payload)).json()
+    assert report["classes"]["rest"]["samples"] == report["classes"]["open"]["samples"] == 20
+
+
+async def test_repetitions_that_share_samples_are_refused(client, rng):
+    signal = rng.standard_normal((2, 40)).astype(np.float32)
+    x = np.stack([signal[:, at : at + 4] for at in range(0, 36, 2)])
+    payload = {"inputs": x.tolist(), "labels": ["rest"] * 9 + ["fist"] * 9, "repetitions": [i % 2 for i in range(18)]}
+    response = await client.post(f"{URL}/calibrations", json=payload)
+    assert response.status_code == 422
+    assert "share samples" in response.json()["error"]
+
+
+async def test_an_update_that_begins_anew_says_so(client, rng):
+    for _ in range(5):
+        await calibrate(client, rng, activate="always")
+    await client.put(f"{URL}/active", json={"version": 1})
+    assert any("begun anew" in w for w in (await calibrate(client, rng))["warnings"])
+
+
+async def test_a_look_up_ends_while_other_users_change(settings, rng):
+    app = create_app(settings)
+    async with running(app) as client:
+        await calibrate(client, rng)
+        resolver, model = app.state.services.resolver, app.state.services.models.get("tiny")
+        store = app.state.services.store
+        original = store.active
+
+        async def slow(scope, user):
+            for other in range(20):
+                resolver.point(scope, f"other-{other}", 1)
+            return await original(scope, user)
+
+        store.active = slow
+        resolver.forget("ana", model)
+        assert await asyncio.wait_for(who(client), 5) == ("personal", 1)
+
+
+async def test_a_second_service_on_the_same_file_is_refused(settings):
+    from service.personal.records import StoreError
+    from service.personal.store import Store
+
+    async with running(create_app(settings)):
+        with pytest.raises(StoreError, match="another service uses the store"):
+            await Store.open(settings.store)
 
 
 async def test_idempotency_key(client, rng):
