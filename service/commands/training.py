@@ -44,7 +44,7 @@ def run_training(
             f"{e.gain:+.1%} over generic, worst user {e.floor:.1%}",
             highlight=False,
         )
-    console.print(f"written to {out}; next: headway export {out} --models models", highlight=False)
+    console.print(f"written to {out}; next: headway export {out} --models bundles", highlight=False)
 
 
 def train_on(
