@@ -200,7 +200,7 @@ class Scheduler:
         self._drain_rate = rate if not self._drain_rate else 0.9 * self._drain_rate + 0.1 * rate
         try:
             self._on_batch(BatchReport(len(features), forwarded - begin, end - forwarded, self.pending))
-        except Exception:
+        except Exception:  # metrics must not end the engine's thread, on which every request waits
             log.exception("the report of a batch failed")
         finished: list[tuple[_Job, Result | Exception]] = []
         at = 0

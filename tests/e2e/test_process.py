@@ -180,4 +180,5 @@ def test_serving_imports_no_torch(tiny_models):
         "heavy = {'torch', 'onnx', 'onnxscript', 'matplotlib', 'pandas', 'sklearn', 'seglearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
