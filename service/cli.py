@@ -372,7 +372,8 @@ def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or
     from service.engine.runtime import Runtime
 
     bundle = bundles.load(bundles.resolve(path))
-    features = Runtime(bundle.backbone).run(np.zeros((2, *bundle.manifest.input.window_shape), np.float32))
+    spec = bundle.manifest.input
+    features = Runtime(bundle.backbone, padding=spec.padding).run(np.zeros((2, *spec.sized()), spec.dtype))
     console.print(
         f"{bundle.manifest.name} version {bundle.manifest.version}: {len(bundle.manifest.files)} files as listed, "
         f"features {features.shape[1]}, digest {bundle.digest[:16]}",

@@ -104,7 +104,7 @@ class Registry:
     def _build(self, path: Path) -> LoadedModel:
         s = self._settings
         bundle = bundles.load(path)
-        runtime = Runtime(bundle.backbone, device=s.device, threads=s.threads)
+        runtime = Runtime(bundle.backbone, device=s.device, threads=s.threads, padding=bundle.manifest.input.padding)
         bank = HeadBank(shared_head(bundle.prior), s.resident_heads)
 
         def report(batch: BatchReport) -> None:
@@ -122,9 +122,9 @@ class Registry:
         return model
 
     def _warm_up(self, model: LoadedModel) -> None:
-        window = model.bundle.manifest.input.window_shape
+        spec = model.bundle.manifest.input
         for rows in (1, self._settings.max_batch):
-            features = model.runtime.run(np.zeros((rows, *window), np.float32))
+            features = model.runtime.run(np.zeros((rows, *spec.sized()), spec.dtype))
             if features.shape != (rows, model.bundle.manifest.feature_dim) or not np.isfinite(features).all():
                 raise RuntimeUnavailable(
                     f"the graph gives features of shape {features.shape} for {rows} windows of zeros; "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from exporters.bundle import Padding
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -14,7 +18,7 @@ class RuntimeUnavailable(RuntimeError):
 
 
 class Runtime:
-    """One session of a backbone: `(n, C, T)` float32 in, `(n, d)` float32 out.
+    """One session of a backbone: a batch of windows in the graph's datatype in, `(n, d)` float32 out.
 
     ONNX Runtime falls back to the CPU without an error when a provider cannot be loaded; here that is one.
 
@@ -22,7 +26,7 @@ class Runtime:
         RuntimeUnavailable: the graph is invalid, or the session is bound to another provider than asked for.
     """
 
-    def __init__(self, graph: bytes, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(self, graph: bytes, *, device: str = "cpu", threads: int = 1, padding: Padding | None = None) -> None:
         if device == "cuda":
             ort.preload_dlls()  # CUDA and cuDNN come as wheels, which the loader does not search
         options = ort.SessionOptions()
@@ -41,10 +45,21 @@ class Runtime:
         self.provider: str = self._session.get_providers()[0]
         if self.provider != wanted:
             raise RuntimeUnavailable(f"{wanted} was asked for, but the session is bound to {self.provider}")
-        self._input: str = self._session.get_inputs()[0].name
+        lengths = None if padding is None else padding.lengths
+        inputs: list[str] = [node.name for node in self._session.get_inputs()]
+        if lengths is not None and lengths not in inputs:
+            raise RuntimeUnavailable(f"the graph has no input {lengths!r} for lengths; it has {', '.join(inputs)}")
+        others = [name for name in inputs if name != lengths]
+        if len(others) != 1:
+            raise RuntimeUnavailable(f"the graph must have one input beside the lengths; it has {', '.join(others)}")
+        self._input, self._lengths, self._padding = others[0], lengths, padding
         self._outputs = [self._session.get_outputs()[0].name]
 
-    def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the features of a batch."""
-        result: NDArray[np.float32] = self._session.run(self._outputs, {self._input: x})[0]
+    def run(self, x: NDArray[Any], lengths: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return the features of a batch; `lengths (n,)` are the true ones of padded windows."""
+        feeds: dict[str, NDArray[Any]] = {self._input: x}
+        if self._padding is not None and self._lengths is not None:
+            whole = x.shape[self._padding.axis]
+            feeds[self._lengths] = np.full(len(x), whole, np.int64) if lengths is None else lengths
+        result: NDArray[np.float32] = self._session.run(self._outputs, feeds)[0]
         return result

@@ -1,4 +1,4 @@
-"""Windows in a request: checked against what the model takes, as float32."""
+"""Windows in a request: checked against what the model takes, in its graph's own datatype."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from exporters.bundle import InputSpec
 from service.errors import InvalidRequest, Unprocessable, UnsupportedMediaType
 from service.protocol.body import parse_json_object
-from service.protocol.tensors import EXACT_IN_FP32, MAX_DIMENSIONS, Tensor
+from service.protocol.tensors import DTYPES, MAX_DIMENSIONS, Tensor
 
 MAX_USER_ID = 256
 _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for bytes that were not UTF-8
 MAX_REPETITIONS_A_CALL = 64
 
 
-def shape_text(spec: InputSpec) -> str:
-    """Say a batch's shape as an error message does."""
-    return f"[rows, {', '.join(map(str, spec.window_shape))}]"
+def exact_in(spec: InputSpec) -> frozenset[str]:
+    """Datatypes every value of which the graph's own can hold, so that a cast loses nothing."""
+    return frozenset(name for name, dtype in DTYPES.items() if name != "BOOL" and np.can_cast(dtype, spec.dtype))
 
 
-def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
-    """Check a tensor against the model's input and return it as float32 `(n, C, T)`, a view where it is float32.
+def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
+    """Check a tensor against the model's input and return it in that datatype, a view where it is of it already.
 
     Raises:
         InvalidRequest: another name, shape or datatype.
@@ -34,31 +34,35 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
     """
     if tensor.name != spec.name:
         raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
-    if tensor.datatype not in EXACT_IN_FP32:
-        exact = ", ".join(sorted(EXACT_IN_FP32 - {"FP32"}))
-        raise InvalidRequest(
-            f"input {spec.name!r} must be FP32 (or {exact}, which cast exactly), not {tensor.datatype}"
-        )
+    if tensor.datatype != spec.datatype and tensor.datatype not in exact_in(spec):
+        exact = ", ".join(sorted(exact_in(spec) - {spec.datatype}))
+        also = f" (or {exact}, which cast exactly)" if exact else ""
+        raise InvalidRequest(f"input {spec.name!r} must be {spec.datatype}{also}, not {tensor.datatype}")
     return checked(tensor.data, spec)
 
 
-def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
-    """Check the shape and finiteness of windows and return them as float32 `(n, C, T)`."""
-    if data.ndim != len(spec.shape) or data.shape[1:] != spec.window_shape:
-        raise InvalidRequest(f"input {spec.name!r} must have shape {shape_text(spec)}, not {list(data.shape)}")
+def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    """Check the shape and values of windows and return them in the datatype of the model's input."""
+    misfit = spec.misfit(data.shape)
+    if misfit:
+        raise InvalidRequest(f"input {spec.name!r} {misfit}")
     if len(data) == 0:
         raise InvalidRequest(f"input {spec.name!r} has no rows")
-    if data.dtype.kind in "iu":
-        return data.astype(np.float32)
-    with np.errstate(over="ignore"):
-        x: NDArray[np.float32] = np.ascontiguousarray(data, np.float32)
-    if not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))[0])
-        raise Unprocessable(f"input {spec.name!r} holds NaN, infinity or values beyond float32, first in row {row}")
+    if data.dtype == spec.dtype and data.dtype.kind in "iu":
+        return np.ascontiguousarray(data)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x: NDArray[Any] = np.ascontiguousarray(data, spec.dtype)
+    # An integer input takes only values that it holds exactly; a float one rounds.
+    good = x == data if spec.dtype.kind in "iu" else np.isfinite(x)
+    if not good.all():
+        row = int(np.flatnonzero(~good.reshape(len(x), -1).all(1))[0])
+        kind = "NaN, infinity or values beyond" if spec.dtype.kind == "f" else "values that are not"
+        name = "float32" if spec.datatype == "FP32" else spec.datatype
+        raise Unprocessable(f"input {spec.name!r} holds {kind} {name}, first in row {row}")
     return x
 
 
-def friendly(body: bytes, content_type: str, spec: InputSpec) -> NDArray[np.float32]:
+def friendly(body: bytes, content_type: str, spec: InputSpec) -> NDArray[Any]:
     """Read one window or a batch from `application/json {"inputs": …}` or `application/x-npy`.
 
     Raises:
