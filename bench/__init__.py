@@ -1,0 +1,1 @@
+"""Measurements: serving beside other servers, overload, soak, calibrations."""

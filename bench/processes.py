@@ -1,0 +1,109 @@
+"""What a server costs: processor time, memory and descriptors of its whole process tree, from /proc."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Processor time in seconds, proportional memory in bytes, open descriptors and the number of processes."""
+
+    cpu: float
+    memory: int
+    descriptors: int
+    processes: int
+
+
+def tree(root: int) -> list[int]:
+    """Return a process and all its descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, queue = [], [root]
+    while queue:
+        pid = queue.pop()
+        found.append(pid)
+        queue += parents.get(pid, [])
+    return found
+
+
+def cost(root: int, *, memory: bool = True) -> Cost:
+    """Return what a process tree has cost so far; without `memory` only the processor time, which is cheap to read."""
+    cpu, resident, descriptors = 0.0, 0, 0
+    pids = tree(root)
+    for pid in pids:
+        folder = Path("/proc") / str(pid)
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            cpu += (int(fields[11]) + int(fields[12])) / TICKS
+            if memory:
+                resident += _proportional(folder)
+                descriptors += sum(1 for _ in (folder / "fd").iterdir())
+        except OSError:
+            continue
+    return Cost(cpu, resident, descriptors, len(pids))
+
+
+def _proportional(folder: Path) -> int:
+    """Return a process's memory, pages that it shares with others counted in part."""
+    for line in (folder / "smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def started(
+    command: list[str], log: Path, environment: Mapping[str, str], folder: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a session of its own, its output in a log; at the end its whole tree is gone."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment), cwd=folder, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
+    """End a process tree: politely, then not. Only what was started here is signalled."""
+    members = tree(process.pid)
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    time.sleep(0.2)
+    for pid in members[1:]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

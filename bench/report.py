@@ -1,0 +1,68 @@
+"""The results as JSON, as Markdown tables and as plots."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("share of raw", "answers/s", "p50 ms", "p99 ms", "CPU-µs", "MiB", "processes")
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """Write `out`.json, `out`.md and, where there is something to plot, `out`-*.png."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", table(results))):
+        partial = out.with_suffix(f"{suffix}.part")
+        partial.write_text(text)
+        partial.rename(out.with_suffix(suffix))
+
+
+def medians(results: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Return medians over the rounds by (model, users, body, concurrency, server)."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for cell in results["cells"]:
+        key = tuple(cell[k] for k in ("model", "users", "body", "concurrency", "server"))
+        groups[key].append(cell)
+    fields = ("share", "rate", "p50", "p99", "cpu_us", "memory", "processes", "refused", "failed")
+    return {key: {f: statistics.median(c[f] or 0 for c in cells) for f in fields} for key, cells in groups.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    lines = _head(results)
+    found = medians(results)
+    for group in sorted({key[:3] for key in found}, key=str):
+        model, users, body = group
+        lines += ["", f"## {model}, {users:,} users, body {body}", ""]
+        lines += [f"| server | c | {' | '.join(COLUMNS)} |", "|--|" + "--:|" * (len(COLUMNS) + 1)]
+        rows = [(key[4], key[3], value) for key, value in found.items() if key[:3] == group]
+        for server, connections, v in sorted(rows, key=lambda r: (r[1], -r[2]["rate"])):
+            cells = (
+                f"{v['share']:.2f} | {v['rate']:.0f} | {v['p50'] / 1e3:.2f} | {v['p99'] / 1e3:.2f} | {v['cpu_us']:.0f}"
+            )
+            bad = f" ({v['refused']:.0f} refused, {v['failed']:.0f} failed)" if v["refused"] or v["failed"] else ""
+            lines.append(
+                f"| {server}{bad} | {connections} | {cells} | {v['memory'] / 2**20:.0f} | {v['processes']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _head(results: dict[str, Any]) -> list[str]:
+    where = results["machine"]
+    lines = ["# Serving compared", "", f"`make bench`, {results['options']['at']}, commit {where['commit'][:12]}: "]
+    lines[-1] += f"{where['processor']}, {where['cores']} cores, Linux {where['kernel']}, {where['wrk']}."
+    raw: dict[str, list[float]] = defaultdict(list)
+    for one in results["raw"]:
+        raw[one["model"]].append(max(one["rates"].values()))
+    for model, rates in raw.items():
+        spread = f"{min(rates):.0f} to {max(rates):.0f}"
+        lines += ["", f"Raw ONNX Runtime on {model}, no HTTP: median {statistics.median(rates):.0f} rows/s ({spread})."]
+    for name, versions in results["versions"].items():
+        packages = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "setup")
+        lines += ["", f"* **{name}**: {versions['setup']} ({packages})"]
+    for name, reason in results["failures"].items():
+        lines += ["", f"* **not measured: {name}**: {reason}"]
+    return lines

@@ -1,0 +1,33 @@
+-- One request a call: prefix .. user .. suffix, the user drawn uniformly. Arguments: folder, users, number format.
+-- The user is formatted to one width, so that the JSON header before the binary tensor keeps its length.
+local prefix, suffix, shape, users
+local head = {}
+
+local function read(path)
+  local f = assert(io.open(path, "rb"))
+  local text = f:read("*a")
+  f:close()
+  return text
+end
+
+function init(args)
+  prefix, suffix = read(args[1] .. "/prefix"), read(args[1] .. "/suffix")
+  users, shape = tonumber(args[2]), args[3]
+  for line in io.lines(args[1] .. "/headers") do
+    local name, value = line:match("^(.-): (.*)$")
+    head[name] = value
+  end
+  math.randomseed(os.time() + tonumber(args[4]))
+end
+
+function request()
+  return wrk.format("POST", nil, head, prefix .. string.format(shape, math.random(users) - 1) .. suffix)
+end
+
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '\nRESULT {"requests":%d,"duration_us":%d,"p50":%.1f,"p90":%.1f,"p99":%.1f,"max":%.1f,"status":%d,"timeout":%d,"socket":%d}\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(90), latency:percentile(99),
+    latency.max, e.status, e.timeout, e.connect + e.read + e.write))
+end
