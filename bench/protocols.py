@@ -118,6 +118,7 @@ def _read_json(content: bytes, _headers: dict[str, str]) -> NDArray[np.floating]
 DENSE = Protocol("/dense", _dense, _read_bytes, "raw bytes")
 NESTED = Protocol("/json", _json, _read_json, "JSON numbers")
 TEXT = Protocol("/predict", _base64, _read_json, "base64 in JSON")
+TEXT_NUMBERS = Protocol("/predict", _json, _read_json, "JSON numbers")
 
 
 def headway(model: str) -> dict[str, Protocol]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from bench import machine, raw, report
 from bench.bundles import Case, case
-from bench.contenders import CONTENDERS, Contender, ContenderError, Endpoint
+from bench.contenders import CONTENDERS
+from bench.launch import Contender, ContenderError, Endpoint
 from bench.load import Body, LoadError, post, wrk
 from bench.places import RESULTS
 from bench.processes import cost
