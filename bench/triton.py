@@ -39,7 +39,8 @@ def triton(model: Case, count: int, workers: int) -> Iterator[Endpoint]:
     stub.chmod(0o755)
     port, log = free_port(), LOGS / "triton.log"
     settings = clean_environment(model, count)
-    settings["PYTHONPATH"] = f"{SERVERS}:{packages}"
+    # The backend embeds an interpreter, which finds its packages by the first python3 of the path.
+    settings["PATH"] = f"{Path(python('triton')).parent}:{settings['PATH']}"
     settings["LD_LIBRARY_PATH"] = str(packages / "nvidia_pytriton.libs")
     command = [str(server / "bin" / "tritonserver"), "--model-repository", str(folder), "--http-port", str(port)]
     command += ["--backend-directory", str(server / "backends"), "--http-address", "127.0.0.1"]
@@ -54,7 +55,8 @@ def _repository(model: Case, workers: int) -> Path:
     folder = HOME / "triton" / model.name
     version = folder / "personal" / "1"
     version.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(SERVERS / "triton" / "model.py", version / "model.py")
+    for file in (SERVERS / "triton" / "model.py", SERVERS / "personal_model.py"):
+        shutil.copyfile(file, version / file.name)
     text = CONFIGURATION.format(
         input="input",
         datatype=model.datatype,

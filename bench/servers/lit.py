@@ -1,6 +1,5 @@
 """LitServe: its workers and its HTTP servers are processes; a request is JSON."""
 
-from __future__ import annotations
 
 import base64
 import os
