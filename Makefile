@@ -6,7 +6,7 @@ DATA ?= watch
 STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo serve test check check-deploy zoo bench format docs lock clean
+.PHONY: help install demo serve test check check-deploy zoo bench bench-servers bench-calibrations format docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,7 +48,13 @@ zoo: install ## make the shipped bundle anew, as its next version (recordings in
 	$(BIN)/headway export runs/semg-myo --models models/zoo --name semg-myo --licence '$(ZOO_LICENCE)' \
 	  --citation '$(ZOO_CITATION)' --description 'Seven hand and wrist gestures from a Myo armband: 8 electrodes, 200 Hz.'
 
-bench: install ## server time of calibrations over HTTP (recordings in MYO)
+bench: install ## serving beside other servers, interleaved (needs wrk and bench-servers; BENCH='--rounds 1')
+	$(BIN)/python bench/serving.py --out docs/benchmarks/serving $(BENCH)
+
+bench-servers: ## the other servers of `make bench`, each in an environment of its own under .bench
+	bash bench/servers/install $(PYTHON)
+
+bench-calibrations: install ## server time of calibrations over HTTP (recordings in MYO)
 	$(BIN)/python bench/calibrations.py --model models/zoo/semg-myo --data $(MYO)
 
 format: install ## format the code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -59,6 +60,18 @@ def cost(root: int, *, memory: bool = True) -> Cost:
         except OSError:
             continue
     return Cost(cpu, resident, descriptors, len(pids))
+
+
+def busy() -> float:
+    """Return processor seconds that the machine has been busy, whoever it was for."""
+    fields = [int(f) for f in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / TICKS
+
+
+def ended_children() -> float:
+    """Return processor seconds of the children of this process that have ended: wrk's, in a measurement."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _proportional(folder: Path) -> int:

@@ -15,7 +15,7 @@ from bench.contenders import CONTENDERS
 from bench.launch import Contender, ContenderError, Endpoint
 from bench.load import Body, LoadError, post, wrk
 from bench.places import RESULTS
-from bench.processes import cost
+from bench.processes import busy, cost, ended_children
 from bench.protocols import Protocol
 from bench.users import expected
 from service.commands.process import ServiceStartError
@@ -97,12 +97,15 @@ def _cells(
         _check(model, protocol, url, body, count)
         wrk(url, body, connections=max(chosen.concurrency), seconds=chosen.warm_up, users=count, seed=1)
         for connections in chosen.concurrency:
-            before = cost(endpoint.pid, memory=False)
+            before, machine_before, client_before = cost(endpoint.pid, memory=False), busy(), ended_children()
             load = wrk(url, body, connections=connections, seconds=chosen.seconds, users=count, seed=2 + connections)
+            all_busy, client = busy() - machine_before, ended_children() - client_before
             after = cost(endpoint.pid)
+            server_cpu = after.cpu - before.cpu
             cells.append({
                 "body": kind, "note": protocol.note, "concurrency": connections, **load.as_dict(),
-                "cpu_us": (after.cpu - before.cpu) * 1e6 / max(1, load.requests),
+                "cpu_us": server_cpu * 1e6 / max(1, load.requests), "client_us": client * 1e6 / max(1, load.requests),
+                "foreign_cores": max(0.0, (all_busy - client - server_cpu) / load.seconds),
                 "memory": after.memory, "processes": after.processes,
             })  # fmt: skip
     return cells

@@ -1,6 +1,5 @@
 """LitServe: its workers and its HTTP servers are processes; a request is JSON."""
 
-
 import base64
 import os
 from typing import Any
