@@ -140,12 +140,14 @@ def served(
 
 
 @contextmanager
-def headway(model: Case, count: int, workers: int, *options: str) -> Iterator[Endpoint]:
-    """Start `headway serve` with a store of so many calibrated users."""
-    folder = STORES / f"{model.name}-{count}"
+def headway(
+    model: Case, count: int, workers: int, *options: str, models: Path | None = None, store: Path | None = None
+) -> Iterator[Endpoint]:
+    """Start `headway serve` with a store of so many calibrated users; `models` may hold others beside the one."""
+    folder = store or STORES / f"{model.name}-{count}"
     if not (folder / "headway.db").exists():
         users.fill(folder / "headway.db", model, count)
-    with running_service(models_folder(model.name), folder, *frontends(workers), *options) as service:
+    with running_service(models or models_folder(model.name), folder, *frontends(workers), *options) as service:
         touch(model, service.url, count)
         yield Endpoint(service.url, service.pid)
 

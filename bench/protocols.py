@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,12 @@ def headway(model: str) -> dict[str, Protocol]:
     }
 
 
-def headway_rows(model: Case, windows: Window, names: list[str]) -> Body:
+def headway_rows(model: Case, windows: Window, names: list[str], outputs: Sequence[str] = ("probabilities",)) -> Body:
     """Return one request whose rows are of many users."""
     users = {"name": "user_id", "shape": [len(names)], "datatype": "BYTES", "data": names}
     tail = windows.tobytes()
     tensor = _tensor(model, len(windows)) | {"parameters": {"binary_data_size": len(tail)}}
-    text = json.dumps({"inputs": [users, tensor], "outputs": [{"name": "probabilities"}]}).encode()
+    text = json.dumps({"inputs": [users, tensor], "outputs": [{"name": o} for o in outputs]}).encode()
     return Body(text + tail, "", b"", {**OCTETS, "Inference-Header-Content-Length": str(len(text))})
 
 

@@ -1,14 +1,24 @@
-"""The results as JSON, as Markdown tables and as plots."""
+"""The results as JSON, as Markdown tables and as plots. `python bench/report.py serving.json` writes them anew."""
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("share of raw", "answers/s", "p50 ms", "p99 ms", "CPU-µs", "MiB", "processes")
+from bench import plots
+
+COLUMNS = ("share of raw", "answers/s", "p50 ms", "p99 ms", "CPU-µs", "MiB", "processes", "foreign cores")
+LEGEND = """\
+Shares are of the best raw rate measured right before and after that server. CPU-µs: of the server's whole
+process tree, a request; it holds on a busy machine, where rates do not. MiB: of the tree, shared pages in part.
+Foreign cores: processor time that went to neither server nor client. Latencies are wrk's, corrected for
+coordinated omission. Every server answers with the user's own head, was checked to do so before it was timed,
+and has 2 workers (Headway: as many front ends as it can have). Only Headway keeps heads in a store and
+calibrates; the others read a table."""
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -18,6 +28,7 @@ def write(results: dict[str, Any], out: Path) -> None:
         partial = out.with_suffix(f"{suffix}.part")
         partial.write_text(text)
         partial.rename(out.with_suffix(suffix))
+    plots.draw(medians(results), out)
 
 
 def medians(results: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, float]]:
@@ -26,7 +37,7 @@ def medians(results: dict[str, Any]) -> dict[tuple[Any, ...], dict[str, float]]:
     for cell in results["cells"]:
         key = tuple(cell[k] for k in ("model", "users", "body", "concurrency", "server"))
         groups[key].append(cell)
-    fields = ("share", "rate", "p50", "p99", "cpu_us", "memory", "processes", "refused", "failed")
+    fields = ("share", "rate", "p50", "p99", "cpu_us", "memory", "processes", "foreign_cores", "refused", "failed")
     return {key: {f: statistics.median(c[f] or 0 for c in cells) for f in fields} for key, cells in groups.items()}
 
 
@@ -45,7 +56,8 @@ def table(results: dict[str, Any]) -> str:
             )
             bad = f" ({v['refused']:.0f} refused, {v['failed']:.0f} failed)" if v["refused"] or v["failed"] else ""
             lines.append(
-                f"| {server}{bad} | {connections} | {cells} | {v['memory'] / 2**20:.0f} | {v['processes']:.0f} |"
+                f"| {server}{bad} | {connections} | {cells} | {v['memory'] / 2**20:.0f} | {v['processes']:.0f} "
+                f"| {v['foreign_cores']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -54,15 +66,22 @@ def _head(results: dict[str, Any]) -> list[str]:
     where = results["machine"]
     lines = ["# Serving compared", "", f"`make bench`, {results['options']['at']}, commit {where['commit'][:12]}: "]
     lines[-1] += f"{where['processor']}, {where['cores']} cores, Linux {where['kernel']}, {where['wrk']}."
+    lines += ["", LEGEND]
     raw: dict[str, list[float]] = defaultdict(list)
     for one in results["raw"]:
         raw[one["model"]].append(max(one["rates"].values()))
     for model, rates in raw.items():
         spread = f"{min(rates):.0f} to {max(rates):.0f}"
         lines += ["", f"Raw ONNX Runtime on {model}, no HTTP: median {statistics.median(rates):.0f} rows/s ({spread})."]
+    lines.append("")
     for name, versions in results["versions"].items():
         packages = ", ".join(f"{k} {v}" for k, v in versions.items() if k != "setup")
-        lines += ["", f"* **{name}**: {versions['setup']} ({packages})"]
+        lines += [f"* **{name}**: {versions['setup']} ({packages})"]
     for name, reason in results["failures"].items():
-        lines += ["", f"* **not measured: {name}**: {reason}"]
+        lines.append(f"* **not measured: {name}**: {' '.join(reason.split())}")
     return lines
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        write(json.loads(Path(name).read_text()), Path(name).with_suffix(""))

@@ -1,0 +1,93 @@
+"""An open load: requests leave at their times, whether or not earlier ones were answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from bench.load import Body
+
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """When a request left, in seconds since the start, how long its answer took, and the status (0: none came)."""
+
+    at: float
+    seconds: float
+    status: int
+
+
+class Connections:
+    """Keep-alive connections to one server, opened as they are needed."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        """Send one request and return the status and the body; `(0, b"")` where none came."""
+        lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+        pair = None
+        try:
+            pair = self._free.pop() if self._free else await asyncio.open_connection(self._host, self._port)
+            pair[1].write(head.encode() + body)
+            status, content = await asyncio.wait_for(_answer(pair[0]), TIMEOUT_SECONDS)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
+            if pair is not None:
+                pair[1].close()
+            return 0, b""
+        self._free.append(pair)
+        return status, content
+
+    async def abandon(self, path: str, body: bytes, headers: dict[str, str], share: float) -> None:
+        """Send a part of a request, or all of it, and hang up without reading."""
+        lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+        _, writer = await asyncio.open_connection(self._host, self._port)
+        writer.write(head.encode() + body[: int(share * len(body))])
+        await writer.drain()
+        writer.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        for _, writer in self._free:
+            writer.close()
+        self._free.clear()
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    length = next((int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")), 0)
+    return int(lines[0].split(b" ", 2)[1]), await reader.readexactly(length)
+
+
+async def offer(url: str, path: str, bodies: Sequence[Body], rate: float, seconds: float) -> list[Answer]:
+    """Send `rate` requests a second for a while, going round the bodies; wait for all answers."""
+    connections, answers, tasks = Connections(url), [], set()
+    start = time.perf_counter()
+
+    async def one(number: int) -> None:
+        body = bodies[number % len(bodies)]
+        left = time.perf_counter()
+        status, _ = await connections.post(path, body.filled(0), body.headers)
+        answers.append(Answer(left - start, time.perf_counter() - left, status))
+
+    number = 0
+    while (now := time.perf_counter() - start) < seconds:
+        while number < rate * now:
+            task = asyncio.create_task(one(number))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            number += 1
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*tasks)
+    connections.close()
+    return answers

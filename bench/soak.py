@@ -1,0 +1,198 @@
+"""Soak: minutes of mixed traffic; every row is compared with the head it is said to be from, memory must be flat."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import safetensors.numpy
+
+from bench import machine, protocols
+from bench.bundles import Case, case, models_folder
+from bench.launch import headway
+from bench.open_loop import Connections
+from bench.places import HOME, RESULTS
+from bench.processes import cost
+from bench.users import head, user_name
+from models.heads.head import Head, softmax
+from service.engine.runtime import Runtime
+
+WINDOWS, CALIBRATED, ROWS = 64, 8, 16
+TOLERANCE = 1e-3
+SAMPLE_SECONDS = 2.0
+GROWTH_MIB, GROWTH_DESCRIPTORS = 24, 8
+SECOND = "semg-myo"
+
+
+class Soak:
+    """The traffic and what is known of it: windows, their features, users' heads by version, counts and faults."""
+
+    def __init__(self, model: Case, url: str, count: int) -> None:
+        self.model, self.url, self.count = model, url, count
+        self.windows = model.windows(WINDOWS)
+        self.features = Runtime(model.bundle.backbone).run(self.windows)
+        prior = model.bundle.prior
+        self.shared = Head(prior.generic_weight, prior.generic_bias)
+        self.heads: dict[tuple[str, int], Head] = {}
+        self.newest: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.client = httpx.AsyncClient(base_url=url, timeout=30)
+        self.connections = Connections(url)
+
+    async def expected(self, user: str, version: int, window: int) -> Any:
+        """Return the probabilities of a window by the head that an answer names."""
+        if version == 0:
+            own = self.shared
+        elif version == 1 and user not in self.newest:
+            own = head(int(user[1:]), self.model.classes, self.model.dim)
+        else:
+            own = self.heads.get((user, version)) or await self._weights(user, version)
+        return softmax(own.logits(self.features[window][None])[0])
+
+    async def _weights(self, user: str, version: int) -> Head:
+        answer = await self.client.get(f"/v2/models/{self.model.name}/users/{user}/versions/{version}/weights")
+        answer.raise_for_status()
+        tensors = safetensors.numpy.load(answer.content)
+        self.heads[user, version] = own = Head(tensors["weight"], tensors["bias"])
+        return own
+
+    async def predict(self, rng: np.random.Generator) -> None:
+        """Ask for rows of many users in one request and look at every row."""
+        who = [user_name(int(i)) for i in rng.integers(0, self.count + CALIBRATED, ROWS)]
+        which = rng.integers(0, WINDOWS, ROWS)
+        at_least = {user: self.newest.get(user, 0) for user in who}
+        body = protocols.headway_rows(self.model, self.windows[which], who, ["probabilities", "head_version"])
+        path = f"/v2/models/{self.model.name}/infer"
+        status, content = await self.connections.post(path, body.filled(0), body.headers)
+        self.counts[f"infer {status}"] += 1
+        if status != 200:
+            self._fault(f"infer answered {status}: {content[:200]!r}")
+            return
+        outputs = {o["name"]: o for o in json.loads(content)["outputs"]}
+        rows = np.reshape(outputs["probabilities"]["data"], outputs["probabilities"]["shape"])
+        for i, (user, version) in enumerate(zip(who, outputs["head_version"]["data"], strict=True)):
+            if version < max(at_least[user], int(int(user[1:]) < self.count)):
+                self._fault(f"{user} was answered by version {version} after {at_least[user]} was active")
+            error = np.abs(rows[i] - await self.expected(user, version, int(which[i]))).max()
+            self.counts["rows checked"] += 1
+            if not error < TOLERANCE:
+                self._fault(f"{user}, version {version}, window {which[i]}: off by {error:.2g}")
+
+    async def calibrate(self, rng: np.random.Generator, user: str) -> None:
+        """Calibrate a user anew; its answers must come from that version on."""
+        labels = [self.model.bundle.manifest.labels[i % self.model.classes] for i in range(3 * self.model.classes)]
+        which = rng.integers(0, WINDOWS, len(labels))
+        noise = 0.1 * rng.standard_normal((len(labels), *self.model.shape))
+        inputs = (self.windows[which] + noise).tolist()
+        message = {"inputs": inputs, "labels": labels, "mode": "replace", "activate": "always"}
+        answer = await self.client.post(f"/v2/models/{self.model.name}/users/{user}/calibrations", json=message)
+        self.counts[f"calibration {answer.status_code}"] += 1
+        if answer.status_code != 201:
+            self._fault(f"a calibration answered {answer.status_code}: {answer.text[:200]}")
+            return
+        self.newest[user] = answer.json()["active_version"]
+
+    async def hang_up(self, rng: np.random.Generator) -> None:
+        """Begin a request and go away."""
+        body = protocols.headway_rows(self.model, self.windows[:ROWS], [user_name(i) for i in range(ROWS)])
+        share = float(rng.choice([0.3, 1.0]))
+        path = f"/v2/models/{self.model.name}/infer"
+        await self.connections.abandon(path, body.filled(0), body.headers, share)
+        self.counts["hung up"] += 1
+
+    async def swap(self) -> None:
+        """Unload and load another model, where this Headway can."""
+        for verb in ("unload", "load"):
+            answer = await self.client.post(f"/v2/repository/models/{SECOND}/{verb}")
+            self.counts[f"{verb} {answer.status_code}"] += 1
+            if answer.status_code == 404 and "repository" not in await self._routes():
+                self.counts["no repository routes"] = 1
+                return
+            if answer.status_code >= 400:
+                self._fault(f"{verb} answered {answer.status_code}: {answer.text[:200]}")
+
+    async def _routes(self) -> str:
+        return (await self.client.get("/openapi.json")).text
+
+    def _fault(self, what: str) -> None:
+        self.counts["faults"] += 1
+        if len(self.faults) < 20:
+            self.faults.append(what)
+
+
+async def run(soak: Soak, seconds: float, pid: int) -> list[dict[str, float]]:
+    """Send the traffic for a while; returns memory and descriptors over time."""
+    end, samples = time.monotonic() + seconds, []
+
+    async def every(wait: float, seed: int, what: Any) -> None:
+        rng = np.random.default_rng(seed)
+        while time.monotonic() < end:
+            await what(rng)
+            await asyncio.sleep(wait)
+
+    async def calibrations(rng: np.random.Generator) -> None:
+        await soak.calibrate(rng, user_name(soak.count + int(rng.integers(CALIBRATED))))
+
+    async def swaps(_rng: np.random.Generator) -> None:
+        if "no repository routes" not in soak.counts:
+            await soak.swap()
+
+    async def watch(_rng: np.random.Generator) -> None:
+        used = await asyncio.to_thread(cost, pid)
+        left = round(seconds - (end - time.monotonic()), 1)
+        samples.append({"at": left, "mib": used.memory / 2**20, "descriptors": used.descriptors})
+
+    kinds = [every(0, i, soak.predict) for i in range(4)]
+    kinds += [every(0.5, 10, calibrations), every(0.1, 11, soak.hang_up), every(3, 12, swaps)]
+    await asyncio.gather(*kinds, every(SAMPLE_SECONDS, 13, watch))
+    soak.connections.close()
+    await soak.client.aclose()
+    return samples
+
+
+def flat(samples: list[dict[str, float]]) -> dict[str, Any]:
+    """Compare the second quarter of the samples with the last one."""
+    quarter = max(1, len(samples) // 4)
+    early, late = samples[quarter : 2 * quarter], samples[-quarter:]
+    grown = {
+        k: float(np.median([s[k] for s in late]) - np.median([s[k] for s in early])) for k in ("mib", "descriptors")
+    }
+    return grown | {"flat": grown["mib"] < GROWTH_MIB and grown["descriptors"] < GROWTH_DESCRIPTORS}
+
+
+def main() -> None:
+    """Soak, print and write; the exit status is 1 after a wrong answer or where something grew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--users", type=int, default=1000, help="stored users, beside those calibrated here")
+    parser.add_argument("--out", type=Path, default=RESULTS / "serving-soak.json")
+    chosen = parser.parse_args()
+    model = case("fixed")
+    folder = HOME / "soak"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in (model.name, SECOND):
+        case(name)
+        shutil.copytree(models_folder(name) / name, folder / "models" / name)
+    with headway(model, chosen.users, 2, models=folder / "models", store=folder / "store") as service:
+        soak = Soak(model, service.url, chosen.users)
+        samples = asyncio.run(run(soak, 60 * chosen.minutes, service.pid))
+    growth = flat(samples)
+    found = {"machine": machine.describe(), "minutes": chosen.minutes, "counts": dict(soak.counts)}
+    found |= {"faults": soak.faults, "growth": growth, "samples": samples}
+    chosen.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in found.items() if k != "samples"}, indent=1))
+    sys.exit(1 if soak.counts["faults"] or not growth["flat"] else 0)
+
+
+if __name__ == "__main__":
+    main()
