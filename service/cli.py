@@ -260,6 +260,16 @@ def serve(
     resident_heads: Annotated[
         int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
     ] = None,
+    max_delay_us: Annotated[
+        int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")
+    ] = None,
+    dispatch: Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")] = None,
+    head_bank_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")
+    ] = None,
+    body_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for a request's body to be complete (default 30).")
+    ] = None,
     drain_seconds: Annotated[
         int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
     ] = None,

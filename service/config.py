@@ -36,11 +36,30 @@ class Settings(BaseSettings):
     )
     threads: int = Field(1, ge=1, description="ONNX Runtime threads inside one forward")
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
+    max_delay_us: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="µs that a free runtime waits for more rows; 0: it takes what is there",
+    )
+    dispatch: str = Field(
+        "auto",
+        pattern="^(auto|inline|thread)$",
+        description="inline on the event loop, thread for one a model, auto: inline if a row takes under 1 ms of CPU",
+    )
     queue_rows: int = Field(
         16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
     )
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     resident_heads: int = Field(100_000, ge=1, description="personal heads kept in memory, a model")
+    head_bank_bytes: int = Field(
+        1 << 30,
+        ge=1 << 16,
+        description="bytes of personal heads kept in memory, a model; the smaller limit counts",
+    )
+    body_timeout: float = Field(
+        30.0, gt=0, description="seconds within which a request's body must be complete; past it 408"
+    )
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 

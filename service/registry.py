@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, BundleError
@@ -22,17 +25,34 @@ from service.personal.records import Scope
 
 log = logging.getLogger("headway")
 
+INLINE_ROW_SECONDS = 0.001
+"""A forward of one row shorter than this runs on the event loop: handing it to a thread and back costs more."""
+
 OnBatch = Callable[["LoadedModel", BatchReport], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LoadedModel:
-    """One version of a model that answers."""
+    """One version of a model that answers.
+
+    Attributes:
+        scope: where heads of this model are valid.
+        label_bytes: the labels in UTF-8, an object array `(K,)`.
+    """
 
     bundle: Bundle
     runtime: Runtime
     scheduler: Scheduler
     bank: HeadBank
+    scope: Scope = field(init=False)
+    label_bytes: NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        manifest = self.bundle.manifest
+        # Rows of a head are classes: the same features with other labels are another scope.
+        labels = hashlib.sha256("\0".join(manifest.labels).encode()).hexdigest()[:8]
+        self.scope = Scope(self.name, f"{manifest.feature_space}-{labels}")
+        self.label_bytes = np.array([label.encode() for label in manifest.labels], object)
 
     @property
     def name(self) -> str:
@@ -43,13 +63,6 @@ class LoadedModel:
     def version(self) -> int:
         """The version's number."""
         return self.bundle.manifest.version
-
-    @property
-    def scope(self) -> Scope:
-        """Where heads of this model are valid."""
-        # Rows of a head are classes: the same features with other labels are another scope.
-        labels = hashlib.sha256("\0".join(self.bundle.manifest.labels).encode()).hexdigest()[:8]
-        return Scope(self.name, f"{self.bundle.manifest.feature_space}-{labels}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +104,6 @@ class Registry:
         name, version = path.parent.name, int(path.name)
         try:
             model = self._build(path)
-            manifest = model.bundle.manifest
-            if (manifest.name, manifest.version) != (name, version):
-                raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
-            self._warm_up(model)
         except Exception as e:  # whatever a bundle does wrong, the other models go on
             log.error("model %s version %s is not served: %s", name, version, e)
             return BrokenModel(name, version, str(e))
@@ -104,32 +113,46 @@ class Registry:
     def _build(self, path: Path) -> LoadedModel:
         s = self._settings
         bundle = bundles.load(path)
+        manifest = bundle.manifest
+        if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
+            raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
         runtime = Runtime(bundle.backbone, device=s.device, threads=s.threads)
-        bank = HeadBank(shared_head(bundle.prior), s.resident_heads)
+        row_seconds = self._warm_up(bundle, runtime)
+        bank = HeadBank(shared_head(bundle.prior), s.resident_heads, max_bytes=s.head_bank_bytes)
 
         def report(batch: BatchReport) -> None:
             self.on_batch(model, batch)
 
         scheduler = Scheduler(
-            f"{bundle.manifest.name}-{bundle.manifest.version}",
+            f"{manifest.name}-{manifest.version}",
             runtime.run,
             bank.logits,
             max_batch=s.max_batch,
             queue_rows=s.queue_rows,
+            max_delay=s.max_delay_us / 1e6,
+            inline=s.dispatch == "inline"
+            or (s.dispatch == "auto" and s.device == "cpu" and row_seconds < INLINE_ROW_SECONDS),
             on_batch=report,
         )
         model = LoadedModel(bundle, runtime, scheduler, bank)
         return model
 
-    def _warm_up(self, model: LoadedModel) -> None:
-        window = model.bundle.manifest.input.window_shape
-        for rows in (1, self._settings.max_batch):
-            features = model.runtime.run(np.zeros((rows, *window), np.float32))
-            if features.shape != (rows, model.bundle.manifest.feature_dim) or not np.isfinite(features).all():
+    def _warm_up(self, bundle: Bundle, runtime: Runtime) -> float:
+        """Run batches of zeros through the graph; returns the seconds of one row alone."""
+        window, d = bundle.manifest.input.window_shape, bundle.manifest.feature_dim
+        for rows in (self._settings.max_batch, 1):
+            features = runtime.run(np.zeros((rows, *window), np.float32))
+            if features.shape != (rows, d) or not np.isfinite(features).all():
                 raise RuntimeUnavailable(
                     f"the graph gives features of shape {features.shape} for {rows} windows of zeros; "
-                    f"finite ones of shape {(rows, model.bundle.manifest.feature_dim)} were expected"
+                    f"finite ones of shape {(rows, d)} were expected"
                 )
+        one, seconds = np.zeros((1, *window), np.float32), []
+        for _ in range(5):
+            begin = time.monotonic()
+            runtime.run(one)
+            seconds.append(time.monotonic() - begin)
+        return min(seconds)
 
     def by_name(self) -> dict[str, list[LoadedModel | BrokenModel]]:
         """All versions of all models, ascending."""

@@ -15,6 +15,7 @@ from prometheus_client import start_http_server
 from exporters import bundle as bundles
 from service.app import create_app
 from service.config import ConfigError, Settings
+from service.http import protocol_of
 from service.personal.store import Store
 from service.state import Services
 
@@ -76,6 +77,8 @@ def serve(settings: Settings, announce: Announce) -> bool:
         metrics_url = f"http://{_shown(settings.host)}:{http.server_port}/metrics"
     config = uvicorn.Config(
         app,
+        http=protocol_of(services),
+        ws="none",
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=settings.drain_seconds,

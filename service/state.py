@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Path, Request
 
@@ -15,6 +15,9 @@ from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.inputs import user_id
 from service.registry import LoadedModel, Registry
+
+if TYPE_CHECKING:
+    from service.data_plane import DataPlane
 
 T = TypeVar("T")
 
@@ -30,6 +33,7 @@ class Services:
     models: Registry
     metrics: Metrics
     draining: bool = False
+    plane: DataPlane = field(init=False)
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None

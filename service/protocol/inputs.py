@@ -58,23 +58,30 @@ def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
     return x
 
 
-def friendly(body: bytes, content_type: str, spec: InputSpec) -> NDArray[np.float32]:
-    """Read one window or a batch from `application/json {"inputs": …}` or `application/x-npy`.
+def friendly_data(body: bytes, content_type: str) -> NDArray[Any]:
+    """Read an array from `application/json {"inputs": …}` or `application/x-npy`.
 
     Raises:
         UnsupportedMediaType: another media type.
-        InvalidRequest, Unprocessable: as `windows`.
+        InvalidRequest: malformed.
     """
     media = content_type.split(";")[0].strip().lower()
     if media in ("application/json", ""):
         message = parse_json_object(body)
         if "inputs" not in message:
             raise InvalidRequest('the body has no "inputs"; a nested array of numbers was expected there')
-        data = nested(message["inputs"])
-    elif media == "application/x-npy":
-        data = npy(body)
-    else:
-        raise UnsupportedMediaType(f"this model does not read {media}; send application/json or application/x-npy")
+        return nested(message["inputs"])
+    if media == "application/x-npy":
+        return npy(body)
+    raise UnsupportedMediaType(f"this model does not read {media}; send application/json or application/x-npy")
+
+
+def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+    """Check one window or a batch and return it as a batch.
+
+    Raises:
+        InvalidRequest, Unprocessable: as `windows`.
+    """
     if data.ndim == len(spec.window_shape):
         data = data[None]
     return checked(data, spec)

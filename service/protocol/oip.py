@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from starlette.responses import Response
 
 from service.errors import InvalidRequest
-from service.protocol.body import json_response, parse_json_object
+from service.protocol.body import parse_json_object
 from service.protocol.tensors import Tensor, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -122,7 +121,15 @@ def _outputs(entries: Any, default: bool) -> tuple[RequestedOutput, ...] | None:
     return tuple(wanted)
 
 
-def encode(head: dict[str, Any], outputs: Sequence[tuple[Tensor, bool]]) -> Response:
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer's body, and the length of its JSON part if binary data follows it."""
+
+    body: bytes
+    header_length: int | None
+
+
+def encode(head: dict[str, Any], outputs: Sequence[tuple[Tensor, bool]]) -> Encoded:
     """Encode an answer: `head` carries the names and parameters, each output is JSON or binary as asked."""
     described: list[dict[str, Any]] = []
     blobs: list[bytes] = []
@@ -136,8 +143,7 @@ def encode(head: dict[str, Any], outputs: Sequence[tuple[Tensor, bool]]) -> Resp
             entry["data"] = to_json(tensor.data, tensor.datatype)
         described.append(entry)
     content = {**head, "outputs": described}
-    if not blobs:
-        return json_response(content)
     text = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    headers = {"Inference-Header-Content-Length": str(len(text))}
-    return Response(b"".join([text, *blobs]), headers=headers, media_type="application/octet-stream")
+    if not blobs:
+        return Encoded(text, None)
+    return Encoded(b"".join([text, *blobs]), len(text))

@@ -175,7 +175,7 @@ async def test_deadline_and_full_queue(settings):
     from service.app import create_app
     from tests.conftest import running
 
-    app = create_app(settings.model_copy(update={"queue_rows": 4}))
+    app = create_app(settings.model_copy(update={"queue_rows": 4, "dispatch": "thread"}))
     async with running(app) as client:
         model = app.state.services.models.get("tiny")
         gate = threading.Event()
