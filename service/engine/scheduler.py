@@ -76,7 +76,7 @@ class Job:
 
     def cancel(self) -> None:
         """Give up: rows not yet in a batch never run, and `done` is not called."""
-        self.dropped = True
+        self.dropped, self.done = True, _nobody
 
 
 Piece = tuple[Job, int, int]
@@ -317,7 +317,7 @@ class Scheduler:
             if len(batch) > 1:  # whose rows are to blame is not known: alone, only theirs fail
                 return [outcome for piece in batch for outcome in self._run([piece])]
             job = batch[0][0]
-            job.cancel()  # what is left of a split request is of no use
+            job.dropped = True  # what is left of a split request is of no use
             return [(job, error)]
         end = time.monotonic()
         seconds = (end - begin) / len(features)
@@ -372,6 +372,10 @@ class Scheduler:
                 loop.call_soon_threadsafe(_resolve, items)
 
 
+def _nobody(_: Result | Exception) -> None:
+    """Nobody waits for this job any more."""
+
+
 def _late() -> DeadlineExceeded:
     return DeadlineExceeded("the timeout passed while the request waited")
 
@@ -384,10 +388,9 @@ def _joined(job: Job) -> Result:
 
 def _resolve(items: list[tuple[Job, Result | Exception]]) -> None:
     for job, outcome in items:
-        if job.dropped and not isinstance(outcome, Exception):
-            continue
         job.dropped = True
+        done, job.done = job.done, _nobody  # the request holds the job, and the job not the request: no cycle is left
         try:
-            job.done(outcome)
+            done(outcome)
         except Exception:  # one request's answer must not cost its neighbours theirs
             log.exception("answering a request failed")
