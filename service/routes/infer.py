@@ -16,9 +16,10 @@ from service.engine.scheduler import Result
 from service.errors import InvalidRequest, Unavailable
 from service.personal.records import StoreError
 from service.personal.resolve import ResolvedHead
-from service.protocol import inputs, oip
-from service.protocol.body import json_response, read_body
+from service.protocol import classification, inputs, oip
+from service.protocol.body import answer, json_bytes, read_body
 from service.protocol.openapi import INFER_BODY, WINDOWS_BODY
+from service.protocol.parameters import FALLBACKS
 from service.protocol.tensors import Tensor
 from service.registry import LoadedModel
 from service.state import ModelName, VersionName, note, services
@@ -27,8 +28,6 @@ router = APIRouter(tags=["inference"])
 
 DEFAULT_OUTPUTS = ("probabilities", "label")
 OUTPUTS = ("features", "logits", "probabilities", "label", "labels", "head", "head_version")
-FALLBACKS = ("shared", "error")
-PARAMETERS = {"user_id", "head_version", "fallback", "timeout", "binary_data_output"}
 
 
 @router.post("/v2/models/{model}/infer", summary="Open Inference Protocol v2 inference", openapi_extra=INFER_BODY)
@@ -48,43 +47,51 @@ async def infer_version(request: Request, model: ModelName, version: VersionName
 
 
 async def _infer(request: Request, model: str, version: str | None) -> Response:
-    services(request).models.candidates(model, version)
-    message = oip.decode(await read_body(request), request.headers.get(oip.HEADER_LENGTH))
-    unknown = sorted(set(message.parameters) - PARAMETERS)
-    if unknown:
-        raise InvalidRequest(f"unknown parameter {unknown[0]!r}; known are {', '.join(sorted(PARAMETERS))}")
+    newest = services(request).models.candidates(model, version)[0]
+    message = oip.decode(
+        await read_body(request), request.headers.get(oip.HEADER_LENGTH), request.query_params,
+        newest.bundle.manifest.input,
+    )  # fmt: skip
+    asked = message.parameters
     names = [o.name for o in message.outputs] if message.outputs else list(DEFAULT_OUTPUTS)
     for name in names:
         if name not in OUTPUTS:
             raise InvalidRequest(f"there is no output {name!r}; the outputs are {', '.join(OUTPUTS)}")
     row_tensor = message.inputs.pop("user_id", None)
-    user = message.parameters.get("user_id")
+    user = asked.user_id
     if user is not None and row_tensor is not None:
         raise InvalidRequest("the user is named twice: by the parameter user_id and by the tensor user_id")
     if len(message.inputs) != 1:
         raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
-    loaded = await _choose(request, model, version, None if user is None else inputs.user_id(user))
+    loaded = await _choose(request, model, version, user)
     x = inputs.windows(next(iter(message.inputs.values())), loaded.bundle.manifest.input)
     users: Sequence[str | None]
     users = [user] * len(x) if row_tensor is None else inputs.per_row_users(row_tensor, len(x))
     heads_wanted = any(name != "features" for name in names)
     result, heads = await _run(
         request, loaded, x, users if heads_wanted else None,
-        head_version=_integer(message.parameters, "head_version"),
-        fallback=message.parameters.get("fallback", "shared"),
-        timeout=_timeout(message.parameters),
+        head_version=asked.head_version,
+        fallback=asked.fallback,
+        timeout=asked.timeout,
     )  # fmt: skip
     per_row = row_tensor is not None
     if per_row and heads_wanted and message.outputs is None:
         names += ["head", "head_version"]
     tensors = _output_tensors(names, loaded, result, heads)
+    tensors = [_as_asked(t, message.outputs or (), loaded) for t in tensors]
     binary = {o.name: o.binary for o in message.outputs or ()}
     head: dict[str, Any] = {"model_name": loaded.name, "model_version": str(loaded.version)}
     if message.id:
         head["id"] = message.id
     if heads_wanted and not per_row:
         head["parameters"] = {"head": heads[0].kind, "head_version": heads[0].version}
-    return oip.encode(head, [(t, binary.get(t.name, message.binary_output)) for t in tensors])
+    encoded = oip.encode(head, [(t, binary.get(t.name, message.binary_output)) for t in tensors])
+    return await answer(request, encoded.body, encoded.media_type, encoded.headers)
+
+
+def _as_asked(tensor: Tensor, outputs: Sequence[oip.RequestedOutput], model: LoadedModel) -> Tensor:
+    k = next((o.classification for o in outputs if o.name == tensor.name), 0)
+    return classification.top(tensor, model.bundle.manifest.labels, k) if k else tensor
 
 
 @router.post("/v2/models/{model}/predict", summary="Labels and probabilities of windows", openapi_extra=WINDOWS_BODY)
@@ -110,7 +117,8 @@ async def predict(
         {"label": labels[best], "probability": row[best], "probabilities": dict(zip(labels, row, strict=True))}
         for row, best in zip(probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)
     ]
-    return json_response({"predictions": rows, **_who(loaded), "head": heads[0].kind, "head_version": heads[0].version})
+    content = {"predictions": rows, **_who(loaded), "head": heads[0].kind, "head_version": heads[0].version}
+    return await answer(request, json_bytes(content))
 
 
 @router.post("/v2/models/{model}/features", summary="Features of windows", openapi_extra=WINDOWS_BODY)
@@ -124,8 +132,8 @@ async def features(request: Request, model: ModelName) -> Response:
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, np.ascontiguousarray(result.features), allow_pickle=False)
         headers = {"Headway-Model": loaded.name, "Headway-Model-Version": str(loaded.version)}
-        return Response(buffer.getvalue(), headers=headers, media_type="application/x-npy")
-    return json_response({"features": np.ascontiguousarray(result.features), **_who(loaded)})
+        return await answer(request, buffer.getvalue(), "application/x-npy", headers)
+    return await answer(request, json_bytes({"features": np.ascontiguousarray(result.features), **_who(loaded)}))
 
 
 def _who(model: LoadedModel) -> dict[str, str]:
@@ -215,15 +223,3 @@ def _output_tensors(
         else:
             made.append(Tensor(name, "INT64", np.array([h.version for h in heads], np.int64)))
     return made
-
-
-def _integer(parameters: dict[str, Any], name: str) -> int | None:
-    value = parameters.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62):
-        raise InvalidRequest(f"{name} must be an integer from 0 to 2^62, not {value!r}")
-    return value
-
-
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    value = _integer(parameters, "timeout")
-    return None if not value else value / 1e6
