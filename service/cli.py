@@ -267,9 +267,6 @@ def serve(
     head_bank_bytes: Annotated[
         int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")
     ] = None,
-    body_timeout: Annotated[
-        float | None, typer.Option(help="Seconds for a request's body to be complete (default 30).")
-    ] = None,
     drain_seconds: Annotated[
         int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
     ] = None,

@@ -57,9 +57,6 @@ class Settings(BaseSettings):
         ge=1 << 16,
         description="bytes of personal heads kept in memory, a model; the smaller limit counts",
     )
-    body_timeout: float = Field(
-        30.0, gt=0, description="seconds within which a request's body must be complete; past it 408"
-    )
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 

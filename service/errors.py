@@ -7,7 +7,7 @@ HeadwayError                  500 internal
 │   ├── UnknownModel              unknown_model
 │   ├── UnknownUser               unknown_user
 │   └── UnknownVersion            unknown_version
-├── RequestTimeout            408 request_timeout
+├── BodyTimeout               408 body_timeout
 ├── Conflict                  409 conflict
 ├── BodyTooLarge              413 body_too_large
 ├── UnsupportedMediaType      415 unsupported_media_type
@@ -65,10 +65,10 @@ class UnknownVersion(NotFound):
     code = "unknown_version"
 
 
-class RequestTimeout(HeadwayError):
-    """The body did not come in time."""
+class BodyTimeout(HeadwayError):
+    """The body stopped arriving, or arrived too slowly; the connection is closed."""
 
-    status, code = 408, "request_timeout"
+    status, code = 408, "body_timeout"
 
 
 class Conflict(HeadwayError):
@@ -84,7 +84,7 @@ class BodyTooLarge(HeadwayError):
 
 
 class UnsupportedMediaType(HeadwayError):
-    """The model does not read this media type."""
+    """The model does not read this media type, or nobody here this content encoding."""
 
     status, code = 415, "unsupported_media_type"
 

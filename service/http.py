@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.data_plane import Call, DataPlane
 from service.observability import request_id_of
+from service.protocol.body import patience, stalled
 from service.state import Services
 
 _PATH = re.compile(
@@ -28,12 +29,13 @@ class _Exchange:
     """A request of the data plane on its connection: what uvicorn asks of its own cycle, and no more."""
 
     __slots__ = (
-        "body", "call", "disconnected", "headers", "keep_alive", "length", "message_event", "more_body", "path",
-        "response_complete",
+        "begin", "body", "call", "disconnected", "headers", "keep_alive", "message_event", "more_body",
+        "path", "response_complete",
     )  # fmt: skip
 
-    def __init__(self, path: re.Match[bytes], headers: dict[bytes, bytes], length: int, keep_alive: bool) -> None:
-        self.path, self.headers, self.length, self.keep_alive = path, headers, length, keep_alive
+    def __init__(self, path: re.Match[bytes], headers: dict[bytes, bytes], keep_alive: bool) -> None:
+        self.path, self.headers, self.keep_alive = path, headers, keep_alive
+        self.begin = time.monotonic()
         self.body: list[bytes] = []
         self.call: Call | None = None
         self.response_complete = self.disconnected = False
@@ -54,7 +56,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         settings = self.services.settings
         self._plane: DataPlane = self.services.plane
-        self._max_body, self._body_timeout = settings.max_body_bytes, settings.body_timeout
+        self._max_body = settings.max_body_bytes
         self._exchange: _Exchange | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
@@ -71,7 +73,7 @@ class Protocol(HttpToolsProtocol):
         exchange = self._exchange
         if exchange is not None and exchange.more_body:
             if self._stall is None:
-                self._stall = self.loop.call_later(self._body_timeout, self._stalled)
+                self._stall = self.loop.call_later(patience(0), self._stalled)
         elif self._stall is not None:
             self._stall.cancel()
             self._stall = None
@@ -94,7 +96,7 @@ class Protocol(HttpToolsProtocol):
                 length = headers.get(b"content-length", b"0")
                 if _UNUSUAL.isdisjoint(headers) and len(length) < 12 and int(length) <= self._max_body:
                     keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-                    self._exchange = _Exchange(path, headers, int(length), keep_alive)
+                    self._exchange = _Exchange(path, headers, keep_alive)
                     self.cycle = self._exchange  # type: ignore[assignment]
                     return
         url, headers_seen = self.url, self.headers
@@ -120,19 +122,7 @@ class Protocol(HttpToolsProtocol):
         exchange.more_body = False
         body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
         exchange.body = []
-        name, version, endpoint, query = exchange.path.groups()
-        exchange.call = call = Call(
-            endpoint.decode(),
-            _text(name),
-            None if version is None else _text(version),
-            exchange.headers,
-            dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {},
-            body,
-            self._reply,
-            request_id_of(exchange.headers.get(b"x-request-id")),
-            time.monotonic(),
-        )
-        self._plane.begin(call)
+        self._plane.begin(self._call(exchange, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what the client no longer waits for."""
@@ -184,15 +174,33 @@ class Protocol(HttpToolsProtocol):
             self.server_state.total_requests += 1
 
     def _stalled(self) -> None:
-        """The body did not come in time: say so and close."""
+        """Say that the body did not come in time, and close; or wait on, if it comes fast enough."""
         self._stall = None
         exchange = self._exchange
         if exchange is None or not exchange.more_body:
             return
+        size = sum(map(len, exchange.body))
+        left = exchange.begin + patience(size) - time.monotonic()
+        if left > 0:
+            self._stall = self.loop.call_later(left, self._stalled)
+            return
         exchange.keep_alive = exchange.more_body = False
-        self._plane.stalled(
-            exchange.path[3].decode(), self._reply, request_id_of(exchange.headers.get(b"x-request-id"))
+        self._plane.fail(self._call(exchange, b""), stalled(size))
+
+    def _call(self, exchange: _Exchange, body: bytes) -> Call:
+        name, version, endpoint, query = exchange.path.groups()
+        exchange.call = Call(
+            endpoint.decode(),
+            _text(name),
+            None if version is None else _text(version),
+            exchange.headers,
+            dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {},
+            body,
+            self._reply,
+            request_id_of(exchange.headers.get(b"x-request-id")),
+            exchange.begin,
         )
+        return exchange.call
 
 
 def _text(quoted: bytes) -> str:

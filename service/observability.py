@@ -6,7 +6,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
 from service.engine.scheduler import BatchReport, Result
+from service.personal.resolve import ResolvedHead
 from service.registry import LoadedModel, Registry
 
 log = logging.getLogger("headway.access")
@@ -74,10 +75,12 @@ class Metrics:
         self._served: dict[LoadedModel, _Served] = {}
         self._requests: dict[tuple[LoadedModel | None, str, int], tuple[Counter, Histogram]] = {}
 
-    def answered(self, model: LoadedModel, result: Result, personal: int, shared: int) -> None:
+    def answered(self, model: LoadedModel, result: Result, heads: Sequence[ResolvedHead]) -> None:
         """Count rows that were answered, by kind of head, and how long they waited."""
         served = self._of(model)
         served.queue.observe(result.queue)
+        personal = sum(1 for h in heads if h.version)
+        shared = len(heads) - personal
         if personal:
             served.personal.inc(personal)
         if shared:

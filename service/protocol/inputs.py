@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from exporters.bundle import InputSpec
 from service.errors import InvalidRequest, Unprocessable, UnsupportedMediaType
 from service.protocol.body import parse_json_object
-from service.protocol.tensors import EXACT_IN_FP32, MAX_DIMENSIONS, Tensor
+from service.protocol.tensors import MAX_DIMENSIONS, Tensor
 
 MAX_USER_ID = 256
+_NOT_NUMBERS = frozenset({"BOOL", "BYTES"})
+_EXACT_BELOW = 2**24
+_NOTHING = contextlib.nullcontext()
 _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for bytes that were not UTF-8
 MAX_REPETITIONS_A_CALL = 64
 
@@ -34,28 +38,48 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
     """
     if tensor.name != spec.name:
         raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
-    if tensor.datatype not in EXACT_IN_FP32:
-        exact = ", ".join(sorted(EXACT_IN_FP32 - {"FP32"}))
+    if tensor.datatype in _NOT_NUMBERS:
         raise InvalidRequest(
-            f"input {spec.name!r} must be FP32 (or {exact}, which cast exactly), not {tensor.datatype}"
+            f"input {spec.name!r} must be FP32, or numbers that cast to it safely: FP16, FP64, "
+            f"INT8 to INT64, UINT8 to UINT64; not {tensor.datatype}"
         )
     return checked(tensor.data, spec)
 
 
 def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
-    """Check the shape and finiteness of windows and return them as float32 `(n, C, T)`."""
-    if data.ndim != len(spec.shape) or data.shape[1:] != spec.window_shape:
-        raise InvalidRequest(f"input {spec.name!r} must have shape {shape_text(spec)}, not {list(data.shape)}")
-    if len(data) == 0:
+    """Check the shape and values of windows and return them as float32 `(n, C, T)`.
+
+    FP64 is rounded to the nearest float32; integers must be float32s exactly (all up to 2^24 are).
+    """
+    shape = data.shape
+    if len(shape) != len(spec.shape) or shape[1:] != spec.window_shape:
+        raise InvalidRequest(f"input {spec.name!r} must have shape {shape_text(spec)}, not {list(shape)}")
+    if shape[0] == 0:
         raise InvalidRequest(f"input {spec.name!r} has no rows")
     if data.dtype.kind in "iu":
-        return data.astype(np.float32)
-    with np.errstate(over="ignore"):
+        return _from_integers(data, spec)
+    with np.errstate(over="ignore") if data.dtype.itemsize > 4 else _NOTHING:
         x: NDArray[np.float32] = np.ascontiguousarray(data, np.float32)
-    if not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(1))[0])
+    # One pass without an array in between. The sum of squares may overflow where no value does: then look at each.
+    if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x)).all():
+        row = int(np.flatnonzero(~finite.reshape(len(x), -1).all(1))[0])
         raise Unprocessable(f"input {spec.name!r} holds NaN, infinity or values beyond float32, first in row {row}")
     return x
+
+
+def _from_integers(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+    if data.dtype.itemsize > 2:
+        size = np.abs(data).astype(np.uint64) if data.dtype.kind == "i" else data.astype(np.uint64)
+        if size.max() > _EXACT_BELOW:
+            lowest_bit = np.maximum(size & (~size + np.uint64(1)), 1)
+            inexact = (size // lowest_bit >= _EXACT_BELOW).reshape(len(data), -1).any(1)
+            if inexact.any():
+                row = int(np.flatnonzero(inexact)[0])
+                raise Unprocessable(
+                    f"input {spec.name!r} holds integers that no float32 equals, first in row {row}; scale them, "
+                    "or send FP64 to have them rounded"
+                )
+    return np.ascontiguousarray(data, np.float32)
 
 
 def friendly_data(body: bytes, content_type: str) -> NDArray[Any]:
@@ -101,7 +125,8 @@ def nested(values: Any) -> NDArray[Any]:
         raise InvalidRequest("inputs must be a nested array whose rows have equal lengths") from e
     if data.dtype.kind not in "fiu":
         raise InvalidRequest("inputs must hold numbers only")
-    return data
+    # JSON knows no integers apart from numbers: 16777217 is rounded as 16777217.0 is.
+    return data.astype(np.float64) if data.dtype.kind in "iu" else data
 
 
 def npy(body: bytes) -> NDArray[Any]:
