@@ -252,7 +252,7 @@ def serve(
     store: Annotated[
         str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default cpu).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
     threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 1).")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
     queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 16384).")] = None,
@@ -366,17 +366,14 @@ def bundle_list(
 @bundle_app.command("verify")
 def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")]) -> None:
     """Check a bundle's digests and prior, and that its graph runs."""
-    import numpy as np
-
     from exporters import bundle as bundles
     from service.engine.runtime import Runtime
 
     bundle = bundles.load(bundles.resolve(path))
-    spec = bundle.manifest.input
-    features = Runtime(bundle.backbone, padding=spec.padding).run(np.zeros((2, *spec.sized()), spec.dtype))
+    Runtime.of(bundle, max_batch=2)
     console.print(
         f"{bundle.manifest.name} version {bundle.manifest.version}: {len(bundle.manifest.files)} files as listed, "
-        f"features {features.shape[1]}, digest {bundle.digest[:16]}",
+        f"features {bundle.manifest.feature_dim}, digest {bundle.digest[:16]}",
         highlight=False,
     )
 

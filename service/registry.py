@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, BundleError
 from models.heads.calibration import shared_head
 from service.config import Settings
 from service.engine.head_bank import HeadBank
-from service.engine.runtime import Runtime, RuntimeUnavailable
+from service.engine.runtime import Runtime
 from service.engine.scheduler import BatchReport, Scheduler
 from service.errors import Unavailable, UnknownModel
 from service.personal.records import Scope
@@ -94,17 +92,19 @@ class Registry:
             manifest = model.bundle.manifest
             if (manifest.name, manifest.version) != (name, version):
                 raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
-            self._warm_up(model)
         except Exception as e:  # whatever a bundle does wrong, the other models go on
             log.error("model %s version %s is not served: %s", name, version, e)
             return BrokenModel(name, version, str(e))
-        log.info("model %s version %s is ready on %s", name, version, model.runtime.provider)
+        placed = model.runtime.placement
+        shares = {} if placed is None else placed.shares
+        where = ", ".join(f"{share:.0%} of nodes on {provider}" for provider, share in shares.items())
+        log.info("model %s version %s is ready on %s (%s)", name, version, model.runtime.provider, where)
         return model
 
     def _build(self, path: Path) -> LoadedModel:
         s = self._settings
         bundle = bundles.load(path)
-        runtime = Runtime(bundle.backbone, device=s.device, threads=s.threads, padding=bundle.manifest.input.padding)
+        runtime = Runtime.of(bundle, device=s.device, threads=s.threads, max_batch=s.max_batch)
         bank = HeadBank(shared_head(bundle.prior), s.resident_heads)
 
         def report(batch: BatchReport) -> None:
@@ -120,16 +120,6 @@ class Registry:
         )
         model = LoadedModel(bundle, runtime, scheduler, bank)
         return model
-
-    def _warm_up(self, model: LoadedModel) -> None:
-        spec = model.bundle.manifest.input
-        for rows in (1, self._settings.max_batch):
-            features = model.runtime.run(np.zeros((rows, *spec.sized()), spec.dtype))
-            if features.shape != (rows, model.bundle.manifest.feature_dim) or not np.isfinite(features).all():
-                raise RuntimeUnavailable(
-                    f"the graph gives features of shape {features.shape} for {rows} windows of zeros; "
-                    f"finite ones of shape {(rows, model.bundle.manifest.feature_dim)} were expected"
-                )
 
     def by_name(self) -> dict[str, list[LoadedModel | BrokenModel]]:
         """All versions of all models, ascending."""
