@@ -253,7 +253,10 @@ def serve(
         str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
-    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 1).")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="ONNX Runtime threads inside one forward (default 0: half the usable cores, 1 to 4)."),
+    ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
     queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 16384).")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,

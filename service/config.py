@@ -36,7 +36,9 @@ class Settings(BaseSettings):
         pattern="^(cpu|cuda|tensorrt)$",
         description="cpu, cuda or tensorrt (with cuda behind it); a model that does not run on it is not ready",
     )
-    threads: int = Field(1, ge=1, description="ONNX Runtime threads inside one forward")
+    threads: int = Field(
+        0, ge=0, description="ONNX Runtime threads inside one forward; 0: half the usable cores, 1 to 4 (1 on a GPU)"
+    )
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
     queue_rows: int = Field(
         16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429"

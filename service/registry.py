@@ -13,12 +13,19 @@ from exporters.bundle import Bundle, BundleError
 from models.heads.calibration import shared_head
 from service.config import Settings
 from service.engine.head_bank import HeadBank
+from service.engine.machine import this_machine
 from service.engine.runtime import Runtime
 from service.engine.scheduler import BatchReport, Scheduler
 from service.errors import Unavailable, UnknownModel
 from service.personal.records import Scope
 
 log = logging.getLogger("headway")
+
+
+def threads_of(settings: Settings) -> int:
+    """Threads of one forward: as set, or else by the machine."""
+    return settings.threads or (this_machine().threads if settings.device == "cpu" else 1)
+
 
 OnBatch = Callable[["LoadedModel", BatchReport], None]
 
@@ -104,7 +111,7 @@ class Registry:
     def _build(self, path: Path) -> LoadedModel:
         s = self._settings
         bundle = bundles.load(path)
-        runtime = Runtime.of(bundle, device=s.device, threads=s.threads, max_batch=s.max_batch)
+        runtime = Runtime.of(bundle, device=s.device, threads=threads_of(s), max_batch=s.max_batch)
         bank = HeadBank(shared_head(bundle.prior), s.resident_heads)
 
         def report(batch: BatchReport) -> None:
