@@ -296,6 +296,29 @@ def serve(
 
 
 @app.command()
+def doctor(
+    models: Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API (default 8000).")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics (default 9090).")] = None,
+    store: Annotated[str | None, typer.Option(help="URL of the store.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
+    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what `headway serve` with these settings will run on and why; exit status 1 when it would not be ready."""
+    flags = dict(locals())
+    from service.commands.doctor import run_doctor
+    from service.config import load
+
+    file, shown = flags.pop("config"), flags.pop("as_json")
+    if not run_doctor(load(flags, file), as_json=shown):
+        raise typer.Exit(1)
+
+
+@app.command()
 def calibrate(
     model: ModelName,
     user: User,
