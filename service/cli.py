@@ -404,6 +404,25 @@ def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or
     )
 
 
+@bundle_app.command("convert")
+def bundle_convert(
+    path: Annotated[Path, typer.Argument(help="FP32 bundle: DIR/NAME or DIR/NAME/VERSION.")],
+    models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write the variant into.")],
+    precision: Annotated[str, typer.Option(help="fp16.")] = "fp16",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Recordings to compare on; synthetic windows without.")
+    ] = None,
+    subjects: Subjects = "*",
+    seed: Seed = 0,
+) -> None:
+    """Convert a bundle to half precision, through a gate on features and on what heads decide."""
+    if precision != "fp16":
+        raise typer.BadParameter(f"unknown precision {precision!r}; there is: fp16")
+    from service.commands.conversion import run_conversion
+
+    console.print(run_conversion(path, models, data=data, subjects=subjects, seed=seed), highlight=False)
+
+
 @bundle_app.command("show")
 def bundle_show(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")]) -> None:
     """Print a bundle's manifest."""
