@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from exporters.input_spec import InputSpec as InputSpec
+from exporters.input_spec import Padding as Padding
 from models.heads import prior as priors
 from models.heads.prior import HyperParameters, Prior
 
@@ -34,26 +36,6 @@ RESERVED_NAMES = frozenset({"stats"})
 
 class BundleError(ValueError):
     """A folder is not a bundle that may be served; the message says why."""
-
-
-class InputSpec(BaseModel):
-    """The one input tensor: a batch of raw windows."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str = "input"
-    datatype: Literal["FP32"] = "FP32"
-    shape: tuple[int, ...] = Field(description="-1 for the batch, then channels and samples")
-    unit: str = Field(description="of the samples, e.g. 'armband counts', 'mV'")
-    sample_rate: float = Field(gt=0, description="Hz")
-    stride: int = Field(ge=1, description="samples between the windows the model was made with")
-    modality: str = "emg"
-    channel_layout: Literal["ring", "none"] = "none"
-
-    @property
-    def window_shape(self) -> tuple[int, ...]:
-        """Shape of one window, without the batch."""
-        return self.shape[1:]
 
 
 class FileEntry(BaseModel):
@@ -80,9 +62,9 @@ class Manifest(BaseModel):
     label_set: Literal["closed"] = "closed"
     input: InputSpec
     preprocessing: str = Field(description="what the graph does to the raw input")
-    feature_dim: int = Field(ge=1, le=256)
+    feature_dim: int = Field(ge=1, le=8192)
     opset: int = Field(ge=18)
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "fp16"] = "fp32"
     head: HyperParameters
     parity: dict[str, Any] = Field(default_factory=dict, description="torch against ONNX Runtime, measured at export")
     provenance: dict[str, Any] = Field(default_factory=dict, description="data, split, seed, commit, command")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from exporters.bundle import Manifest
+from exporters.bundle import InputSpec, Manifest
 
 
 def model_card(manifest: Manifest) -> str:
     """Write the card of a bundle from its manifest."""
     spec, made, parity = manifest.input, manifest.provenance, manifest.parity
-    channels, length = spec.window_shape
     lines = [
         f"# {manifest.name}, version {manifest.version}",
         "",
         manifest.description or "A backbone for personal heads.",
         "",
         "## Use",
-        f"* Input `{spec.name}`: FP32 `[rows, {channels}, {length}]`, raw {spec.unit} at {spec.sample_rate:g} Hz "
-        f"({length / spec.sample_rate * 1e3:.0f} ms a window, {spec.stride} samples apart); modality {spec.modality}, "
-        f"electrode layout: {spec.channel_layout}.",
+        f"* Input `{spec.name}`: {spec.datatype} `[rows, {', '.join(map(str, spec.window_shape))}]`, raw {spec.unit}"
+        f"{_timing(spec)}; modality {spec.modality}, electrode layout: {spec.channel_layout}.",
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
         f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: "
         f"{', '.join(manifest.labels)}.",
@@ -37,6 +35,15 @@ def model_card(manifest: Manifest) -> str:
             f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
             f"lowest cosine {parity['min_cosine']:.7f}."
         )
+    variant = made.get("precision")
+    if variant:
+        lines.append(
+            f"* {manifest.precision} against version {variant['from']['version']} on {variant['windows']} "
+            f"{variant['how']}: "
+            f"largest error {variant['max_error']:.1e} standard deviations, {variant['decisions_agree']:.3%} of the "
+            f"decisions of {variant['heads']} heads the same; feature space "
+            f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
+        )
     if manifest.head.evidence:
         lines += [
             "",
@@ -54,3 +61,11 @@ def model_card(manifest: Manifest) -> str:
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _timing(spec: InputSpec) -> str:
+    if not spec.sample_rate:
+        return ""
+    length = spec.window_shape[-1]
+    span = "" if length == -1 else f"{length / spec.sample_rate * 1e3:.0f} ms a window, "
+    return f" at {spec.sample_rate:g} Hz ({span}{spec.stride} samples apart)"

@@ -17,7 +17,7 @@ from service.observability import Metrics, RequestScope
 from service.personal.records import StoreError
 from service.personal.store import Store
 from service.registry import Registry
-from service.routes import calibrations, health, infer, metadata, users
+from service.routes import calibrations, health, infer, metadata, repository, users
 from service.state import Services
 
 STORE_CHECK_SECONDS = 5.0
@@ -34,7 +34,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     metrics = Metrics(registry)
     own = Services(settings, registry, metrics)
     own.plane = DataPlane(own)
-    registry.on_batch = metrics.batch
+    registry.on_batch, registry.on_unload = metrics.batch, metrics.forget
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,6 +52,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             own.draining = True
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+            await registry.retired()
             await asyncio.to_thread(registry.stop)
             await store.close()
 
@@ -62,7 +63,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services, app.state.settings = own, settings
-    for part in (health, infer, calibrations, users, metadata):
+    for part in (health, infer, calibrations, users, repository, metadata):
         app.include_router(part.router)
     if metrics_route:
 

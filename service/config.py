@@ -32,9 +32,13 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL of the store of users' heads (SQLite in this release)",
     )
     device: str = Field(
-        "cpu", pattern="^(cpu|cuda)$", description="cpu or cuda; a model that cannot be bound to it is not ready"
+        "cpu",
+        pattern="^(cpu|cuda|tensorrt)$",
+        description="cpu, cuda or tensorrt (with cuda behind it); a model that does not run on it is not ready",
     )
-    threads: int = Field(1, ge=1, description="ONNX Runtime threads inside one forward")
+    threads: int = Field(
+        0, ge=0, description="ONNX Runtime threads inside one forward; 0: half the usable cores, 1 to 4 (1 on a GPU)"
+    )
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
     max_delay_us: int = Field(
         0,

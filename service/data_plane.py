@@ -105,7 +105,7 @@ class DataPlane:
             if b"content-encoding" in call.headers or (
                 len(call.body) > DECODED_HERE and b"inference-header-content-length" not in call.headers
             ):
-                self._later(call, self._decode_elsewhere(call, candidates))
+                self._later(call, self._decode_elsewhere(call, candidates), *candidates)
             else:
                 self._choose(call, candidates, _decode(call, candidates[0].bundle.manifest.input))
         except Exception as e:
@@ -131,6 +131,8 @@ class DataPlane:
             log.error("request %s failed", call.request_id, exc_info=error)
         status, code, headers, body = error_body(error, call.request_id)
         self._services.metrics.refused(code)
+        if call.loaded is not None:
+            call.loaded.statistics.failed(time.monotonic() - call.begin)
         self._reply(call, status, [(b"content-type", JSON), *headers], body)
 
     async def _decode_elsewhere(self, call: Call, candidates: list[LoadedModel]) -> None:
@@ -144,7 +146,7 @@ class DataPlane:
         if user is not None and len(candidates) > 1:
             model = self._services.resolver.preferred(candidates, user)
             if model is None:
-                self._later(call, self._find_version(call, candidates, decoded, user))
+                self._later(call, self._find_version(call, candidates, decoded, user), *candidates)
                 return
         assert model is not None
         self._find_heads(call, model, decoded)
@@ -166,7 +168,7 @@ class DataPlane:
         users = decoded.users(len(x))
         heads = self._services.resolver.resident(model, users, asked.head_version, asked.fallback)
         if heads is None:
-            self._later(call, self._fetch_heads(call, model, x, users, decoded))
+            self._later(call, self._fetch_heads(call, model, x, users, decoded), model)
         else:
             self._queue(call, model, x, heads, decoded)
 
@@ -207,14 +209,16 @@ class DataPlane:
             bulk=heads is None,
         )
 
-    def _later(self, call: Call, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Go on in a task, for something must be waited for."""
-        task = asyncio.get_running_loop().create_task(self._guarded(call, coroutine))
+    def _later(self, call: Call, coroutine: Coroutine[Any, Any, None], *models: LoadedModel) -> None:
+        """Go on in a task, for something must be waited for; `models` stay loaded until it ends."""
+        for model in models:
+            model.uses += 1
+        task = asyncio.get_running_loop().create_task(self._guarded(call, coroutine, models))
         call.task = task
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    async def _guarded(self, call: Call, coroutine: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, call: Call, coroutine: Coroutine[Any, Any, None], models: Sequence[LoadedModel]) -> None:
         try:
             await coroutine
         except StoreError as e:
@@ -223,6 +227,8 @@ class DataPlane:
             self.fail(call, e)
         finally:
             call.task = None
+            for model in models:
+                model.uses -= 1
 
     def _done(self, call: Call, model: LoadedModel, encode: Encode, outcome: Result | Exception) -> None:
         heads = call.heads
@@ -243,6 +249,7 @@ class DataPlane:
         )
         headers.append((b"server-timing", timing))
         self._services.metrics.answered(model, outcome, heads)
+        model.statistics.answered(outcome, total)
         if len(body) > compression.WORTH_IT and b"accept-encoding" in call.headers:
             coding = compression.wanted(call.header(b"accept-encoding"))
             if coding is not None:

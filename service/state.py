@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -81,18 +82,20 @@ def services(request: Request) -> Services:
     return found
 
 
-def model_of(request: Request, model: ModelName) -> LoadedModel:
-    """Find a model's newest version and note it for the request's metrics.
+async def model_of(request: Request, model: ModelName) -> AsyncIterator[LoadedModel]:
+    """Find a model's newest version, note it for the request's metrics, and hold it until the request ends.
 
     Raises:
         UnknownModel, Unavailable: as the registry does.
     """
-    return note(request, services(request).models.get(model))
+    with services(request).models.get(model).used() as found:
+        yield note(request, found)
 
 
-def version_of(request: Request, model: ModelName, version: VersionName) -> LoadedModel:
-    """Find one version of a model and note it for the request's metrics."""
-    return note(request, services(request).models.get(model, version))
+async def version_of(request: Request, model: ModelName, version: VersionName) -> AsyncIterator[LoadedModel]:
+    """Do the same with one version of a model."""
+    with services(request).models.get(model, version).used() as found:
+        yield note(request, found)
 
 
 def note(request: Request, model: LoadedModel) -> LoadedModel:

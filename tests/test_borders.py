@@ -24,7 +24,11 @@ def sources(*packages: str) -> list[Path]:
     return [f for package in packages for f in sorted((ROOT / package).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("file", [*sources("models/heads"), ROOT / "exporters" / "bundle.py"], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file",
+    [*sources("models/heads"), *(ROOT / "exporters" / f for f in ("bundle.py", "input_spec.py"))],
+    ids=lambda f: f.name,
+)
 def test_the_ground_floor_is_numpy_pydantic_and_safetensors(file):
     used = {name.split(".")[0] for name in imports(file)}
     assert used - set(STANDARD) <= GROUND

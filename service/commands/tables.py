@@ -52,6 +52,7 @@ def bundles_table(models: Path, found: Mapping[str, list[int]]) -> Table:
                 continue
             size = sum(entry.bytes for entry in m.files.values()) / 2**20
             shape = "×".join(map(str, m.input.window_shape))
-            row = (shape, f"{m.input.sample_rate:g}", str(len(m.labels)), str(m.feature_dim), f"{size:.2f}", "yes")
+            rate = f"{m.input.sample_rate:g}" if m.input.sample_rate else "–"
+            row = (shape, rate, str(len(m.labels)), str(m.feature_dim), f"{size:.2f}", "yes")
             table.add_row(name, str(version), *row)
     return table

@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.bundle import Padding
 from service.errors import DeadlineExceeded, TooManyRequests, Unavailable
 
 log = logging.getLogger("headway")
@@ -28,7 +29,15 @@ TURN_SECONDS = 0.004
 """About how long one batch may hold the event loop, when it runs there."""
 
 Array = NDArray[Any]
-Forward = Callable[[Array], NDArray[np.float32]]
+
+
+class Forward(Protocol):
+    """Runs rows, and the true lengths `(n,)` of padded ones, through the backbone: `(n, d)`."""
+
+    def __call__(self, x: Array, lengths: NDArray[np.int64] | None = None, /) -> NDArray[np.float32]:
+        """Return features."""
+
+
 ApplyHeads = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 
 
@@ -37,6 +46,7 @@ class BatchReport:
     """Durations of one batch in seconds, and its rows; for metrics."""
 
     rows: int
+    gathering: float
     inference: float
     heads: float
     pending: int
@@ -60,8 +70,8 @@ class Job:
     """One request's rows on their way through the scheduler."""
 
     __slots__ = (
-        "bulk", "deadline", "done", "done_rows", "dropped", "heads", "inference", "key", "loop", "parts", "queued",
-        "rows", "slots", "taken", "turn", "wait", "x",
+        "bulk", "deadline", "done", "done_rows", "dropped", "heads", "inference", "key", "length", "loop", "parts",
+        "queued", "rows", "slots", "taken", "turn", "wait", "x",
     )  # fmt: skip
 
     def __init__(self, x: Array, slots: NDArray[np.int64] | None, done: Done, loop: asyncio.AbstractEventLoop) -> None:
@@ -72,6 +82,7 @@ class Job:
         self.queued = self.turn = self.wait = self.inference = self.heads = 0.0
         self.deadline = float("inf")
         self.key: Hashable = None
+        self.length = 0
         self.parts: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
 
     def cancel(self) -> None:
@@ -104,11 +115,13 @@ class Scheduler:
         max_batch: int = 64,
         queue_rows: int = 16384,
         max_delay: float = 0.0,
+        padding: Padding | None = None,
         inline: bool = False,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
         self._forward, self._apply_heads, self._on_batch = forward, apply_heads, on_batch
         self._max_batch, self._queue_rows, self._max_delay, self._inline = max_batch, queue_rows, max_delay, inline
+        self._padding = padding
         self._lanes: dict[Hashable, deque[Job]] = {}
         self._pending = [0, 0]
         self._row_seconds = 0.0
@@ -156,7 +169,12 @@ class Scheduler:
             Unavailable: the scheduler has been stopped.
         """
         now = time.monotonic()
+        length = 0
+        if self._padding is not None:
+            length = x.shape[self._padding.axis]
+            x = padded(x, self._padding)
         job = Job(x, slots, done, asyncio.get_running_loop())
+        job.length = length
         job.queued, job.bulk = now, bulk
         if timeout is not None:
             if timeout <= 0:
@@ -310,7 +328,12 @@ class Scheduler:
         begin = time.monotonic()
         try:
             pieces = [job.x if hi - lo == job.rows else job.x[lo:hi] for job, lo, hi in batch]
-            features = self._forward(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+            x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            gathered = time.monotonic()
+            if self._padding is None:
+                features = self._forward(x)
+            else:
+                features = self._forward(x, np.repeat([p[0].length for p in batch], [hi - lo for _, lo, hi in batch]))
             forwarded = time.monotonic()
             logits, rows = self._heads(batch, features)
         except Exception as error:
@@ -323,7 +346,9 @@ class Scheduler:
         seconds = (end - begin) / len(features)
         self._row_seconds = seconds if not self._row_seconds else 0.9 * self._row_seconds + 0.1 * seconds
         try:
-            self._on_batch(BatchReport(len(features), forwarded - begin, end - forwarded, self.pending))
+            self._on_batch(
+                BatchReport(len(features), gathered - begin, forwarded - gathered, end - forwarded, self.pending)
+            )
         except Exception:  # metrics must not end the engine, on which every request waits
             log.exception("the report of a batch failed")
         finished: list[tuple[Job, Result | Exception]] = []
@@ -333,7 +358,7 @@ class Scheduler:
             own = None
             if job.slots is not None and logits is not None:
                 own = logits[at : at + n] if rows is None else logits[rows[at : at + n]]
-            job.inference += forwarded - begin
+            job.inference += forwarded - gathered
             job.heads += end - forwarded
             if n == job.rows:
                 result = Result(features[at : at + n], own, job.wait, job.inference, job.heads)
@@ -374,6 +399,15 @@ class Scheduler:
 
 def _nobody(_: Result | Exception) -> None:
     """Nobody waits for this job any more."""
+
+
+def padded(x: Array, padding: Padding) -> Array:
+    """Fill windows up along their variable axis, so that those of nearly one length share a batch."""
+    missing = padding.padded(x.shape[padding.axis]) - x.shape[padding.axis]
+    if not missing:
+        return x
+    widths = [(0, missing if axis == padding.axis else 0) for axis in range(x.ndim)]
+    return np.pad(x, widths, constant_values=np.asarray(padding.value, x.dtype))
 
 
 def _late() -> DeadlineExceeded:

@@ -1,4 +1,4 @@
-"""Windows in a request: checked against what the model takes, as float32."""
+"""Windows in a request: checked against what the model takes, in its graph's own datatype."""
 
 from __future__ import annotations
 
@@ -24,13 +24,8 @@ _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for by
 MAX_REPETITIONS_A_CALL = 64
 
 
-def shape_text(spec: InputSpec) -> str:
-    """Say a batch's shape as an error message does."""
-    return f"[rows, {', '.join(map(str, spec.window_shape))}]"
-
-
-def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
-    """Check a tensor against the model's input and return it as float32 `(n, C, T)`, a view where it is float32.
+def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
+    """Check a tensor against the model's input and return it in that datatype, a view where it is of it already.
 
     Raises:
         InvalidRequest: another name, shape or datatype.
@@ -40,31 +35,43 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[np.float32]:
         raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
     if tensor.datatype in _NOT_NUMBERS:
         raise InvalidRequest(
-            f"input {spec.name!r} must be FP32, or numbers that cast to it safely: FP16, FP64, "
+            f"input {spec.name!r} must be {spec.datatype}, or numbers that cast to it safely: FP16, FP32, FP64, "
             f"INT8 to INT64, UINT8 to UINT64; not {tensor.datatype}"
         )
     return checked(tensor.data, spec)
 
 
-def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
-    """Check the shape and values of windows and return them as float32 `(n, C, T)`.
+def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    """Check the shape and values of windows and return them in the datatype of the model's input.
 
-    FP64 is rounded to the nearest float32; integers must be float32s exactly (all up to 2^24 are).
+    A float input rounds floats to the nearest of its own; integers must be in it exactly (FP32 has all up to 2^24).
+    An integer input takes only values that it holds exactly.
     """
-    shape = data.shape
-    if len(shape) != len(spec.shape) or shape[1:] != spec.window_shape:
-        raise InvalidRequest(f"input {spec.name!r} must have shape {shape_text(spec)}, not {list(shape)}")
-    if shape[0] == 0:
+    misfit = spec.misfit(data.shape)
+    if misfit:
+        raise InvalidRequest(f"input {spec.name!r} {misfit}")
+    if len(data) == 0:
         raise InvalidRequest(f"input {spec.name!r} has no rows")
-    if data.dtype.kind in "iu":
+    dtype = spec.dtype
+    if data.dtype == dtype and dtype.kind in "iu":
+        return np.ascontiguousarray(data)
+    if data.dtype.kind in "iu" and spec.datatype == "FP32":
         return _from_integers(data, spec)
-    with np.errstate(over="ignore") if data.dtype.itemsize > 4 else _NOTHING:
-        x: NDArray[np.float32] = np.ascontiguousarray(data, np.float32)
-    # One pass without an array in between. The sum of squares may overflow where no value does: then look at each.
-    if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x)).all():
-        row = int(np.flatnonzero(~finite.reshape(len(x), -1).all(1))[0])
-        raise Unprocessable(f"input {spec.name!r} holds NaN, infinity or values beyond float32, first in row {row}")
+    with np.errstate(over="ignore", invalid="ignore") if data.dtype != dtype else _NOTHING:
+        x: NDArray[Any] = np.ascontiguousarray(data, dtype)
+    if dtype.kind == "f" and data.dtype.kind == "f":
+        # One pass without an array in between. The sum of squares may overflow where no value does: then look at each.
+        if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x)).all():
+            _refuse(finite, "NaN, infinity or values beyond float32", spec)
+    elif not (same := x == data).all():
+        _refuse(same, f"values that are not {spec.datatype}", spec)
     return x
+
+
+def _refuse(good: NDArray[Any], what: str, spec: InputSpec) -> None:
+    row = int(np.flatnonzero(~good.reshape(len(good), -1).all(1))[0])
+    what = what.replace("float32", "float32" if spec.datatype == "FP32" else spec.datatype)
+    raise Unprocessable(f"input {spec.name!r} holds {what}, first in row {row}")
 
 
 def _from_integers(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:

@@ -73,11 +73,11 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
         "parameters": {
             "labels": list(manifest.labels),
             "label_set": manifest.label_set,
-            "sample_rate": spec.sample_rate,
+            "sample_rate": spec.sample_rate or None,
             "unit": spec.unit,
             "modality": spec.modality,
             "channel_layout": spec.channel_layout,
-            "stride": spec.stride,
+            "stride": spec.stride if spec.sample_rate else None,
             "feature_space": manifest.feature_space,
             "bundle_digest": model.bundle.digest,
             "description": manifest.description,

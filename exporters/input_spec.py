@@ -1,0 +1,97 @@
+"""What a bundle's graph takes: datatype, shape and meaning of its input tensor. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Datatype = Literal["FP32", "FP16", "UINT8", "INT8", "INT16"]
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "FP16": np.dtype("<f2"),
+    "UINT8": np.dtype("u1"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+}
+"""What a graph may take, as numpy calls it."""
+
+
+class Padding(BaseModel):
+    """How windows of different lengths come into one batch: filled up with `value` to a multiple of `multiple_of`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    axis: int = Field(ge=1, description="the variable axis of the batch's shape; 0 is the batch itself")
+    multiple_of: int = Field(1, ge=1)
+    value: float = 0.0
+    maximum: int = Field(ge=1, description="longest window that is taken")
+    lengths: str | None = Field(
+        None, min_length=1, description="second input of the graph, INT64 [batch], that takes the true lengths"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Padding:
+        if self.maximum % self.multiple_of:
+            raise ValueError(f"maximum {self.maximum} must be a multiple of multiple_of, {self.multiple_of}")
+        return self
+
+    def padded(self, length: int) -> int:
+        """Length that windows of `length` are filled up to."""
+        return -(-length // self.multiple_of) * self.multiple_of
+
+
+class InputSpec(BaseModel):
+    """The input tensor: a batch of raw windows (signals, images, ...) in the graph's own datatype."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = "input"
+    datatype: Datatype = "FP32"
+    shape: tuple[int, ...] = Field(min_length=2, description="-1 for the batch, then e.g. channels and samples")
+    unit: str = Field(description="of the samples, e.g. 'armband counts', 'mV', 'grey levels'")
+    sample_rate: float = Field(0.0, ge=0, description="Hz; 0 where a window has no time axis")
+    stride: int = Field(1, ge=1, description="samples between the windows the model was made with")
+    modality: str = Field("emg", min_length=1, description="free text: 'emg', 'imu', 'image', ...")
+    channel_layout: Literal["ring", "none"] = "none"
+    padding: Padding | None = Field(None, description="of the one axis that may be -1 beside the batch")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> InputSpec:
+        batch, *window = self.shape
+        if batch != -1 or any(size < 1 and size != -1 for size in window):
+            raise ValueError(f"shape {list(self.shape)} must begin with -1, the batch, and go on with sizes from 1")
+        variable = [axis for axis, size in enumerate(self.shape) if axis and size == -1]
+        if variable != ([] if self.padding is None else [self.padding.axis]):
+            raise ValueError(f"shape {list(self.shape)} needs a padding for its one variable axis, and for no other")
+        return self
+
+    @property
+    def window_shape(self) -> tuple[int, ...]:
+        """Shape of one window, without the batch; -1 where it varies."""
+        return self.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The datatype as numpy calls it."""
+        return NUMPY_TYPES[self.datatype]
+
+    def sized(self, length: int | None = None) -> tuple[int, ...]:
+        """Shape of one window whose variable axis, if there is one, is `length` long (its shortest by default)."""
+        if self.padding is None:
+            return self.window_shape
+        return tuple(length or self.padding.multiple_of if size == -1 else size for size in self.window_shape)
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        """Say what is wrong with a batch of this shape; None when nothing is."""
+        fixed = len(shape) == len(self.shape) and all(
+            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
+        )
+        if not fixed:
+            return f"must have shape [rows, {', '.join(map(str, self.window_shape))}], not {list(shape)}"
+        if self.padding is not None and not 1 <= shape[self.padding.axis] <= self.padding.maximum:
+            return (
+                f"must be 1 to {self.padding.maximum} long in axis {self.padding.axis}, not {shape[self.padding.axis]}"
+            )
+        return None
