@@ -13,6 +13,7 @@ from exporters.card import model_card
 from models.heads import prior as priors
 from models.heads.prior import Prior
 from service.app import create_app
+from service.commands.welcome import welcome
 from service.config import Settings
 from tests.conftest import running
 from tests.tiny import LABELS, tiny_manifest, tiny_prior
@@ -173,3 +174,10 @@ def test_a_bundle_with_a_variable_axis_is_written_and_loaded(tmp_path):
     spec = InputSpec(shape=(-1, 2, -1), unit="counts", padding=Padding(axis=2, maximum=64, lengths="lengths"))
     folder = write(tmp_path, "long", summing_graph(), spec, tiny_prior())
     assert bundles.load(folder).manifest.input == spec
+
+
+def test_the_welcome_shows_no_signal_to_copy_for_an_image(tmp_path):
+    write(tmp_path, "image", image_graph(), IMAGE, image_prior())
+    told = welcome("http://h:1", "http://h:1/metrics", tmp_path, ["image"])
+    assert "curl -s http://h:1/v2/models/image\n" in told
+    assert "python3" not in told
