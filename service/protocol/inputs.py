@@ -76,7 +76,8 @@ def _refuse(good: NDArray[Any], what: str, spec: InputSpec) -> None:
 
 def _from_integers(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
     if data.dtype.itemsize > 2:
-        size = np.abs(data).astype(np.uint64) if data.dtype.kind == "i" else data.astype(np.uint64)
+        # As 64 bits before the sign goes: the least integer of a type has no negative in it; as unsigned, 2^63 is.
+        size = np.abs(data.astype(np.int64)).view(np.uint64) if data.dtype.kind == "i" else data.astype(np.uint64)
         if size.max() > _EXACT_BELOW:
             lowest_bit = np.maximum(size & (~size + np.uint64(1)), 1)
             inexact = (size // lowest_bit >= _EXACT_BELOW).reshape(len(data), -1).any(1)
