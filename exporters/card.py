@@ -35,6 +35,15 @@ def model_card(manifest: Manifest) -> str:
             f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
             f"lowest cosine {parity['min_cosine']:.7f}."
         )
+    variant = made.get("precision")
+    if variant:
+        lines.append(
+            f"* {manifest.precision} against version {variant['from']['version']} on {variant['windows']} "
+            f"{variant['how']}: "
+            f"largest error {variant['max_error']:.1e} standard deviations, {variant['decisions_agree']:.3%} of the "
+            f"decisions of {variant['heads']} heads the same; feature space "
+            f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
+        )
     if manifest.head.evidence:
         lines += [
             "",

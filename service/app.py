@@ -12,12 +12,12 @@ from starlette.responses import Response
 
 from service import __version__, error_handlers
 from service.config import Settings
-from service.engine.scheduler import BatchReport
+from service.data_plane import DataPlane
 from service.observability import Metrics, RequestScope
 from service.personal.records import StoreError
 from service.personal.store import Store
-from service.registry import LoadedModel, Registry
-from service.routes import calibrations, health, infer, metadata, users
+from service.registry import Registry
+from service.routes import calibrations, health, infer, metadata, repository, users
 from service.state import Services
 
 STORE_CHECK_SECONDS = 5.0
@@ -33,7 +33,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     registry = Registry(settings)
     metrics = Metrics(registry)
     own = Services(settings, registry, metrics)
-    registry.on_batch = lambda model, report: _observe(metrics, model, report)
+    own.plane = DataPlane(own)
+    registry.on_batch, registry.on_unload = metrics.batch, metrics.forget
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -51,6 +52,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             own.draining = True
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+            await registry.retired()
             await asyncio.to_thread(registry.stop)
             await store.close()
 
@@ -61,7 +63,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services, app.state.settings = own, settings
-    for part in (health, infer, calibrations, users, metadata):
+    for part in (health, infer, calibrations, users, repository, metadata):
         app.include_router(part.router)
     if metrics_route:
 
@@ -72,12 +74,6 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     error_handlers.install(app)
     app.add_middleware(RequestScope, metrics=metrics)
     return app
-
-
-def _observe(metrics: Metrics, model: LoadedModel, report: BatchReport) -> None:
-    metrics.inference_duration.labels(model.name, model.runtime.provider).observe(report.inference)
-    metrics.head_duration.labels(model.name).observe(report.heads)
-    metrics.batch_rows.labels(model.name).observe(report.rows)
 
 
 async def _watch(store: Store, metrics: Metrics) -> None:

@@ -252,13 +252,23 @@ def serve(
     store: Annotated[
         str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default cpu).")] = None,
-    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 1).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="ONNX Runtime threads inside one forward (default 0: half the usable cores, 1 to 4)."),
+    ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
     queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 16384).")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
     resident_heads: Annotated[
         int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
+    ] = None,
+    max_delay_us: Annotated[
+        int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")
+    ] = None,
+    dispatch: Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")] = None,
+    head_bank_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")
     ] = None,
     drain_seconds: Annotated[
         int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
@@ -289,6 +299,29 @@ def serve(
         typer.echo(welcome(base, metrics_url, settings.models, names))
 
     if not run_server(settings, announce):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    models: Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API (default 8000).")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics (default 9090).")] = None,
+    store: Annotated[str | None, typer.Option(help="URL of the store.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
+    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward.")] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what `headway serve` with these settings will run on and why; exit status 1 when it would not be ready."""
+    flags = dict(locals())
+    from service.commands.doctor import run_doctor
+    from service.config import load
+
+    file, shown = flags.pop("config"), flags.pop("as_json")
+    if not run_doctor(load(flags, file), as_json=shown):
         raise typer.Exit(1)
 
 
@@ -366,19 +399,35 @@ def bundle_list(
 @bundle_app.command("verify")
 def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")]) -> None:
     """Check a bundle's digests and prior, and that its graph runs."""
-    import numpy as np
-
     from exporters import bundle as bundles
     from service.engine.runtime import Runtime
 
     bundle = bundles.load(bundles.resolve(path))
-    spec = bundle.manifest.input
-    features = Runtime(bundle.backbone, padding=spec.padding).run(np.zeros((2, *spec.sized()), spec.dtype))
+    Runtime.of(bundle, max_batch=2)
     console.print(
         f"{bundle.manifest.name} version {bundle.manifest.version}: {len(bundle.manifest.files)} files as listed, "
-        f"features {features.shape[1]}, digest {bundle.digest[:16]}",
+        f"features {bundle.manifest.feature_dim}, digest {bundle.digest[:16]}",
         highlight=False,
     )
+
+
+@bundle_app.command("convert")
+def bundle_convert(
+    path: Annotated[Path, typer.Argument(help="FP32 bundle: DIR/NAME or DIR/NAME/VERSION.")],
+    models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write the variant into.")],
+    precision: Annotated[str, typer.Option(help="fp16.")] = "fp16",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Recordings to compare on; synthetic windows without.")
+    ] = None,
+    subjects: Subjects = "*",
+    seed: Seed = 0,
+) -> None:
+    """Convert a bundle to half precision, through a gate on features and on what heads decide."""
+    if precision != "fp16":
+        raise typer.BadParameter(f"unknown precision {precision!r}; there is: fp16")
+    from service.commands.conversion import run_conversion
+
+    console.print(run_conversion(path, models, data=data, subjects=subjects, seed=seed), highlight=False)
 
 
 @bundle_app.command("show")

@@ -32,15 +32,35 @@ class Settings(BaseSettings):
         description="SQLAlchemy URL of the store of users' heads (SQLite in this release)",
     )
     device: str = Field(
-        "cpu", pattern="^(cpu|cuda)$", description="cpu or cuda; a model that cannot be bound to it is not ready"
+        "cpu",
+        pattern="^(cpu|cuda|tensorrt)$",
+        description="cpu, cuda or tensorrt (with cuda behind it); a model that does not run on it is not ready",
     )
-    threads: int = Field(1, ge=1, description="ONNX Runtime threads inside one forward")
+    threads: int = Field(
+        0, ge=0, description="ONNX Runtime threads inside one forward; 0: half the usable cores, 1 to 4 (1 on a GPU)"
+    )
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
+    max_delay_us: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="µs that a free runtime waits for more rows; 0: it takes what is there",
+    )
+    dispatch: str = Field(
+        "auto",
+        pattern="^(auto|inline|thread)$",
+        description="inline on the event loop, thread for one a model, auto: inline if a row takes under 1 ms of CPU",
+    )
     queue_rows: int = Field(
         16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
     )
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     resident_heads: int = Field(100_000, ge=1, description="personal heads kept in memory, a model")
+    head_bank_bytes: int = Field(
+        1 << 30,
+        ge=1 << 16,
+        description="bytes of personal heads kept in memory, a model; the smaller limit counts",
+    )
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 

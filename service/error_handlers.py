@@ -22,6 +22,8 @@ def error_response(
     """Build the one error shape."""
     request_id = getattr(request.state, "request_id", "")
     headers = {} if retry_after is None else {"Retry-After": str(max(1, round(retry_after)))}
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["Connection"] = "close"  # the rest of the body may still come, and is no next request
     return json_response({"error": message, "code": code, "request_id": request_id}, status, headers)
 
 

@@ -7,6 +7,7 @@ HeadwayError                  500 internal
 │   ├── UnknownModel              unknown_model
 │   ├── UnknownUser               unknown_user
 │   └── UnknownVersion            unknown_version
+├── BodyTimeout               408 body_timeout
 ├── Conflict                  409 conflict
 ├── BodyTooLarge              413 body_too_large
 ├── UnsupportedMediaType      415 unsupported_media_type
@@ -18,6 +19,8 @@ HeadwayError                  500 internal
 """
 
 from __future__ import annotations
+
+import orjson
 
 
 class HeadwayError(Exception):
@@ -62,6 +65,12 @@ class UnknownVersion(NotFound):
     code = "unknown_version"
 
 
+class BodyTimeout(HeadwayError):
+    """The body stopped arriving, or arrived too slowly; the connection is closed."""
+
+    status, code = 408, "body_timeout"
+
+
 class Conflict(HeadwayError):
     """The resource is in a state that forbids this."""
 
@@ -75,7 +84,7 @@ class BodyTooLarge(HeadwayError):
 
 
 class UnsupportedMediaType(HeadwayError):
-    """The model does not read this media type."""
+    """The model does not read this media type, or nobody here this content encoding."""
 
     status, code = 415, "unsupported_media_type"
 
@@ -102,3 +111,14 @@ class DeadlineExceeded(HeadwayError):
     """The request's own timeout passed before the forward."""
 
     status, code = 504, "deadline_exceeded"
+
+
+def error_body(error: Exception, request_id: str) -> tuple[int, str, list[tuple[bytes, bytes]], bytes]:
+    """Return status, code, headers and body of an error in the one shape; what is not a `HeadwayError` stays unsaid."""
+    if not isinstance(error, HeadwayError):
+        error = HeadwayError("an internal error; the log names it under this request_id")
+    headers = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+    content = {"error": error.message, "code": error.code, "request_id": request_id}
+    return error.status, error.code, headers, orjson.dumps(content)

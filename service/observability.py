@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +15,8 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
+from service.engine.scheduler import BatchReport, Result
+from service.personal.resolve import ResolvedHead
 from service.registry import LoadedModel, Registry
 
 log = logging.getLogger("headway.access")
@@ -22,6 +26,10 @@ LATENCY_BUCKETS = (
     0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+_PROCESS = secrets.token_hex(6)
+_sequence = itertools.count(secrets.randbits(16))
 
 
 class Metrics:
@@ -64,6 +72,72 @@ class Metrics:
         build = Gauge("headway_build_info", "What is running.", ["version", "provider", "torch_free"], registry=r)
         build.labels(__version__, models.device, "true").set(1)
         r.register(_Levels(models))
+        self._served: dict[LoadedModel, _Served] = {}
+        self._requests: dict[tuple[LoadedModel | None, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, model: LoadedModel, result: Result, heads: Sequence[ResolvedHead]) -> None:
+        """Count rows that were answered, by kind of head, and how long they waited."""
+        served = self._of(model)
+        served.queue.observe(result.queue)
+        personal = sum(1 for h in heads if h.version)
+        shared = len(heads) - personal
+        if personal:
+            served.personal.inc(personal)
+        if shared:
+            served.shared.inc(shared)
+
+    def batch(self, model: LoadedModel, report: BatchReport) -> None:
+        """Observe one batch."""
+        served = self._of(model)
+        served.inference.observe(report.inference)
+        served.heads.observe(report.heads)
+        served.rows.observe(report.rows)
+
+    def request(self, model: LoadedModel | None, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request of the data plane and observe its duration."""
+        found = self._requests.get((model, endpoint, status))
+        if found is None:
+            name, version = ("", "") if model is None else (model.name, str(model.version))
+            found = self._requests[model, endpoint, status] = (
+                self.requests.labels(name, version, endpoint, str(status)),
+                self.request_duration.labels(name, endpoint),
+            )
+        found[0].inc()
+        found[1].observe(seconds)
+
+    def refused(self, code: str) -> None:
+        """Count a request that was refused, by the error's code."""
+        self.rejected.labels(code).inc()
+
+    def forget(self, model: LoadedModel) -> None:
+        """Let go of a model that was unloaded; its series stay, for counters do not go back."""
+        self._served.pop(model, None)
+        self._requests = {key: found for key, found in self._requests.items() if key[0] is not model}
+
+    def _of(self, model: LoadedModel) -> _Served:
+        found = self._served.get(model)
+        if found is None:
+            name = model.name
+            found = self._served[model] = _Served(
+                self.queue_duration.labels(name),
+                self.inference_duration.labels(name, model.runtime.provider),
+                self.head_duration.labels(name),
+                self.batch_rows.labels(name),
+                self.predictions.labels(name, "personal"),
+                self.predictions.labels(name, "shared"),
+            )
+        return found
+
+
+class _Served(NamedTuple):
+    """A model's series, looked up once: finding a series by its labels costs more than counting."""
+
+    queue: Histogram
+    inference: Histogram
+    heads: Histogram
+    rows: Histogram
+    personal: Counter
+    shared: Counter
 
 
 class _Levels(Collector):
@@ -110,8 +184,8 @@ class RequestScope:
             return
         begin = time.perf_counter()
         state = scope.setdefault("state", {})
-        given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
-        request_id = given.decode("latin-1") if 0 < len(given) <= 128 and given.isascii() else secrets.token_hex(8)
+        given = next((v for k, v in scope["headers"] if k == b"x-request-id"), None)
+        request_id = request_id_of(given)
         state["request_id"] = request_id
         status = 500
 
@@ -120,11 +194,8 @@ class RequestScope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = message.setdefault("headers", [])
-                headers.append((b"x-request-id", request_id.encode("latin-1")))
-                timing = state.get("timing")
-                if timing is not None:
-                    total = (time.perf_counter() - begin) * 1e3
-                    headers.append((b"server-timing", f"{timing}, total;dur={total:.3f}".encode()))
+                if not state.get("recorded"):
+                    headers.append((b"x-request-id", request_id.encode("latin-1")))
             await send(message)
 
         try:
@@ -133,6 +204,8 @@ class RequestScope:
             self._record(scope, state, status, time.perf_counter() - begin)
 
     def _record(self, scope: Scope, state: dict[str, object], status: int, seconds: float) -> None:
+        if state.get("recorded"):
+            return
         model, endpoint = str(state.get("model", "")), _endpoint(scope)
         self._metrics.requests.labels(model, str(state.get("model_version", "")), endpoint, str(status)).inc()
         self._metrics.request_duration.labels(model, endpoint).observe(seconds)
@@ -140,6 +213,13 @@ class RequestScope:
             self._metrics.rejected.labels(str(state.get("error_code", status))).inc()
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s %s %s %.1f ms %s", scope["method"], endpoint, status, seconds * 1e3, state["request_id"])
+
+
+def request_id_of(given: bytes | None) -> str:
+    """Return the request id that the client gave, if it is one, or a new one."""
+    if given is not None and 0 < len(given) <= 128 and given.isascii() and given.decode("ascii").isprintable():
+        return given.decode("ascii")
+    return _PROCESS + f"{next(_sequence):08x}"
 
 
 def _endpoint(scope: Scope) -> str:

@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, BundleError
 from models.heads.calibration import shared_head
 from service.config import Settings
 from service.engine.head_bank import HeadBank
-from service.engine.runtime import Runtime, RuntimeUnavailable
+from service.engine.machine import this_machine
+from service.engine.runtime import Runtime
 from service.engine.scheduler import BatchReport, Scheduler
-from service.errors import Unavailable, UnknownModel
+from service.engine.statistics import ModelStatistics
+from service.errors import Unavailable, UnknownModel, Unprocessable
 from service.personal.records import Scope
 
 log = logging.getLogger("headway")
 
+RETIREMENT_SECONDS = 60.0
+"""Time that requests which chose a version have to queue their rows after it was replaced or unloaded."""
+INLINE_ROW_SECONDS = 0.001
+"""A forward of one row shorter than this runs on the event loop: handing it to a thread and back costs more."""
+
+
+def threads_of(settings: Settings) -> int:
+    """Threads of one forward: as set, or else by the machine."""
+    return settings.threads or (this_machine().threads if settings.device == "cpu" else 1)
+
+
 OnBatch = Callable[["LoadedModel", BatchReport], None]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LoadedModel:
-    """One version of a model that answers."""
+    """One version of a model that answers.
+
+    Attributes:
+        scope: where heads of this model are valid.
+        label_bytes: the labels in UTF-8, an object array `(K,)`.
+        uses: requests that are about to queue rows here, for which a version that is unloaded waits.
+    """
 
     bundle: Bundle
     runtime: Runtime
     scheduler: Scheduler
     bank: HeadBank
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    uses: int = 0
+    scope: Scope = field(init=False)
+    label_bytes: NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        manifest = self.bundle.manifest
+        # Rows of a head are classes: the same features with other labels are another scope.
+        labels = hashlib.sha256("\0".join(manifest.labels).encode()).hexdigest()[:8]
+        self.scope = Scope(self.name, f"{manifest.feature_space}-{labels}")
+        self.label_bytes = np.array([label.encode() for label in manifest.labels], object)
 
     @property
     def name(self) -> str:
@@ -44,12 +79,14 @@ class LoadedModel:
         """The version's number."""
         return self.bundle.manifest.version
 
-    @property
-    def scope(self) -> Scope:
-        """Where heads of this model are valid."""
-        # Rows of a head are classes: the same features with other labels are another scope.
-        labels = hashlib.sha256("\0".join(self.bundle.manifest.labels).encode()).hexdigest()[:8]
-        return Scope(self.name, f"{self.bundle.manifest.feature_space}-{labels}")
+    @contextmanager
+    def used(self) -> Iterator[LoadedModel]:
+        """Keep the engine from ending while a request that chose this version goes on."""
+        self.uses += 1
+        try:
+            yield self
+        finally:
+            self.uses -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +96,18 @@ class BrokenModel:
     name: str
     version: int
     reason: str
+    blocking: bool = True
+    """Whether the service is not ready for it: so at the start, not when an older version goes on in its place."""
 
 
 class Registry:
     """The models of one folder."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = self._settings = settings
+        self._changing = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.on_unload: Callable[[LoadedModel], None] = lambda model: None
         self._models: dict[str, dict[int, LoadedModel | BrokenModel]] = {}
         self.on_batch: OnBatch = lambda model, report: None
 
@@ -91,45 +133,144 @@ class Registry:
         name, version = path.parent.name, int(path.name)
         try:
             model = self._build(path)
-            manifest = model.bundle.manifest
-            if (manifest.name, manifest.version) != (name, version):
-                raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
-            self._warm_up(model)
         except Exception as e:  # whatever a bundle does wrong, the other models go on
             log.error("model %s version %s is not served: %s", name, version, e)
             return BrokenModel(name, version, str(e))
-        log.info("model %s version %s is ready on %s", name, version, model.runtime.provider)
+        placed = model.runtime.placement
+        shares = {} if placed is None else placed.shares
+        where = ", ".join(f"{share:.0%} of nodes on {provider}" for provider, share in shares.items())
+        log.info("model %s version %s is ready on %s (%s)", name, version, model.runtime.provider, where)
         return model
 
     def _build(self, path: Path) -> LoadedModel:
         s = self._settings
         bundle = bundles.load(path)
-        runtime = Runtime(bundle.backbone, device=s.device, threads=s.threads, padding=bundle.manifest.input.padding)
-        bank = HeadBank(shared_head(bundle.prior), s.resident_heads)
+        manifest = bundle.manifest
+        if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
+            raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
+        runtime = Runtime.of(bundle, device=s.device, threads=threads_of(s), max_batch=s.max_batch)
+        row_seconds = _row_seconds(bundle, runtime)
+        bank = HeadBank(shared_head(bundle.prior), s.resident_heads, max_bytes=s.head_bank_bytes)
 
         def report(batch: BatchReport) -> None:
+            model.statistics.batch(batch)
             self.on_batch(model, batch)
 
         scheduler = Scheduler(
-            f"{bundle.manifest.name}-{bundle.manifest.version}",
+            f"{manifest.name}-{manifest.version}",
             runtime.run,
             bank.logits,
             max_batch=s.max_batch,
             queue_rows=s.queue_rows,
+            max_delay=s.max_delay_us / 1e6,
+            padding=manifest.input.padding,
+            inline=s.dispatch == "inline"
+            or (s.dispatch == "auto" and s.device == "cpu" and row_seconds < INLINE_ROW_SECONDS),
             on_batch=report,
         )
         model = LoadedModel(bundle, runtime, scheduler, bank)
         return model
 
-    def _warm_up(self, model: LoadedModel) -> None:
-        spec = model.bundle.manifest.input
-        for rows in (1, self._settings.max_batch):
-            features = model.runtime.run(np.zeros((rows, *spec.sized()), spec.dtype))
-            if features.shape != (rows, model.bundle.manifest.feature_dim) or not np.isfinite(features).all():
-                raise RuntimeUnavailable(
-                    f"the graph gives features of shape {features.shape} for {rows} windows of zeros; "
-                    f"finite ones of shape {(rows, model.bundle.manifest.feature_dim)} were expected"
+    async def index(self) -> list[dict[str, str]]:
+        """List versions that are served, that could not be, and that lie in the folder and are not loaded."""
+        found = await asyncio.to_thread(bundles.find, self._settings.models)
+        entries = []
+        for name in sorted({*found, *self._models}):
+            held = self._models.get(name, {})
+            for version in sorted({*found.get(name, []), *held}):
+                m = held.get(version)
+                state, reason = "UNAVAILABLE", "unloaded" if m is None else ""
+                if isinstance(m, LoadedModel):
+                    state = "READY"
+                elif m is not None:
+                    reason = m.reason
+                entries.append({"name": name, "version": str(version), "state": state, "reason": reason})
+        return entries
+
+    async def load(self, name: str) -> dict[str, list[int]]:
+        """Bring a model to what its folder holds: new versions are served, vanished ones retired.
+
+        Raises:
+            UnknownModel: the folder holds no version of it.
+            Unprocessable: a version cannot be served; the others are, and what was served before goes on.
+        """
+        async with self._changing:
+            found = (await asyncio.to_thread(bundles.find, self._settings.models)).get(name)
+            if not found:
+                raise UnknownModel(f"there is no bundle of a model {name!r} in the models folder")
+            held = self._models.get(name, {})
+            loaded, failed = [], []
+            for version in found:
+                path = self._settings.models / name / str(version)
+                before = held.get(version)
+                if isinstance(before, LoadedModel) and await asyncio.to_thread(_unchanged, before, path):
+                    continue
+                made = await asyncio.to_thread(self._load, path)
+                if isinstance(made, LoadedModel):
+                    loaded.append(version)
+                    self._put(name, version, made)
+                    continue
+                failed.append(made)
+                if not isinstance(before, LoadedModel):
+                    self._put(name, version, replace(made, blocking=False))
+            gone = [version for version in self._models.get(name, {}) if version not in found]
+            for version in gone:
+                self._take(name, version)
+            if failed:
+                reasons = "; ".join(f"version {m.version}: {m.reason}" for m in failed)
+                going_on = [str(v) for v, m in sorted(self._models[name].items()) if isinstance(m, LoadedModel)]
+                raise Unprocessable(
+                    f"model {name!r} {reasons}; " + (f"served: {', '.join(going_on)}" if going_on else "none is served")
                 )
+            return {"loaded": loaded, "unloaded": gone, "serving": sorted(self._models[name])}
+
+    async def unload(self, name: str) -> list[int]:
+        """Take all versions of a model out of service; rows that are queued are still answered.
+
+        Raises:
+            UnknownModel: there is no such model.
+        """
+        async with self._changing:
+            if name not in self._models:
+                raise UnknownModel(f"there is no model {name!r} to unload")
+            versions = sorted(self._models[name])
+            for version in versions:
+                self._take(name, version)
+            return versions
+
+    def _put(self, name: str, version: int, model: LoadedModel | BrokenModel) -> None:
+        before = self._models.setdefault(name, {}).get(version)
+        self._models[name] = {**self._models[name], version: model}
+        if isinstance(before, LoadedModel):
+            self._retire(before)
+
+    def _take(self, name: str, version: int) -> None:
+        versions = {v: m for v, m in self._models[name].items() if v != version}
+        gone = self._models[name][version]
+        if versions:
+            self._models[name] = versions
+        else:
+            del self._models[name]
+        if isinstance(gone, LoadedModel):
+            self._retire(gone)
+
+    def _retire(self, model: LoadedModel) -> None:
+        """End an engine when the requests that chose it have queued their rows and been answered."""
+        task = asyncio.get_running_loop().create_task(self._end(model))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _end(self, model: LoadedModel) -> None:
+        deadline = time.monotonic() + RETIREMENT_SECONDS
+        while (model.uses or model.scheduler.pending) and time.monotonic() < deadline:  # noqa: ASYNC110 - seldom
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(model.scheduler.stop)
+        self.on_unload(model)
+        log.info("model %s version %s is unloaded", model.name, model.version)
+
+    async def retired(self) -> None:
+        """Wait until every engine that was taken out of service has ended."""
+        await asyncio.gather(*self._retiring, return_exceptions=True)
 
     def by_name(self) -> dict[str, list[LoadedModel | BrokenModel]]:
         """All versions of all models, ascending."""
@@ -171,9 +312,28 @@ class Registry:
         if not self._models:
             return ["no model is loaded"]
         broken = [m for versions in self._models.values() for m in versions.values() if isinstance(m, BrokenModel)]
-        return [f"{m.name} version {m.version}: {m.reason}" for m in broken]
+        return [f"{m.name} version {m.version}: {m.reason}" for m in broken if m.blocking]
 
     def stop(self) -> None:
         """Answer what is queued and end the engines."""
         for model in self.loaded():
             model.scheduler.stop()
+
+
+def _unchanged(model: LoadedModel, path: Path) -> bool:
+    """Whether a version's folder still holds what is served."""
+    try:
+        return bundles.read_manifest(path)[1] == model.bundle.digest
+    except (BundleError, OSError):
+        return False
+
+
+def _row_seconds(bundle: Bundle, runtime: Runtime) -> float:
+    """Seconds of a forward of one row."""
+    spec, seconds = bundle.manifest.input, []
+    one = np.zeros((1, *spec.sized(None if spec.padding is None else spec.padding.multiple_of)), spec.dtype)
+    for _ in range(5):
+        begin = time.monotonic()
+        runtime.run(one)
+        seconds.append(time.monotonic() - begin)
+    return min(seconds)

@@ -15,6 +15,7 @@ from prometheus_client import start_http_server
 from exporters import bundle as bundles
 from service.app import create_app
 from service.config import ConfigError, Settings
+from service.http import protocol_of
 from service.personal.store import Store
 from service.state import Services
 
@@ -59,7 +60,7 @@ def serve(settings: Settings, announce: Announce) -> bool:
     if not bundles.find(settings.models):
         raise bundles.BundleError(f"there are no bundles in {settings.models}; `headway export` writes them")
     asyncio.run(_check_store(settings.store))
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     shared_port = settings.metrics_port in (port, settings.port) and settings.metrics_port != 0
     app = create_app(settings, metrics_route=shared_port)
@@ -76,6 +77,8 @@ def serve(settings: Settings, announce: Announce) -> bool:
         metrics_url = f"http://{_shown(settings.host)}:{http.server_port}/metrics"
     config = uvicorn.Config(
         app,
+        http=protocol_of(services),
+        ws="none",
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=settings.drain_seconds,
@@ -98,7 +101,12 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket of a service; port 0 takes a free one.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import Depends, Path, Request
 
@@ -15,6 +16,9 @@ from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.inputs import user_id
 from service.registry import LoadedModel, Registry
+
+if TYPE_CHECKING:
+    from service.data_plane import DataPlane
 
 T = TypeVar("T")
 
@@ -30,6 +34,7 @@ class Services:
     models: Registry
     metrics: Metrics
     draining: bool = False
+    plane: DataPlane = field(init=False)
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
@@ -77,18 +82,20 @@ def services(request: Request) -> Services:
     return found
 
 
-def model_of(request: Request, model: ModelName) -> LoadedModel:
-    """Find a model's newest version and note it for the request's metrics.
+async def model_of(request: Request, model: ModelName) -> AsyncIterator[LoadedModel]:
+    """Find a model's newest version, note it for the request's metrics, and hold it until the request ends.
 
     Raises:
         UnknownModel, Unavailable: as the registry does.
     """
-    return note(request, services(request).models.get(model))
+    with services(request).models.get(model).used() as found:
+        yield note(request, found)
 
 
-def version_of(request: Request, model: ModelName, version: VersionName) -> LoadedModel:
-    """Find one version of a model and note it for the request's metrics."""
-    return note(request, services(request).models.get(model, version))
+async def version_of(request: Request, model: ModelName, version: VersionName) -> AsyncIterator[LoadedModel]:
+    """Do the same with one version of a model."""
+    with services(request).models.get(model, version).used() as found:
+        yield note(request, found)
 
 
 def note(request: Request, model: LoadedModel) -> LoadedModel:

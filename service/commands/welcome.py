@@ -16,6 +16,9 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> 
     name = names[0]
     manifest = bundles.read_manifest(bundles.resolve(models / name))[0]
     shape = manifest.input.window_shape
+    where = f"headway serves {', '.join(names)} at {base}   (docs: {base}/docs, metrics: {metrics_url})"
+    if len(shape) != 2 or -1 in shape or manifest.input.datatype != "FP32":  # images: too long for a line to copy
+        return f"{where}\n\nWhat {name} takes: curl -s {base}/v2/models/{name}\n"
     labels = list(manifest.labels)
     k, channels = len(labels), shape[0]
     # Each label shakes a channel of its own more than the others: nothing real, but told apart after one calibration.
@@ -30,7 +33,7 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> 
     json_header = "-w '\\n' -H 'content-type: application/json' -d @-"
     return "\n".join(
         [
-            f"headway serves {', '.join(names)} at {base}   (docs: {base}/docs, metrics: {metrics_url})",
+            where,
             "",
             "Try it from another terminal, with made-up windows; the third answer is by ana's own head:",
             "",

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.head import Head
+from service.errors import TooManyRequests
 
+SPARE_SLOTS = 16384 + 1
+"""Rows beyond the capacity: the shared head's, and those of heads dropped or taken while requests hold every other."""
 SHARED = 0
 """Slot of the shared head."""
 
@@ -23,17 +26,21 @@ class HeadBank:
     but `logits` belong to the event loop's thread; `logits` may run on the engine's, for it only reads pinned rows.
     """
 
-    def __init__(self, shared: Head, capacity: int) -> None:
+    def __init__(self, shared: Head, capacity: int, *, max_bytes: int = 1 << 62) -> None:
         k, d = shared.weight.shape
-        rows = min(64, capacity + 1)
+        head_bytes: int = 4 * k * (d + 1)
+        self._capacity: int = max(1, min(capacity, max_bytes // head_bytes))
+        # Pages of zeros are not taken from the system before they are written: rows cost nothing until they are used.
+        rows = self._capacity + SPARE_SLOTS
         self._weight = np.zeros((rows, k, d), np.float32)
         self._bias = np.zeros((rows, k), np.float32)
         self._weight[SHARED], self._bias[SHARED] = shared.weight, shared.bias
-        self._capacity = capacity
+        self._head_bytes = head_bytes
         self._slots: OrderedDict[Key, int] = OrderedDict()
-        self._pins = np.zeros(rows, np.int64)
+        self._versions: dict[str, set[int]] = {}
+        self._pins = [0] * rows
         self._orphans: set[int] = set()
-        self._free = list(range(rows - 1, SHARED, -1))
+        self._free = list(range(rows - 1, SHARED, -1))  # the end is taken first
         self.hits = self.misses = self.evictions = 0
 
     def __len__(self) -> int:
@@ -41,8 +48,13 @@ class HeadBank:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the arrays."""
-        return self._weight.nbytes + self._bias.nbytes
+        """Bytes that resident heads take."""
+        return (len(self._slots) + len(self._orphans)) * self._head_bytes
+
+    @property
+    def capacity(self) -> int:
+        """Heads that may be resident."""
+        return self._capacity
 
     def pin(self, key: Key) -> int | None:
         """Return the slot of a resident head and hold it, or None."""
@@ -56,12 +68,17 @@ class HeadBank:
         return slot
 
     def insert(self, key: Key, head: Head) -> int:
-        """Make a head resident and hold its slot."""
+        """Make a head resident and hold its slot.
+
+        Raises:
+            TooManyRequests: every slot is held by requests that wait.
+        """
         slot = self._slots.get(key)
         if slot is None:
             slot = self._take()
             self._weight[slot], self._bias[slot] = head.weight, head.bias
             self._slots[key] = slot
+            self._versions.setdefault(key[0], set()).add(key[1])
         self._slots.move_to_end(key)
         self._pins[slot] += 1
         return slot
@@ -78,22 +95,30 @@ class HeadBank:
 
     def forget(self, user: str) -> int:
         """Drop every head of a user; returns how many there were."""
-        keys = [key for key in self._slots if key[0] == user]
-        for key in keys:
-            slot = self._slots.pop(key)
-            if self._pins[slot]:
-                self._orphans.add(slot)
-            else:
-                self._release(slot)
-        return len(keys)
+        numbers = self._versions.get(user, set())
+        gone = len(numbers)
+        for number in list(numbers):
+            self._drop((user, number))
+        return gone
 
     def logits(self, z: NDArray[np.float32], slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Apply to each row of `z (n, d)` the head in its slot; `(n, K)`."""
         weight, bias = self._weight, self._bias
         first = slots[0]
-        if (slots == first).all():
+        if len(slots) == 1 or (slots == first).all():
             return np.asarray(z @ weight[first].T + bias[first])
         return np.asarray(np.matmul(weight[slots], z[:, :, None])[:, :, 0] + bias[slots])
+
+    def _drop(self, key: Key) -> None:
+        slot = self._slots.pop(key)
+        numbers = self._versions[key[0]]
+        numbers.discard(key[1])
+        if not numbers:
+            del self._versions[key[0]]
+        if self._pins[slot]:
+            self._orphans.add(slot)
+        else:
+            self._release(slot)
 
     def _release(self, slot: int) -> None:
         self._weight[slot] = 0.0
@@ -105,18 +130,9 @@ class HeadBank:
             victim = next((key for key, slot in self._slots.items() if not self._pins[slot]), None)
             if victim is not None:
                 self.evictions += 1
-                self._release(self._slots.pop(victim))
+                self._drop(victim)
         if not self._free:
-            self._grow()
+            raise TooManyRequests(
+                f"all {len(self._pins) - 1} places of resident heads are held by requests that wait", retry_after=1
+            )
         return self._free.pop()
-
-    def _grow(self) -> None:
-        """Double the rows, in new arrays: a gather under way keeps reading the old ones, the same in pinned rows."""
-        rows = len(self._bias)
-        weight = np.zeros((2 * rows, *self._weight.shape[1:]), np.float32)
-        bias = np.zeros((2 * rows, self._bias.shape[1]), np.float32)
-        weight[:rows], bias[:rows] = self._weight, self._bias
-        self._pins = np.concatenate([self._pins, np.zeros(rows, np.int64)])
-        # The bias goes first: `logits` reads weight then bias, and either generation holds a pinned row whole.
-        self._bias, self._weight = bias, weight
-        self._free.extend(range(2 * rows - 1, rows - 1, -1))

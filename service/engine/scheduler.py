@@ -1,4 +1,4 @@
-"""One bounded queue of rows and one batch for everybody: greedy batching on a thread of its own."""
+"""One bounded queue of rows a model and one batch for everybody: greedy batching, on the event loop or a thread."""
 
 from __future__ import annotations
 
@@ -8,20 +8,36 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.bundle import Padding
 from service.errors import DeadlineExceeded, TooManyRequests, Unavailable
 
 log = logging.getLogger("headway")
 
-BULK_TURN = 8
-"""While both lanes wait, one batch in this many is taken from the bulk lane."""
+PRIORITY_STEP = 0.05
+"""Seconds that one level of priority is worth: a request a level lower that came so much earlier goes first."""
+BULK_STEP = 0.5
+"""Seconds that a bulk request has waited when it begins to go before predictions."""
+LOWEST_PRIORITY = 8
+TURN_SECONDS = 0.004
+"""About how long one batch may hold the event loop, when it runs there."""
 
-Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Array = NDArray[Any]
+
+
+class Forward(Protocol):
+    """Runs rows, and the true lengths `(n,)` of padded ones, through the backbone: `(n, d)`."""
+
+    def __call__(self, x: Array, lengths: NDArray[np.int64] | None = None, /) -> NDArray[np.float32]:
+        """Return features."""
+
+
 ApplyHeads = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
 
 
@@ -30,6 +46,7 @@ class BatchReport:
     """Durations of one batch in seconds, and its rows; for metrics."""
 
     rows: int
+    gathering: float
     inference: float
     heads: float
     pending: int
@@ -46,30 +63,47 @@ class Result:
     heads: float
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    x: NDArray[np.float32]
-    slots: NDArray[np.int64] | None
-    future: asyncio.Future[Result]
-    loop: asyncio.AbstractEventLoop
-    deadline: float
-    queued: float
-    bulk: bool
-    taken: int = 0
-    done: int = 0
-    dropped: bool = False
-    wait: float = 0.0
-    inference: float = 0.0
-    heads: float = 0.0
-    parts: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = field(default_factory=list)
+Done = Callable[[Result | Exception], None]
+
+
+class Job:
+    """One request's rows on their way through the scheduler."""
+
+    __slots__ = (
+        "bulk", "deadline", "done", "done_rows", "dropped", "heads", "inference", "key", "length", "loop", "parts",
+        "queued", "rows", "slots", "taken", "turn", "wait", "x",
+    )  # fmt: skip
+
+    def __init__(self, x: Array, slots: NDArray[np.int64] | None, done: Done, loop: asyncio.AbstractEventLoop) -> None:
+        self.x, self.slots, self.done, self.loop = x, slots, done, loop
+        self.rows = len(x)
+        self.taken = self.done_rows = 0
+        self.bulk = self.dropped = False
+        self.queued = self.turn = self.wait = self.inference = self.heads = 0.0
+        self.deadline = float("inf")
+        self.key: Hashable = None
+        self.length = 0
+        self.parts: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
+
+    def cancel(self) -> None:
+        """Give up: rows not yet in a batch never run, and `done` is not called."""
+        self.dropped, self.done = True, _nobody
+
+
+Piece = tuple[Job, int, int]
 
 
 class Scheduler:
     """Batches rows of all users for one runtime.
 
-    When the runtime is free it takes what waits, up to `max_batch` rows, without waiting for more. A request larger
-    than that is split and joined again. Bulk rows (calibration, extraction) have a lane of their own that gives way to
-    predictions. A request whose client went away or whose deadline passed is dropped before the forward.
+    When the runtime is free it takes what waits, up to `max_batch` rows, without waiting for more (`max_delay` seconds
+    if that is set). A request larger than that is split and joined again. Each request has a turn: the time it came,
+    later by `PRIORITY_STEP` for each level of priority below the highest and by `BULK_STEP` for bulk rows (calibration,
+    extraction); the earliest turn goes first, so that lower levels give way and still age. Rows of one batch have one
+    input signature. A request whose client went away or whose deadline passed is dropped before the forward.
+
+    `inline` runs batches on the event loop itself, at the end of the turn in which the rows came: for models whose
+    forward is shorter than handing rows to a thread and back. Others have a thread of their own.
     """
 
     def __init__(
@@ -80,183 +114,317 @@ class Scheduler:
         *,
         max_batch: int = 64,
         queue_rows: int = 16384,
+        max_delay: float = 0.0,
+        padding: Padding | None = None,
+        inline: bool = False,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
         self._forward, self._apply_heads, self._on_batch = forward, apply_heads, on_batch
-        self._max_batch, self._queue_rows = max_batch, queue_rows
-        self._lanes: tuple[deque[_Job], deque[_Job]] = (deque(), deque())
+        self._max_batch, self._queue_rows, self._max_delay, self._inline = max_batch, queue_rows, max_delay, inline
+        self._padding = padding
+        self._lanes: dict[Hashable, deque[Job]] = {}
         self._pending = [0, 0]
-        self._turn = 0
-        self._drain_rate = 0.0
+        self._row_seconds = 0.0
         self._condition = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
-        self._thread.start()
+        self._turn_due = False
+        self._thread: threading.Thread | None = None
+        if not inline:
+            self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
+            self._thread.start()
 
     @property
     def pending(self) -> int:
         """Rows that wait."""
-        return sum(self._pending)
+        return self._pending[0] + self._pending[1]
 
-    async def submit(
+    @property
+    def inline(self) -> bool:
+        """Whether batches run on the event loop."""
+        return self._inline
+
+    def enqueue(
         self,
-        x: NDArray[np.float32],
+        x: Array,
         slots: NDArray[np.int64] | None,
+        done: Done,
         *,
         timeout: float | None = None,
+        priority: int = 0,
         bulk: bool = False,
-    ) -> Result:
-        """Queue rows `x (n, …)`, each with the slot of its head (None: features only), and wait for their results.
+    ) -> Job:
+        """Queue rows `x (n, …)`, each with the slot of its head (None: features only); call on the event loop.
+
+        Args:
+            x: the rows.
+            slots: `(n,)`, or None.
+            done: called on the event loop with the result or the error, once, unless the job is cancelled.
+            timeout: seconds after which the request is not worth running.
+            priority: 1 is the highest level; 0 is the usual one, between 1 and 2.
+            bulk: a request that gives way to predictions.
 
         Raises:
-            TooManyRequests: the lane is full.
-            DeadlineExceeded: `timeout` seconds passed before the forward.
+            TooManyRequests: the queue is full.
+            DeadlineExceeded: there is no time left.
             Unavailable: the scheduler has been stopped.
         """
-        loop = asyncio.get_running_loop()
         now = time.monotonic()
-        deadline = float("inf") if timeout is None else now + timeout
-        job = _Job(x, slots, loop.create_future(), loop, deadline, now, bulk)
+        length = 0
+        if self._padding is not None:
+            length = x.shape[self._padding.axis]
+            x = padded(x, self._padding)
+        job = Job(x, slots, done, asyncio.get_running_loop())
+        job.length = length
+        job.queued, job.bulk = now, bulk
+        if timeout is not None:
+            if timeout <= 0:
+                raise DeadlineExceeded("the timeout passed before the request was queued")
+            job.deadline = now + timeout
+        level = BULK_STEP if bulk else PRIORITY_STEP * (1.5 if priority == 0 else min(priority, LOWEST_PRIORITY))
+        job.turn = now + level
+        job.key = (x.shape[1:], bulk)
+        lane = (job.key, level)
         with self._condition:
             if self._stopping:
                 raise Unavailable("the model is being unloaded", retry_after=1)
-            if self._pending[bulk] and self._pending[bulk] + len(x) > self._queue_rows:
-                wait = self._pending[bulk] / self._drain_rate if self._drain_rate else 1.0
+            waiting = self._pending[bulk]
+            if waiting and waiting + job.rows > self._queue_rows:
                 raise TooManyRequests(
-                    f"{self._pending[bulk]} rows wait already and {self._queue_rows} may; try again later",
-                    retry_after=wait,
+                    f"{waiting} rows wait already and {self._queue_rows} may; try again later",
+                    retry_after=waiting * self._row_seconds or 1.0,
                 )
-            self._lanes[bulk].append(job)
-            self._pending[bulk] += len(x)
-            self._condition.notify()
+            queue = self._lanes.get(lane)
+            if queue is None:
+                queue = self._lanes[lane] = deque()
+            queue.append(job)
+            self._pending[bulk] += job.rows
+            if not self._inline:
+                self._condition.notify()
+            elif not self._turn_due:
+                self._turn_due = True
+                if self._max_delay:
+                    job.loop.call_later(self._max_delay, self._inline_turn, job.loop)
+                else:
+                    job.loop.call_soon(self._inline_turn, job.loop)
+        return job
+
+    async def submit(
+        self,
+        x: Array,
+        slots: NDArray[np.int64] | None,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        bulk: bool = False,
+    ) -> Result:
+        """Queue rows and wait for their result; arguments and refusals as of `enqueue`.
+
+        Raises:
+            DeadlineExceeded: the timeout passed while the rows waited.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Result | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        job = self.enqueue(x, slots, done, timeout=timeout, priority=priority, bulk=bulk)
         try:
-            return await job.future
+            return await future
         finally:
-            job.dropped = True
+            job.cancel()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Answer what is queued, then end the thread."""
+        """Answer what is queued, then end. Not to be called on the event loop, which inline batches need."""
         with self._condition:
             self._stopping = True
-            self._condition.notify()
-        self._thread.join(timeout)
+            self._condition.notify_all()
+            if self._inline:
+                self._condition.wait_for(lambda: not self._lanes, timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _inline_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run one batch on the event loop; what is left has the loop's next turn, after new requests were read."""
+        with self._condition:
+            self._turn_due = False
+            batch, expired = self._take(self._turn_rows())
+            if self._lanes:
+                self._turn_due = True
+                loop.call_soon(self._inline_turn, loop)
+            elif self._stopping:
+                self._condition.notify_all()
+        outcomes = [(job, _late()) for job in expired]
+        _resolve([*outcomes, *self._run(batch)] if batch else list(outcomes))
+
+    def _turn_rows(self) -> int:
+        if not self._row_seconds:
+            return self._max_batch
+        return max(1, min(self._max_batch, int(TURN_SECONDS / self._row_seconds)))
 
     def _work(self) -> None:
         while True:
             with self._condition:
-                while not self.pending and not self._stopping:
+                while not self._lanes and not self._stopping:
                     self._condition.wait()
-                if not self.pending:
+                if not self._lanes:
                     return
-                batch, expired = self._take()
+                if self._max_delay and self.pending < self._max_batch:
+                    begin = min(lane[0].queued for lane in self._lanes.values())
+                    self._condition.wait_for(
+                        lambda: self._stopping or self.pending >= self._max_batch,
+                        max(0.0, begin + self._max_delay - time.monotonic()),
+                    )
+                batch, expired = self._take(self._max_batch)
             if expired:
-                self._deliver(
-                    [(job, DeadlineExceeded("the timeout passed while the request waited")) for job in expired]
-                )
+                self._deliver([(job, _late()) for job in expired])
             if batch:
-                self._run(batch)
+                self._deliver(self._run(batch))
 
-    def _take(self) -> tuple[list[tuple[_Job, int, int]], list[_Job]]:
-        """Take up to `max_batch` rows from one lane; called with the lock held."""
-        self._turn += 1
-        bulk = bool(self._pending[1]) and (not self._pending[0] or self._turn % BULK_TURN == 0)
-        lane = self._lanes[bulk]
-        batch: list[tuple[_Job, int, int]] = []
-        expired: list[_Job] = []
-        room, now = self._max_batch, time.monotonic()
-        while lane and room:
+    def _take(self, room: int) -> tuple[list[Piece], list[Job]]:
+        """Take up to `room` rows of one signature, earliest turn first; called with the lock held."""
+        batch: list[Piece] = []
+        expired: list[Job] = []
+        lanes, now = self._lanes, time.monotonic()
+        wanted: Hashable = None
+        while room and lanes:
+            if len(lanes) == 1:
+                name, lane = next(iter(lanes.items()))
+            else:
+                fitting = [item for item in lanes.items() if not batch or item[1][0].key == wanted]
+                if not fitting:
+                    break
+                name, lane = min(fitting, key=lambda item: item[1][0].turn)
             job = lane[0]
-            left = len(job.x) - job.taken
-            late = job.deadline <= now and not job.taken
-            if job.dropped or job.future.cancelled() or late:
-                lane.popleft()
-                self._pending[bulk] -= left
-                if late:
+            if batch and job.key != wanted:
+                break
+            left = job.rows - job.taken
+            late = not job.taken and job.deadline <= now
+            if job.dropped or late:
+                rows = left
+                if late and not job.dropped:
                     expired.append(job)
-                continue
-            rows = min(left, room)
-            if not job.taken:
-                job.wait = now - job.queued
-            batch.append((job, job.taken, job.taken + rows))
+            else:
+                wanted = job.key
+                rows = min(left, room)
+                if not job.taken:
+                    job.wait = now - job.queued
+                batch.append((job, job.taken, job.taken + rows))
+                room -= rows
             job.taken += rows
-            room -= rows
-            self._pending[bulk] -= rows
-            if job.taken == len(job.x):
+            self._pending[job.bulk] -= rows
+            if job.taken == job.rows:
                 lane.popleft()
+                if not lane:
+                    del lanes[name]
         return batch, expired
 
-    def _run(self, batch: list[tuple[_Job, int, int]]) -> None:
+    def _run(self, batch: list[Piece]) -> list[tuple[Job, Result | Exception]]:
+        """Run one batch; returns the requests that are complete by it."""
         begin = time.monotonic()
         try:
-            pieces = [job.x[lo:hi] for job, lo, hi in batch]
-            features = self._forward(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+            pieces = [job.x if hi - lo == job.rows else job.x[lo:hi] for job, lo, hi in batch]
+            x = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            gathered = time.monotonic()
+            if self._padding is None:
+                features = self._forward(x)
+            else:
+                features = self._forward(x, np.repeat([p[0].length for p in batch], [hi - lo for _, lo, hi in batch]))
             forwarded = time.monotonic()
             logits, rows = self._heads(batch, features)
         except Exception as error:
-            self._deliver([(job, error) for job, _, _ in batch])
-            return
+            if len(batch) > 1:  # whose rows are to blame is not known: alone, only theirs fail
+                return [outcome for piece in batch for outcome in self._run([piece])]
+            job = batch[0][0]
+            job.dropped = True  # what is left of a split request is of no use
+            return [(job, error)]
         end = time.monotonic()
-        rate = len(features) / max(end - begin, 1e-9)
-        self._drain_rate = rate if not self._drain_rate else 0.9 * self._drain_rate + 0.1 * rate
+        seconds = (end - begin) / len(features)
+        self._row_seconds = seconds if not self._row_seconds else 0.9 * self._row_seconds + 0.1 * seconds
         try:
-            self._on_batch(BatchReport(len(features), forwarded - begin, end - forwarded, self.pending))
-        except Exception:  # metrics must not end the engine's thread, on which every request waits
+            self._on_batch(
+                BatchReport(len(features), gathered - begin, forwarded - gathered, end - forwarded, self.pending)
+            )
+        except Exception:  # metrics must not end the engine, on which every request waits
             log.exception("the report of a batch failed")
-        finished: list[tuple[_Job, Result | Exception]] = []
+        finished: list[tuple[Job, Result | Exception]] = []
         at = 0
         for job, lo, hi in batch:
             n = hi - lo
-            own = None if job.slots is None or logits is None else logits[rows[at : at + n]]
-            job.parts.append((features[at : at + n], own))
-            job.done += n
-            job.inference += forwarded - begin
+            own = None
+            if job.slots is not None and logits is not None:
+                own = logits[at : at + n] if rows is None else logits[rows[at : at + n]]
+            job.inference += forwarded - gathered
             job.heads += end - forwarded
+            if n == job.rows:
+                result = Result(features[at : at + n], own, job.wait, job.inference, job.heads)
+                finished.append((job, result))
+            else:
+                job.parts.append((features[at : at + n], own))
+                job.done_rows += n
+                if job.done_rows == job.rows:
+                    finished.append((job, _joined(job)))
             at += n
-            if job.done == len(job.x):
-                finished.append((job, _joined(job)))
-        self._deliver(finished)
+        return finished
 
     def _heads(
-        self, batch: list[tuple[_Job, int, int]], features: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32] | None, NDArray[np.int64]]:
-        """Apply heads to the rows that want one; returns logits, and where in them each row of the batch is."""
-        slots = [np.full(hi - lo, -1, np.int64) if job.slots is None else job.slots[lo:hi] for job, lo, hi in batch]
-        every = slots[0] if len(slots) == 1 else np.concatenate(slots)
+        self, batch: list[Piece], features: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.int64] | None]:
+        """Apply heads to the rows that want one; returns logits, and where in them each row is (None: in order)."""
+        if all(job.slots is not None for job, _, _ in batch):
+            slots = [job.slots[lo:hi] for job, lo, hi in batch if job.slots is not None]
+            return self._apply_heads(features, slots[0] if len(slots) == 1 else np.concatenate(slots)), None
+        if all(job.slots is None for job, _, _ in batch):
+            return None, None
+        every = np.concatenate(
+            [np.full(hi - lo, -1, np.int64) if job.slots is None else job.slots[lo:hi] for job, lo, hi in batch]
+        )
         wanting = every >= 0
-        where = np.cumsum(wanting) - 1
-        if wanting.all():
-            return self._apply_heads(features, every), where
-        if not wanting.any():
-            return None, where
-        return self._apply_heads(features[wanting], every[wanting]), where
+        return self._apply_heads(features[wanting], every[wanting]), np.cumsum(wanting) - 1
 
     @staticmethod
-    def _deliver(outcomes: Sequence[tuple[_Job, Result | Exception]]) -> None:
+    def _deliver(outcomes: list[tuple[Job, Result | Exception]]) -> None:
         """Hand results over with one wake-up of each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Result | Exception]]] = {}
-        for job, outcome in outcomes:
-            by_loop.setdefault(job.loop, []).append((job, outcome))
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Result | Exception]]] = {}
+        for item in outcomes:
+            by_loop.setdefault(item[0].loop, []).append(item)
         for loop, items in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
                 loop.call_soon_threadsafe(_resolve, items)
 
 
-def _joined(job: _Job) -> Result:
-    if len(job.parts) == 1:
-        features, logits = job.parts[0]
-    else:
-        features = np.concatenate([part[0] for part in job.parts])
-        pieces = [part[1] for part in job.parts if part[1] is not None]
-        logits = np.concatenate(pieces) if pieces else None
-    return Result(features, logits, job.wait, job.inference, job.heads)
+def _nobody(_: Result | Exception) -> None:
+    """Nobody waits for this job any more."""
 
 
-def _resolve(items: list[tuple[_Job, Result | Exception]]) -> None:
+def padded(x: Array, padding: Padding) -> Array:
+    """Fill windows up along their variable axis, so that those of nearly one length share a batch."""
+    missing = padding.padded(x.shape[padding.axis]) - x.shape[padding.axis]
+    if not missing:
+        return x
+    widths = [(0, missing if axis == padding.axis else 0) for axis in range(x.ndim)]
+    return np.pad(x, widths, constant_values=np.asarray(padding.value, x.dtype))
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the timeout passed while the request waited")
+
+
+def _joined(job: Job) -> Result:
+    features = np.concatenate([part[0] for part in job.parts])
+    pieces = [part[1] for part in job.parts if part[1] is not None]
+    return Result(features, np.concatenate(pieces) if pieces else None, job.wait, job.inference, job.heads)
+
+
+def _resolve(items: list[tuple[Job, Result | Exception]]) -> None:
     for job, outcome in items:
-        if job.future.done():
-            continue
         job.dropped = True
-        if isinstance(outcome, Exception):
-            job.future.set_exception(outcome)
-        else:
-            job.future.set_result(outcome)
+        done, job.done = job.done, _nobody  # the request holds the job, and the job not the request: no cycle is left
+        try:
+            done(outcome)
+        except Exception:  # one request's answer must not cost its neighbours theirs
+            log.exception("answering a request failed")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.heads.head import Head
 from service.engine.head_bank import SHARED
 from service.errors import Conflict, Unavailable, UnknownUser
 from service.personal.records import Scope, StoreError
@@ -29,6 +30,9 @@ class ResolvedHead:
         return "personal" if self.version else "shared"
 
 
+SHARED_HEAD = ResolvedHead(SHARED, 0)
+
+
 class _Fetch:
     """A look-up under way; `stale` once what it reads may be old."""
 
@@ -46,41 +50,94 @@ class Resolver:
         self._store = store
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
         self._fetching: dict[tuple[Scope, str], set[_Fetch]] = {}
+        self._wanted: dict[Scope, dict[str, list[asyncio.Future[tuple[int, Head | None]]]]] = {}
+        self._reads: set[asyncio.Task[None]] = set()
 
-    @asynccontextmanager
-    async def heads(
+    def resident(
         self, model: LoadedModel, users: Sequence[str | None], version: int | None, fallback: str
-    ) -> AsyncIterator[list[ResolvedHead]]:
-        """Hold the heads of `users` (None: the shared one) until the block ends.
+    ) -> list[ResolvedHead] | None:
+        """Hold the heads of `users` if all are known and resident, without waiting; else None, and `heads` fetches.
+
+        What is held must be given back to `release`.
+        """
+        if len(users) == 1 or users.count(users[0]) == len(users):
+            one = self._resident(model, users[0], version, fallback)
+            return None if one is None else [one] * len(users)
+        known: dict[str | None, ResolvedHead] = {}
+        for user in users:
+            if user not in known:
+                found = self._resident(model, user, version, fallback)
+                if found is None:
+                    model.bank.unpin(h.slot for h in known.values())
+                    return None
+                known[user] = found
+        return [known[user] for user in users]
+
+    def release(self, model: LoadedModel, heads: Sequence[ResolvedHead]) -> None:
+        """Let go of what `resident` held."""
+        if len(heads) == 1:
+            model.bank.unpin((heads[0].slot,))
+        else:
+            model.bank.unpin({h.slot for h in heads})
+
+    def _resident(
+        self, model: LoadedModel, user: str | None, version: int | None, fallback: str
+    ) -> ResolvedHead | None:
+        if user is None or version == 0:
+            return SHARED_HEAD
+        wanted = self._pointers.get((model.scope, user)) if version is None else version
+        if wanted is None:
+            return None
+        if wanted == 0:
+            return SHARED_HEAD if fallback == "shared" else None
+        slot = model.bank.pin((user, wanted))
+        return None if slot is None else ResolvedHead(slot, wanted)
+
+    def preferred(self, candidates: Sequence[LoadedModel], user: str) -> LoadedModel | None:
+        """Which of several versions a user has a head in, newest first; None if that is not known here."""
+        for model in candidates:
+            version = self._pointers.get((model.scope, user))
+            if version is None:
+                return None
+            if version:
+                return model
+        return candidates[0]
+
+    async def fetched(
+        self, model: LoadedModel, users: Sequence[str | None], version: int | None, fallback: str
+    ) -> list[ResolvedHead]:
+        """Hold the heads of `users` (None: the shared one), fetching what is not resident; see `release`.
 
         Raises:
             UnknownUser: a user has no head and `fallback` is `error`.
             Conflict: `version` is asked for and the user has no such version.
             Unavailable: the head is not resident and the store is out of reach.
         """
-        held: list[ResolvedHead] = []
         known: dict[str | None, ResolvedHead] = {}
+
+        async def hold(user: str | None) -> None:
+            known[user] = found = await self._resolve(model, user, version)
+            if user is not None and not found.version and fallback == "error" and version != 0:
+                raise UnknownUser(
+                    f"user {user!r} has no head for model {model.name!r}; calibrate first or use fallback 'shared'"
+                )
+
         try:
-            for user in users:
-                found = known.get(user)
-                if found is None:
-                    found = await self._resolve(model, user, version)
-                    known[user] = found
-                    held.append(found)
-                if user is not None and not found.version and fallback == "error" and version != 0:
-                    raise UnknownUser(
-                        f"user {user!r} has no head for model {model.name!r}; calibrate first or use fallback 'shared'"
-                    )
-            yield [known[user] for user in users]
-        finally:
-            model.bank.unpin(h.slot for h in held)
+            outcomes = await asyncio.gather(*map(hold, dict.fromkeys(users)), return_exceptions=True)
+            for outcome in outcomes:
+                if outcome is not None:
+                    raise outcome
+        except BaseException:
+            self.release(model, list(known.values()))
+            raise
+        return [known[user] for user in users]
 
     async def _resolve(self, model: LoadedModel, user: str | None, version: int | None) -> ResolvedHead:
         if user is None or version == 0:
-            return ResolvedHead(SHARED, 0)
+            return SHARED_HEAD
         wanted = self._pointers.get((model.scope, user)) if version is None else version
         if wanted == 0:
-            return ResolvedHead(SHARED, 0)
+            return SHARED_HEAD
         if wanted is not None:
             slot = model.bank.pin((user, wanted))
             if slot is not None:
@@ -97,7 +154,7 @@ class Resolver:
             under_way.add(fetch)
             try:
                 if version is None:
-                    wanted, head = await self._store.active(model.scope, user)
+                    wanted, head = await self._active(model.scope, user)
                 else:
                     wanted, head = version, await self._store.head(model.scope, user, version)
             finally:
@@ -111,15 +168,57 @@ class Resolver:
         elif head is None:
             raise Conflict(f"user {user!r} has no head version {version} for model {model.name!r}")
         if head is None:
-            return ResolvedHead(SHARED, 0)
+            return SHARED_HEAD
         return ResolvedHead(model.bank.insert((user, wanted), head), wanted)
+
+    async def _active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
+        """Read a user's active head, in one query with all that are wanted in this turn of the loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[int, Head | None]] = loop.create_future()
+        if scope not in self._wanted:
+            self._wanted[scope] = {}
+            loop.call_soon(self._read, scope)
+        self._wanted[scope].setdefault(user, []).append(future)
+        return await future
+
+    def _read(self, scope: Scope) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(scope, self._wanted.pop(scope)))
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _answer(self, scope: Scope, wanted: dict[str, list[asyncio.Future[tuple[int, Head | None]]]]) -> None:
+        try:
+            found = await self._store.active_of(scope, list(wanted))
+        except Exception as e:  # each who waits is told
+            if len(wanted) > 1:  # one damaged head must not cost the others theirs
+                await asyncio.gather(*(self._answer(scope, {user: who}) for user, who in wanted.items()))
+                return
+            for future in next(iter(wanted.values())):
+                if not future.done():
+                    future.set_exception(e)
+            return
+        for user, futures in wanted.items():
+            for future in futures:
+                if not future.done():
+                    future.set_result(found.get(user, (0, None)))
 
     async def has_head(self, scope: Scope, user: str) -> bool:
         """Whether a personal head is active for a user in a feature space."""
         version = self._pointers.get((scope, user))
-        if version is None:
+        if version is not None:
+            return version > 0
+        fetch = _Fetch()
+        under_way = self._fetching.setdefault((scope, user), set())
+        under_way.add(fetch)
+        try:
             found = await self._store.user(scope, user)
-            version = found.active if found else 0
+        finally:
+            under_way.discard(fetch)
+            if not under_way:
+                self._fetching.pop((scope, user), None)
+        version = found.active if found else 0
+        if not fetch.stale:
+            self._remember(scope, user, version)
         return version > 0
 
     def point(self, scope: Scope, user: str, version: int) -> None:

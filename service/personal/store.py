@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Table, delete, func, insert, select, update
@@ -31,6 +32,9 @@ from service.personal.schema import activations, audit, meta, users, versions
 
 STATISTICS_KEPT = 2
 """Versions whose statistics are kept: the newest ones, beside the active one and the base."""
+
+USERS_A_QUERY = 500
+"""Users whose heads are read by one statement."""
 
 
 class Store:
@@ -71,15 +75,22 @@ class Store:
 
     async def active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Return the version served to a user and its head; `(0, None)` is the shared one."""
+        return (await self.active_of(scope, [user])).get(user, (0, None))
+
+    async def active_of(self, scope: Scope, names: Sequence[str]) -> dict[str, tuple[int, Head]]:
+        """Return the version served and its head for those of many users who have one."""
+        found: dict[str, tuple[int, Head]] = {}
+        where = [getattr(users.c, k) == v for k, v in _values(scope).items()]
         async with transaction(self._engine) as c:
-            row = (
-                await c.execute(
-                    select(versions.c.version, versions.c.head, versions.c.digest)
-                    .join(users, _same(users, versions) & (users.c.active == versions.c.version))
-                    .where(_of(users, scope, user))
+            for begin in range(0, len(names), USERS_A_QUERY):
+                rows = await c.execute(
+                    select(users.c.user, versions.c.version, versions.c.head, versions.c.digest)
+                    .join(versions, _same(users, versions) & (users.c.active == versions.c.version))
+                    .where(*where, users.c.user.in_(names[begin : begin + USERS_A_QUERY]))
                 )
-            ).first()
-        return (0, None) if row is None else (row.version, head_from_bytes(row.head, row.digest))
+                for row in rows:
+                    found[row.user] = row.version, head_from_bytes(row.head, row.digest)
+        return found
 
     async def head(self, scope: Scope, user: str, version: int) -> Head | None:
         """Return the head of one version, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from collections.abc import Sequence
@@ -13,16 +14,14 @@ from numpy.typing import NDArray
 from exporters.bundle import InputSpec
 from service.errors import InvalidRequest, Unprocessable, UnsupportedMediaType
 from service.protocol.body import parse_json_object
-from service.protocol.tensors import DTYPES, MAX_DIMENSIONS, Tensor
+from service.protocol.tensors import MAX_DIMENSIONS, Tensor
 
 MAX_USER_ID = 256
+_NOT_NUMBERS = frozenset({"BOOL", "BYTES"})
+_EXACT_BELOW = 2**24
+_NOTHING = contextlib.nullcontext()
 _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for bytes that were not UTF-8
 MAX_REPETITIONS_A_CALL = 64
-
-
-def exact_in(spec: InputSpec) -> frozenset[str]:
-    """Datatypes every value of which the graph's own can hold, so that a cast loses nothing."""
-    return frozenset(name for name, dtype in DTYPES.items() if name != "BOOL" and np.can_cast(dtype, spec.dtype))
 
 
 def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
@@ -34,51 +33,87 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
     """
     if tensor.name != spec.name:
         raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
-    if tensor.datatype != spec.datatype and tensor.datatype not in exact_in(spec):
-        exact = ", ".join(sorted(exact_in(spec) - {spec.datatype}))
-        also = f" (or {exact}, which cast exactly)" if exact else ""
-        raise InvalidRequest(f"input {spec.name!r} must be {spec.datatype}{also}, not {tensor.datatype}")
+    if tensor.datatype in _NOT_NUMBERS:
+        raise InvalidRequest(
+            f"input {spec.name!r} must be {spec.datatype}, or numbers that cast to it safely: FP16, FP32, FP64, "
+            f"INT8 to INT64, UINT8 to UINT64; not {tensor.datatype}"
+        )
     return checked(tensor.data, spec)
 
 
 def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """Check the shape and values of windows and return them in the datatype of the model's input."""
+    """Check the shape and values of windows and return them in the datatype of the model's input.
+
+    A float input rounds floats to the nearest of its own; integers must be in it exactly (FP32 has all up to 2^24).
+    An integer input takes only values that it holds exactly.
+    """
     misfit = spec.misfit(data.shape)
     if misfit:
         raise InvalidRequest(f"input {spec.name!r} {misfit}")
     if len(data) == 0:
         raise InvalidRequest(f"input {spec.name!r} has no rows")
-    if data.dtype == spec.dtype and data.dtype.kind in "iu":
+    dtype = spec.dtype
+    if data.dtype == dtype and dtype.kind in "iu":
         return np.ascontiguousarray(data)
-    with np.errstate(over="ignore", invalid="ignore"):
-        x: NDArray[Any] = np.ascontiguousarray(data, spec.dtype)
-    # An integer input takes only values that it holds exactly; a float one rounds.
-    good = x == data if spec.dtype.kind in "iu" else np.isfinite(x)
-    if not good.all():
-        row = int(np.flatnonzero(~good.reshape(len(x), -1).all(1))[0])
-        kind = "NaN, infinity or values beyond" if spec.dtype.kind == "f" else "values that are not"
-        name = "float32" if spec.datatype == "FP32" else spec.datatype
-        raise Unprocessable(f"input {spec.name!r} holds {kind} {name}, first in row {row}")
+    if data.dtype.kind in "iu" and spec.datatype == "FP32":
+        return _from_integers(data, spec)
+    with np.errstate(over="ignore", invalid="ignore") if data.dtype != dtype else _NOTHING:
+        x: NDArray[Any] = np.ascontiguousarray(data, dtype)
+    if dtype.kind == "f" and data.dtype.kind == "f":
+        # One pass without an array in between. The sum of squares may overflow where no value does: then look at each.
+        if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x)).all():
+            _refuse(finite, "NaN, infinity or values beyond float32", spec)
+    elif not (same := x == data).all():
+        _refuse(same, f"values that are not {spec.datatype}", spec)
     return x
 
 
-def friendly(body: bytes, content_type: str, spec: InputSpec) -> NDArray[Any]:
-    """Read one window or a batch from `application/json {"inputs": …}` or `application/x-npy`.
+def _refuse(good: NDArray[Any], what: str, spec: InputSpec) -> None:
+    row = int(np.flatnonzero(~good.reshape(len(good), -1).all(1))[0])
+    what = what.replace("float32", "float32" if spec.datatype == "FP32" else spec.datatype)
+    raise Unprocessable(f"input {spec.name!r} holds {what}, first in row {row}")
+
+
+def _from_integers(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+    if data.dtype.itemsize > 2:
+        # As 64 bits before the sign goes: the least integer of a type has no negative in it; as unsigned, 2^63 is.
+        size = np.abs(data.astype(np.int64)).view(np.uint64) if data.dtype.kind == "i" else data.astype(np.uint64)
+        if size.max() > _EXACT_BELOW:
+            lowest_bit = np.maximum(size & (~size + np.uint64(1)), 1)
+            inexact = (size // lowest_bit >= _EXACT_BELOW).reshape(len(data), -1).any(1)
+            if inexact.any():
+                row = int(np.flatnonzero(inexact)[0])
+                raise Unprocessable(
+                    f"input {spec.name!r} holds integers that no float32 equals, first in row {row}; scale them, "
+                    "or send FP64 to have them rounded"
+                )
+    return np.ascontiguousarray(data, np.float32)
+
+
+def friendly_data(body: bytes, content_type: str) -> NDArray[Any]:
+    """Read an array from `application/json {"inputs": …}` or `application/x-npy`.
 
     Raises:
         UnsupportedMediaType: another media type.
-        InvalidRequest, Unprocessable: as `windows`.
+        InvalidRequest: malformed.
     """
     media = content_type.split(";")[0].strip().lower()
     if media in ("application/json", ""):
         message = parse_json_object(body)
         if "inputs" not in message:
             raise InvalidRequest('the body has no "inputs"; a nested array of numbers was expected there')
-        data = nested(message["inputs"])
-    elif media == "application/x-npy":
-        data = npy(body)
-    else:
-        raise UnsupportedMediaType(f"this model does not read {media}; send application/json or application/x-npy")
+        return nested(message["inputs"])
+    if media == "application/x-npy":
+        return npy(body)
+    raise UnsupportedMediaType(f"this model does not read {media}; send application/json or application/x-npy")
+
+
+def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+    """Check one window or a batch and return it as a batch.
+
+    Raises:
+        InvalidRequest, Unprocessable: as `windows`.
+    """
     if data.ndim == len(spec.window_shape):
         data = data[None]
     return checked(data, spec)
@@ -98,7 +133,8 @@ def nested(values: Any) -> NDArray[Any]:
         raise InvalidRequest("inputs must be a nested array whose rows have equal lengths") from e
     if data.dtype.kind not in "fiu":
         raise InvalidRequest("inputs must hold numbers only")
-    return data
+    # JSON knows no integers apart from numbers: 16777217 is rounded as 16777217.0 is.
+    return data.astype(np.float64) if data.dtype.kind in "iu" else data
 
 
 def npy(body: bytes) -> NDArray[Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from models.heads.calibration import METHODS
+from service.protocol.compression import CODINGS
+from service.protocol.parameters import FALLBACKS
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 STRING, BOOLEAN, INTEGER = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}
@@ -23,8 +25,48 @@ TENSOR: dict[str, Any] = {
 }
 
 
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": content}}
+OUTPUT_PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "binary_data": BOOLEAN,
+        "classification": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "of probabilities and logits: the top classes, as BYTES 'value:index:label'",
+        },
+    },
+}
+
+REQUEST_PARAMETERS: dict[str, Any] = {
+    "user_id": STRING,
+    "head_version": {"type": "integer", "minimum": 0},
+    "fallback": {"type": "string", "enum": list(FALLBACKS), "default": "shared"},
+    "timeout": {"type": "integer", "minimum": 0, "description": "µs"},
+    "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "checked, and without effect"},
+    "binary_data_output": BOOLEAN,
+}
+
+
+def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
+
+
+ENCODED = _header("Content-Encoding", {"type": "string", "enum": list(CODINGS)}, "how the body is compressed")
+ACCEPTED = _header("Accept-Encoding", STRING, "gzip or deflate: answers over 1 KiB are compressed so")
+BINARY_AFTER = _header(
+    "Inference-Header-Content-Length",
+    {"type": "integer", "minimum": 0},
+    "bytes of JSON before the binary data; 0: the whole body is the one input, and parameters are the query's",
+)
+IN_RAW_BINARY = [
+    {"name": name, "in": "query", "required": False, "schema": schema, "description": "in raw binary only"}
+    for name, schema in REQUEST_PARAMETERS.items()
+]
+
+
+def _body(content: dict[str, Any], *parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}, "parameters": [*parameters, ENCODED]}
 
 
 INFER_BODY = _body(
@@ -43,33 +85,31 @@ INFER_BODY = _body(
                             "required": ["name"],
                             "properties": {
                                 "name": STRING,
-                                "parameters": {"type": "object", "properties": {"binary_data": BOOLEAN}},
+                                "parameters": OUTPUT_PARAMETERS,
                             },
                         },
                     },
                     "parameters": {
                         "type": "object",
                         "additionalProperties": False,
-                        "properties": {
-                            "user_id": STRING,
-                            "head_version": INTEGER,
-                            "fallback": {"type": "string", "enum": ["shared", "error"]},
-                            "timeout": {"type": "integer", "description": "µs"},
-                            "binary_data_output": BOOLEAN,
-                        },
+                        "properties": REQUEST_PARAMETERS,
                     },
                 },
             }
         },
         "application/octet-stream": BINARY,
-    }
+    },
+    BINARY_AFTER,
+    ACCEPTED,
+    *IN_RAW_BINARY,
 )
 
 WINDOWS_BODY = _body(
     {
         "application/json": {"schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": NUMBERS}}},
         "application/x-npy": BINARY,
-    }
+    },
+    ACCEPTED,
 )
 
 CALIBRATION_BODY = _body(
@@ -92,5 +132,6 @@ CALIBRATION_BODY = _body(
             }
         },
         "application/octet-stream": BINARY,
-    }
+    },
+    BINARY_AFTER,
 )

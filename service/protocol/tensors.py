@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,19 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Numeric datatypes. BYTES is a 4-byte little-endian length and that many bytes, each element."""
 
+_FORMATS = {
+    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
+    "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+_LENGTH = struct.Struct("<I")
+
 MAX_DIMENSIONS = 8
 LARGEST_SIZE = 2**31 - 1
 
-EXACT_IN_FP32 = frozenset({"FP32", "FP16", "INT8", "UINT8", "INT16", "UINT16"})
-"""Datatypes every value of which is a float32, so that a cast loses nothing."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tensor:
-    """One named tensor; BYTES data is an object array of `bytes`."""
+    """One named tensor; BYTES data is an object array of `bytes`. Not frozen: that doubles the time to make one."""
 
     name: str
     datatype: str
@@ -54,22 +57,29 @@ def describe(entry: Any) -> tuple[str, str, tuple[int, ...], dict[str, Any]]:
             f"an input must be an object with name, datatype, shape and data, not {type(entry).__name__}"
         )
     name, datatype, shape = entry.get("name"), entry.get("datatype"), entry.get("shape")
-    parameters = entry.get("parameters", {})
-    if not isinstance(name, str) or not name:
+    parameters = entry.get("parameters")
+    if type(name) is not str or not name:
         raise InvalidRequest("an input has no name")
-    if not isinstance(datatype, str) or (datatype not in DTYPES and datatype != "BYTES"):
+    if type(datatype) is not str or (datatype not in DTYPES and datatype != "BYTES"):
         raise InvalidRequest(f"input {name!r} has datatype {datatype!r}; known are {', '.join([*DTYPES, 'BYTES'])}")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(s) for s in shape):
+    if type(shape) is not list or not _are_sizes(shape):
         raise InvalidRequest(
             f"input {name!r} has shape {shape!r}; a list of at most {MAX_DIMENSIONS} non-negative integers was expected"
         )
-    if not isinstance(parameters, dict):
+    if parameters is None:
+        parameters = {}
+    elif type(parameters) is not dict:
         raise InvalidRequest(f"the parameters of input {name!r} must be an object")
     return name, datatype, tuple(shape), parameters
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_SIZE
+def _are_sizes(shape: list[Any]) -> bool:
+    if len(shape) > MAX_DIMENSIONS:
+        return False
+    for size in shape:  # noqa: SIM110 - a generator costs more than what it runs
+        if type(size) is not int or not 0 <= size <= LARGEST_SIZE:
+            return False
+    return True
 
 
 def from_json(entry: Any) -> Tensor:
@@ -84,49 +94,43 @@ def from_json(entry: Any) -> Tensor:
     values = entry["data"]
     if not isinstance(values, list):
         raise InvalidRequest(f"the data of input {name!r} must be a list")
+    flat = _flat(values, name)
     if datatype == "BYTES":
-        flat = [v.encode() if isinstance(v, str) else v for v in _flat(values)]
-        if not all(isinstance(v, bytes) for v in flat):
+        if not set(map(type, flat)) <= {str}:
             raise InvalidRequest(f"input {name!r} is BYTES; its data must be strings")
         array = np.empty(len(flat), object)
-        array[:] = flat
+        array[:] = [text.encode() for text in flat]
     else:
-        array = _numbers(values, datatype, name)
+        array = _numbers(flat, datatype, name)
     return Tensor(name, datatype, _shaped(array, shape, name), parameters)
 
 
-def _flat(values: Sequence[Any], depth: int = 0) -> list[Any]:
-    if depth > MAX_DIMENSIONS:
-        raise InvalidRequest(f"data is nested more than {MAX_DIMENSIONS} deep")
-    found: list[Any] = []
-    for value in values:
-        if isinstance(value, list):
-            found += _flat(value, depth + 1)
-        else:
-            found.append(value)
-    return found
+def _flat(values: list[Any], name: str) -> list[Any]:
+    depth = 1
+    while values and type(values[0]) is list:
+        if (depth := depth + 1) > MAX_DIMENSIONS:
+            raise InvalidRequest(f"the data of input {name!r} is nested more than {MAX_DIMENSIONS} deep")
+        if set(map(type, values)) != {list} or len(set(map(len, values))) > 1:
+            raise InvalidRequest(f"the data of input {name!r} is ragged")
+        values = list(chain.from_iterable(values))
+    return values
 
 
-def _numbers(values: list[Any], datatype: str, name: str) -> NDArray[Any]:
+def _numbers(flat: list[Any], datatype: str, name: str) -> NDArray[Any]:
     dtype = DTYPES[datatype]
-    try:
-        array = np.asarray(values)
-    except ValueError as e:
-        raise InvalidRequest(f"the data of input {name!r} is ragged or not numeric") from e
-    if array.size == 0:
-        return array.astype(dtype).reshape(-1)
-    if array.dtype.kind not in ("fiub" if datatype != "BOOL" else "biu") or (array.dtype.kind == "b") != (
-        datatype == "BOOL"
-    ):
+    kinds = set(map(type, flat))
+    if list in kinds:
+        raise InvalidRequest(f"the data of input {name!r} is ragged")
+    if not kinds <= ({bool} if dtype.kind == "b" else {int} if dtype.kind in "iu" else {int, float}):
         raise InvalidRequest(f"the data of input {name!r} is not {datatype}: it holds values of another kind")
-    if array.dtype.kind == "f" and dtype.kind in "iu" and all(type(v) is int for v in _flat(values)):
-        array = np.array(_flat(values), object)  # integers of which some are beyond INT64
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        if array.dtype.kind == "f" or array.min() < info.min or array.max() > info.max:
-            raise InvalidRequest(f"the data of input {name!r} holds values that are not {datatype}")
-    with np.errstate(over="ignore"):
-        return array.astype(dtype).reshape(-1)
+    try:
+        # Three times as fast as numpy's own reading of a list, and it refuses integers out of range.
+        return np.frombuffer(struct.pack(f"<{len(flat)}{_FORMATS[datatype]}", *flat), dtype)
+    except struct.error as e:
+        raise InvalidRequest(f"the data of input {name!r} holds values that are not {datatype}") from e
+    except OverflowError:  # beyond FP16 or FP32: infinite, and refused with its row by whoever knows the rows
+        with np.errstate(over="ignore"):
+            return np.array(flat, np.float64).astype(dtype)
 
 
 def from_binary(entry: Any, view: memoryview, size: int) -> Tensor:
@@ -153,7 +157,7 @@ def _bytes_elements(view: memoryview, name: str) -> NDArray[Any]:
     while at < len(view):
         if at + 4 > len(view):
             raise InvalidRequest(f"the BYTES data of input {name!r} ends inside a length")
-        (length,) = struct.unpack_from("<I", view, at)
+        (length,) = _LENGTH.unpack_from(view, at)
         at += 4
         if at + length > len(view):
             raise InvalidRequest(f"the BYTES data of input {name!r} ends inside an element")
@@ -182,13 +186,13 @@ def _reshaped(array: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray
 def to_binary(data: NDArray[Any], datatype: str) -> bytes:
     """Encode a tensor's data as the protocol's raw bytes."""
     if datatype == "BYTES":
-        return b"".join(struct.pack("<I", len(item)) + item for item in data.reshape(-1))
+        return b"".join([_LENGTH.pack(len(item)) + item for item in data.reshape(-1).tolist()])
     return np.ascontiguousarray(data, DTYPES[datatype]).tobytes()
 
 
 def to_json(data: NDArray[Any], datatype: str) -> Any:
     """Return a tensor's data as what the JSON encoder writes flat."""
     if datatype == "BYTES":
-        return [item.decode(errors="replace") for item in data.reshape(-1)]
+        return [item.decode(errors="replace") for item in data.reshape(-1).tolist()]
     flat = np.ascontiguousarray(data, DTYPES[datatype]).reshape(-1)
     return flat.astype(np.float32) if datatype == "FP16" else flat

@@ -11,7 +11,16 @@ from service.state import ServicesOf
 
 router = APIRouter(tags=["health"])
 
-EXTENSIONS = ["binary_tensor_data", "personal_heads"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "personal_heads",
+    "schedule_policy",
+    "statistics",
+]
 
 
 @router.get("/v2", summary="Name, version and extensions of the server")

@@ -13,6 +13,7 @@ from exporters.card import model_card
 from models.heads import prior as priors
 from models.heads.prior import Prior
 from service.app import create_app
+from service.commands.welcome import welcome
 from service.config import Settings
 from tests.conftest import running
 from tests.tiny import LABELS, tiny_manifest, tiny_prior
@@ -130,10 +131,12 @@ async def test_an_npy_image_is_predicted_and_values_that_are_not_uint8_are_refus
     assert "not UINT8, first in row 0" in answer.text
 
 
-async def test_a_datatype_that_loses_is_refused_with_those_that_do_not(image_client, rng):
-    answer = await infer(image_client, np.zeros((1, 3, 224, 224), np.int16), "INT16")
-    assert answer.status_code == 400
-    assert "must be UINT8, not INT16" in answer.text
+async def test_integers_of_another_width_are_taken_when_the_input_holds_them(image_client, rng):
+    x = np.zeros((1, 3, 224, 224), np.int16)
+    assert (await infer(image_client, x, "INT16")).status_code == 200
+    answer = await infer(image_client, x - 1, "INT16")
+    assert answer.status_code == 422
+    assert "not UINT8, first in row 0" in answer.text
 
 
 def test_windows_of_different_lengths_run_with_their_true_lengths(rng):
@@ -171,3 +174,10 @@ def test_a_bundle_with_a_variable_axis_is_written_and_loaded(tmp_path):
     spec = InputSpec(shape=(-1, 2, -1), unit="counts", padding=Padding(axis=2, maximum=64, lengths="lengths"))
     folder = write(tmp_path, "long", summing_graph(), spec, tiny_prior())
     assert bundles.load(folder).manifest.input == spec
+
+
+def test_the_welcome_shows_no_signal_to_copy_for_an_image(tmp_path):
+    write(tmp_path, "image", image_graph(), IMAGE, image_prior())
+    told = welcome("http://h:1", "http://h:1/metrics", tmp_path, ["image"])
+    assert "curl -s http://h:1/v2/models/image\n" in told
+    assert "python3" not in told

@@ -42,7 +42,7 @@ CASES = {
     "wrong shape": (f"{URL}/infer", {"json": infer(shape=[1, 4, 2])}, 400, "must have shape [rows, 2, 4], not [1, 4, 2]"),
     "no batch": (f"{URL}/infer", {"json": infer(shape=[2, 4])}, 400, "must have shape [rows, 2, 4]"),
     "no rows": (f"{URL}/infer", {"json": infer(shape=[0, 2, 4], data=[])}, 400, "has no rows"),
-    "wrong datatype": (f"{URL}/infer", {"json": infer(datatype="FP64")}, 400, "must be FP32"),
+    "wrong datatype": (f"{URL}/infer", {"json": infer(datatype="BOOL", data=[True] * 8)}, 400, "must be FP32"),
     "wrong name": (f"{URL}/infer", {"json": infer(name="emg")}, 400, "called 'input', not 'emg'"),
     "two inputs": (f"{URL}/infer", {"json": {"inputs": [GOOD, {**GOOD, "name": "b"}]}}, 400, "one input tensor"),
     "NaN": (f"{URL}/infer", nan_binary(), 422, "NaN"),
@@ -175,7 +175,7 @@ async def test_deadline_and_full_queue(settings):
     from service.app import create_app
     from tests.conftest import running
 
-    app = create_app(settings.model_copy(update={"queue_rows": 4}))
+    app = create_app(settings.model_copy(update={"queue_rows": 4, "dispatch": "thread"}))
     async with running(app) as client:
         model = app.state.services.models.get("tiny")
         gate = threading.Event()

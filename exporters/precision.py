@@ -1,0 +1,233 @@
+"""FP32 to FP16: a bundle's variant in half precision, through a gate on features and on what heads decide."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.transformers import float16
+
+from exporters import bundle as bundles
+from exporters.bundle import Bundle, InputSpec, Manifest
+from exporters.card import model_card
+from models.heads.calibration import shared_head
+from models.heads.fit import gaussian_head
+from models.heads.head import Head, softmax
+from models.heads.prior import Prior
+
+Windows = NDArray[Any]
+Features = NDArray[np.float32]
+
+COSTLY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+LARGEST_ERROR = 0.05
+"""Largest allowed error of a feature, in its standard deviations over the windows."""
+LOWEST_AGREEMENT = 0.999
+"""Share of decisions (windows x heads) that must be the same for the feature space to be shared."""
+WIDEST_FLIP = 0.05
+"""Largest lead, in probability, that FP32 may have given the label that FP16 does not choose."""
+PEOPLE = 16
+FEWEST = 256
+
+
+class PrecisionError(ValueError):
+    """No variant in that precision computes features close enough to serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How a variant's features and decisions compare with the original's."""
+
+    max_error: float
+    min_cosine: float
+    decisions: float
+    widest_flip: float
+    windows: int
+    heads: int
+
+    @property
+    def close(self) -> bool:
+        """Whether the features may be served at all (false for NaN)."""
+        return self.max_error <= LARGEST_ERROR
+
+    @property
+    def same(self) -> bool:
+        """Whether heads of the one may be applied in the other."""
+        return self.close and self.decisions >= LOWEST_AGREEMENT and self.widest_flip <= WIDEST_FLIP
+
+
+def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: int = 0) -> tuple[Path, Agreement]:
+    """Write the FP16 variant of a bundle as the next version of its name under `models`.
+
+    First every operator is converted; where that is not close enough, convolutions and matrix products only. The
+    variant keeps the feature space when heads decide alike in both, and gets one of its own when they do not.
+
+    Args:
+        model: the FP32 bundle.
+        models: folder of bundles to write to.
+        windows: recorded windows `(n, ...)` to compare on; synthetic ones without.
+        seed: of the synthetic windows and people.
+
+    Raises:
+        PrecisionError: the bundle is not FP32, the windows are too few, or no variant's features are close.
+    """
+    original = bundles.load(bundles.resolve(model))
+    manifest = original.manifest
+    if manifest.precision != "fp32":
+        raise PrecisionError(f"{original.path} is {manifest.precision} already; only fp32 bundles are converted")
+    rng = np.random.default_rng(seed)
+    x = synthetic_windows(manifest.input, 4 * FEWEST, rng) if windows is None else windows
+    if len(x) < FEWEST:
+        raise PrecisionError(f"the precision gate needs {FEWEST} windows; there are {len(x)}")
+    heads = [shared_head(original.prior), *drawn_heads(original.prior, PEOPLE, rng)]
+    reference = features(original.backbone, manifest.input, x)
+    told: list[str] = []
+    for what, halved in (("every operator", _half), ("convolutions and matrix products", _costly_half)):
+        graph = halved(original.backbone)
+        found = compare(reference, features(graph, manifest.input, x), heads)
+        if found.close:
+            source = "synthetic" if windows is None else "recorded"
+            return _written(original, models, graph, found, f"{source} windows, {what} converted"), found
+        told.append(f"{what} converted: error {found.max_error:.2g} standard deviations")
+    raise PrecisionError(f"{manifest.name} cannot be served in fp16, {LARGEST_ERROR} is allowed: {'; '.join(told)}")
+
+
+def compare(reference: Features, variant: Features, heads: list[Head]) -> Agreement:
+    """Compare features `(n, d)` of the same windows, and what each head decides on them."""
+    deviation = np.maximum(reference.std(0), 1e-3 * max(float(reference.std()), 1e-12))
+    finite = bool(np.isfinite(variant).all())
+    error = float((np.abs(variant - reference) / deviation).max()) if finite else float("nan")
+    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(variant, axis=1)
+    cosine = float(((reference * variant).sum(1) / np.maximum(norms, 1e-12)).min())
+    same, flip = 0, 0.0
+    for head in heads:
+        p = softmax(head.logits(reference))
+        ours, theirs = p.argmax(1), head.logits(variant).argmax(1)
+        same += int((ours == theirs).sum())
+        rows = np.arange(len(p))
+        flip = max(flip, float((p[rows, ours] - p[rows, theirs]).max()))
+    return Agreement(error, cosine, same / (len(heads) * len(reference)), flip, len(reference), len(heads))
+
+
+def synthetic_windows(spec: InputSpec, n: int, rng: np.random.Generator) -> Windows:
+    """Windows of the input's shape: noise of 0.1 to 100 units; every value of an integer type."""
+    shape = (n, *spec.sized(None if spec.padding is None else spec.padding.maximum))
+    if spec.dtype.kind in "iu":
+        info = np.iinfo(spec.dtype)
+        return rng.integers(info.min, info.max, shape, spec.dtype, endpoint=True)
+    scale = 10 ** rng.uniform(-1, 2, (n, *[1] * (len(shape) - 1)))
+    return np.asarray(scale * rng.standard_normal(shape)).astype(spec.dtype)
+
+
+def drawn_heads(prior: Prior, n: int, rng: np.random.Generator) -> list[Head]:
+    """Heads of people drawn from the population: their class means vary as the prior says that people do."""
+    k, p = prior.means.shape
+    values, vectors = np.linalg.eigh(prior.between)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    return [
+        gaussian_head(prior.means + rng.standard_normal((k, p)) @ root.T, prior.within, width=prior.dim)
+        for _ in range(n)
+    ]
+
+
+def features(graph: bytes, spec: InputSpec, x: Windows) -> Features:
+    """Run a graph on the CPU, 64 windows at a time."""
+    run = _forward(graph, spec)
+    return np.concatenate([run(x[at : at + 64]) for at in range(0, len(x), 64)])
+
+
+def _forward(graph: bytes, spec: InputSpec) -> Callable[[Windows], Features]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # onnxruntime raises its own unexported classes
+        raise PrecisionError(f"ONNX Runtime refuses the graph: {e}") from e
+    lengths = None if spec.padding is None else spec.padding.lengths
+    name = next(node.name for node in session.get_inputs() if node.name != lengths)
+
+    def forward(x: Windows) -> Features:
+        feeds = {name: x}
+        if spec.padding is not None and lengths is not None:
+            feeds[lengths] = np.full(len(x), x.shape[spec.padding.axis], np.int64)
+        return np.asarray(session.run(None, feeds)[0], np.float32)
+
+    return forward
+
+
+def _half(graph: bytes) -> bytes:
+    """Convert every operator of a graph; its inputs and outputs stay as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constants that FP16 cuts off: the gate sees what comes of it
+        half = float16.convert_float_to_float16(onnx.load_from_string(graph), keep_io_types=True)
+    return bytes(half.SerializeToString())
+
+
+def _costly_half(graph: bytes) -> bytes:
+    """Convert convolutions and matrix products with their weights; all that lies between them stays in FP32."""
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
+    inner = model.graph
+    weights = {w.name: w for w in inner.initializer if w.data_type == TensorProto.FLOAT}
+    typed = [*inner.input, *inner.value_info, *inner.output]
+    floats = {v.name for v in typed if v.type.tensor_type.elem_type == TensorProto.FLOAT} | set(weights)
+    halves: dict[str, TensorProto] = {}
+    nodes: list[NodeProto] = []
+    for at, node in enumerate(inner.node):
+        if node.op_type not in COSTLY or not all(name in floats for name in node.input if name):
+            nodes.append(node)
+            continue
+        for i, name in enumerate(node.input):
+            if name in weights:
+                with np.errstate(over="ignore"):
+                    value = numpy_helper.to_array(weights[name]).astype(np.float16)
+                halves[name] = numpy_helper.from_array(value, f"{name}_fp16")
+                node.input[i] = f"{name}_fp16"
+            elif name:
+                nodes.append(helper.make_node("Cast", [name], [f"{name}_fp16_{at}_{i}"], to=TensorProto.FLOAT16))
+                node.input[i] = f"{name}_fp16_{at}_{i}"
+        output, node.output[0] = node.output[0], f"{node.output[0]}_fp16"
+        nodes += [node, helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT)]
+    used = {name for node in nodes for name in node.input}
+    kept = [w for w in inner.initializer if w.name in used]
+    for field, items in ((inner.node, nodes), (inner.initializer, [*kept, *halves.values()])):
+        copied = list(items)
+        del field[:]
+        field.extend(copied)
+    del inner.value_info[:]
+    return bytes(model.SerializeToString())
+
+
+def _written(original: Bundle, models: Path, graph: bytes, found: Agreement, how: str) -> Path:
+    old = original.manifest
+    record = {
+        "from": {"version": old.version, "digest": original.digest, "feature_space": old.feature_space},
+        "max_error": found.max_error,
+        "min_cosine": found.min_cosine,
+        "decisions_agree": found.decisions,
+        "widest_flip": found.widest_flip,
+        "windows": found.windows,
+        "heads": found.heads,
+        "how": how,
+        "feature_space_kept": found.same,
+    }
+    manifest: Manifest = old.model_copy(
+        update={
+            "version": max(bundles.next_version(models, old.name), old.version + 1),
+            "precision": "fp16",
+            "feature_space": old.feature_space if found.same else bundles.feature_space(graph),
+            "provenance": {**old.provenance, "precision": record},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": {},
+        }
+    )
+    files = {name: (original.path / name).read_bytes() for name in old.files}
+    files |= {bundles.BACKBONE: graph, bundles.CARD: model_card(manifest).encode()}
+    return bundles.write(models, manifest, files)

@@ -1,0 +1,212 @@
+"""uvicorn's HTTP protocol with a short cut: posts of the data plane go from the parser to the data plane.
+
+Every other request, and any of the data plane that is unusual (chunked, `Expect`, pipelined behind another), takes
+uvicorn's own way to the application, whose routes hand it to the same data plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.data_plane import Call, DataPlane
+from service.observability import request_id_of
+from service.protocol.body import patience, stalled
+from service.state import Services
+
+_PATH = re.compile(
+    rb"/v2/models/([^/?]+)(?:/versions/([^/?]+)(?=/infer))?/(infer|predict|features)(?:\?(.*))?", re.DOTALL
+)
+_UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+
+
+class _Exchange:
+    """A request of the data plane on its connection: what uvicorn asks of its own cycle, and no more."""
+
+    __slots__ = (
+        "begin", "body", "call", "disconnected", "headers", "keep_alive", "message_event", "more_body",
+        "path", "response_complete",
+    )  # fmt: skip
+
+    def __init__(self, path: re.Match[bytes], headers: dict[bytes, bytes], keep_alive: bool) -> None:
+        self.path, self.headers, self.keep_alive = path, headers, keep_alive
+        self.begin = time.monotonic()
+        self.body: list[bytes] = []
+        self.call: Call | None = None
+        self.response_complete = self.disconnected = False
+        self.more_body = True
+        self.message_event = self
+
+    def set(self) -> None:
+        """Nobody waits on this exchange as on uvicorn's event."""
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection."""
+
+    services: Services
+    """The running service; set on a subclass by `protocol_of`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        settings = self.services.settings
+        self._plane: DataPlane = self.services.plane
+        self._max_body = settings.max_body_bytes
+        self._exchange: _Exchange | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._idle_since = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, and watch over a body that is slow to come."""
+        # uvicorn cancels and sets its keep-alive timer at each request; here one timer looks at when it rings.
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        super().data_received(data)
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = timer
+        elif timer is not None:
+            timer.cancel()
+        exchange = self._exchange
+        if exchange is not None and exchange.more_body:
+            if self._stall is None:
+                self._stall = self.loop.call_later(patience(0), self._stalled)
+        elif self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header."""
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Decide which way the request takes."""
+        if self.cycle is None or self.cycle.response_complete:
+            path = _PATH.fullmatch(self.url)
+            if path is not None and self.parser.get_method() == b"POST":
+                headers = dict(self.headers)
+                length = headers.get(b"content-length", b"0")
+                if _UNUSUAL.isdisjoint(headers) and len(length) < 12 and int(length) <= self._max_body:
+                    keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+                    self._exchange = _Exchange(path, headers, keep_alive)
+                    self.cycle = self._exchange  # type: ignore[assignment]
+                    return
+        url, headers_seen = self.url, self.headers
+        super().on_message_begin()
+        self.url, self.headers, self.scope["headers"] = url, headers_seen, headers_seen
+        self.expect_100_continue = any(n == b"expect" and v.lower() == b"100-continue" for n, v in headers_seen)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        exchange = self._exchange
+        if exchange is None or not exchange.more_body:
+            super().on_body(body)
+        else:
+            exchange.body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Hand a complete request to the data plane."""
+        exchange = self._exchange
+        if exchange is None or not exchange.more_body:
+            super().on_message_complete()
+            return
+        exchange.more_body = False
+        body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
+        exchange.body = []
+        self._plane.begin(self._call(exchange, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up what the client no longer waits for."""
+        exchange, self._exchange = self._exchange, None
+        super().connection_lost(exc)
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        if exchange is not None and exchange.call is not None:
+            self._plane.cancel(exchange.call)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle for the whole time, else look again."""
+        busy = self.cycle is not None and not self.cycle.response_complete
+        left = self.timeout_keep_alive if busy else self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+
+    def on_response_complete(self) -> None:
+        """Go on with what the connection has to do next."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def _reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None or self.transport.is_closing():
+            return
+        exchange.response_complete = True
+        parts = [STATUS_LINE[status]]
+        for name, value in self.server_state.default_headers:
+            parts += (name, b": ", value, b"\r\n")
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+        if not exchange.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (b"content-length: %d\r\n\r\n" % len(body), body)
+        self.transport.write(b"".join(parts))
+        if not exchange.keep_alive:
+            self.transport.close()
+        if self.pipeline or self.timeout_keep_alive_task is None:
+            self.on_response_complete()
+        else:
+            self._idle_since = self.loop.time()
+            self.server_state.total_requests += 1
+
+    def _stalled(self) -> None:
+        """Say that the body did not come in time, and close; or wait on, if it comes fast enough."""
+        self._stall = None
+        exchange = self._exchange
+        if exchange is None or not exchange.more_body:
+            return
+        size = sum(map(len, exchange.body))
+        left = exchange.begin + patience(size) - time.monotonic()
+        if left > 0:
+            self._stall = self.loop.call_later(left, self._stalled)
+            return
+        exchange.keep_alive = exchange.more_body = False
+        self._plane.fail(self._call(exchange, b""), stalled(size))
+
+    def _call(self, exchange: _Exchange, body: bytes) -> Call:
+        name, version, endpoint, query = exchange.path.groups()
+        exchange.call = Call(
+            endpoint.decode(),
+            _text(name),
+            None if version is None else _text(version),
+            exchange.headers,
+            dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else {},
+            body,
+            self._reply,
+            request_id_of(exchange.headers.get(b"x-request-id")),
+            exchange.begin,
+        )
+        return exchange.call
+
+
+def _text(quoted: bytes) -> str:
+    return unquote(quoted.decode("latin-1")) if b"%" in quoted else quoted.decode("latin-1")
+
+
+def protocol_of(services: Services) -> type[Protocol]:
+    """Return the protocol class of a running service."""
+    return type("ServiceProtocol", (Protocol,), {"services": services})
