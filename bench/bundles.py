@@ -20,8 +20,8 @@ from exporters import bundle as bundles
 from exporters.bundle import Bundle, InputSpec, Manifest
 from models.heads import prior as priors
 from models.heads.prior import Prior
+from service.loaded import scope_of
 from service.personal.records import Scope
-from service.registry import LoadedModel
 
 FIXED_LAYERS = ((8, 64, 6, 1), (64, 128, 5, 2), (128, 128, 5, 1), (128, 192, 6, 1))
 """Channels in, channels out, kernel and stride of each convolution: 274 k parameters."""
@@ -48,9 +48,7 @@ class Case:
     @property
     def scope(self) -> Scope:
         """Where the service keeps heads of this model: by its own rule, which looks at the bundle only."""
-        rule: Any = LoadedModel.scope
-        found: Scope = rule.fget(self)
-        return found
+        return scope_of(self.bundle.manifest)
 
     @property
     def shape(self) -> tuple[int, ...]:

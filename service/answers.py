@@ -12,10 +12,10 @@ import orjson
 from models.heads.head import softmax
 from service.engine.scheduler import Result
 from service.errors import InvalidRequest
+from service.loaded import LoadedModel
 from service.personal.resolve import ResolvedHead
 from service.protocol import classification, oip
 from service.protocol.tensors import Tensor
-from service.registry import LoadedModel
 
 DEFAULT_OUTPUTS = (oip.RequestedOutput("probabilities", False), oip.RequestedOutput("label", False))
 PER_ROW_OUTPUTS = (oip.RequestedOutput("head", False), oip.RequestedOutput("head_version", False))

@@ -18,11 +18,11 @@ from service import answers
 from service.answers import JSON, Headers
 from service.engine.scheduler import Job, Result
 from service.errors import DeadlineExceeded, HeadwayError, InvalidRequest, Unavailable, error_body
+from service.loaded import LoadedModel
 from service.personal.records import StoreError
 from service.personal.resolve import ResolvedHead
 from service.protocol import compression, inputs, oip, parameters
 from service.protocol.parameters import Parameters
-from service.registry import LoadedModel
 from service.state import Services
 
 log = logging.getLogger("headway")

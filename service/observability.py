@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
 from service.engine.scheduler import BatchReport, Result
+from service.loaded import LoadedModel
 from service.personal.resolve import ResolvedHead
-from service.registry import LoadedModel, Registry
+from service.registry import Registry
 
 log = logging.getLogger("headway.access")
 

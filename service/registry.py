@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, BundleError
@@ -23,9 +19,8 @@ from service.engine.head_bank import HeadBank
 from service.engine.machine import this_machine
 from service.engine.runtime import Runtime
 from service.engine.scheduler import BatchReport, Scheduler
-from service.engine.statistics import ModelStatistics
 from service.errors import Unavailable, UnknownModel, Unprocessable
-from service.personal.records import Scope
+from service.loaded import BrokenModel, LoadedModel
 
 log = logging.getLogger("headway")
 
@@ -41,63 +36,6 @@ def threads_of(settings: Settings) -> int:
 
 
 OnBatch = Callable[["LoadedModel", BatchReport], None]
-
-
-@dataclass(slots=True, eq=False)
-class LoadedModel:
-    """One version of a model that answers.
-
-    Attributes:
-        scope: where heads of this model are valid.
-        label_bytes: the labels in UTF-8, an object array `(K,)`.
-        uses: requests that are about to queue rows here, for which a version that is unloaded waits.
-    """
-
-    bundle: Bundle
-    runtime: Runtime
-    scheduler: Scheduler
-    bank: HeadBank
-    statistics: ModelStatistics = field(default_factory=ModelStatistics)
-    uses: int = 0
-    scope: Scope = field(init=False)
-    label_bytes: NDArray[Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        manifest = self.bundle.manifest
-        # Rows of a head are classes: the same features with other labels are another scope.
-        labels = hashlib.sha256("\0".join(manifest.labels).encode()).hexdigest()[:8]
-        self.scope = Scope(self.name, f"{manifest.feature_space}-{labels}")
-        self.label_bytes = np.array([label.encode() for label in manifest.labels], object)
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.bundle.manifest.name
-
-    @property
-    def version(self) -> int:
-        """The version's number."""
-        return self.bundle.manifest.version
-
-    @contextmanager
-    def used(self) -> Iterator[LoadedModel]:
-        """Keep the engine from ending while a request that chose this version goes on."""
-        self.uses += 1
-        try:
-            yield self
-        finally:
-            self.uses -= 1
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenModel:
-    """A version that cannot be served, and why."""
-
-    name: str
-    version: int
-    reason: str
-    blocking: bool = True
-    """Whether the service is not ready for it: so at the start, not when an older version goes on in its place."""
 
 
 class Registry:

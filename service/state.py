@@ -10,12 +10,13 @@ from fastapi import Depends, Path, Request
 
 from service.config import Settings
 from service.errors import NotFound, Unavailable
+from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.calibrate import Calibrator
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.inputs import user_id
-from service.registry import LoadedModel, Registry
+from service.registry import Registry
 
 if TYPE_CHECKING:
     from service.data_plane import DataPlane

@@ -24,10 +24,11 @@ from exporters.bundle import BundleError
 from service.config import ConfigError, Settings
 from service.engine.machine import this_machine
 from service.engine.runtime import DEVICES
+from service.loaded import LoadedModel
 from service.personal.database import connect
 from service.personal.records import StoreError
 from service.personal.store import Store
-from service.registry import LoadedModel, Registry, threads_of
+from service.registry import Registry, threads_of
 from service.server import listen
 
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")

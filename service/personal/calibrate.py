@@ -21,11 +21,11 @@ from models.heads.guard import Score
 from models.heads.head import Head
 from models.heads.statistics import Statistics
 from service.errors import Conflict, Unavailable, Unprocessable
+from service.loaded import LoadedModel
 from service.personal.records import NewVersion, StoreError
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.calibration import CalibrationRequest
-from service.registry import LoadedModel
 
 WINDOWS_ADVISED = 5
 """Labelled windows a class below which an answer says how many remain to be recorded."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from models.heads.head import Head
 from service.engine.head_bank import SHARED
 from service.errors import Conflict, Unavailable, UnknownUser
+from service.loaded import LoadedModel
 from service.personal.records import Scope, StoreError
 from service.personal.store import Store
-from service.registry import LoadedModel
 
 POINTERS_KEPT = 1_000_000
 

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from service.loaded import LoadedModel
 from service.protocol.body import json_response
-from service.registry import LoadedModel, Registry
+from service.registry import Registry
 from service.state import ModelOf, ServicesOf, VersionOf
 
 router = APIRouter(tags=["models"])

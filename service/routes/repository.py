@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from service.errors import Unavailable
+from service.loaded import LoadedModel
 from service.protocol.body import json_response
-from service.registry import LoadedModel
 from service.state import ModelName, ModelOf, ServicesOf, VersionOf
 
 router = APIRouter(tags=["repository"])

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.errors import Conflict, Unavailable, UnknownUser, UnknownVersion
+from service.loaded import LoadedModel
 from service.personal.records import NoSuchVersion, StoreError, User, Version, VersionIsActive
-from service.registry import LoadedModel
 from service.state import ModelOf, Services, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
