@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-from models.heads.head import softmax
 from service.engine.scheduler import Result
 from service.errors import InvalidRequest
 from service.loaded import LoadedModel
@@ -68,10 +67,11 @@ def inference(
 def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tensor:
     if name == "features":
         return Tensor(name, "FP32", result.features)
-    logits = result.logits
-    assert logits is not None
+    assert result.scores is not None
+    k = len(model.label_bytes)
+    logits = result.scores[:, :k]
     if name == "probabilities":
-        return Tensor(name, "FP32", softmax(logits))
+        return Tensor(name, "FP32", result.scores[:, k:])
     if name == "label":
         return Tensor(name, "BYTES", model.label_bytes[logits.argmax(1)])
     if name == "logits":
@@ -86,8 +86,8 @@ def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tens
 def predictions(model: LoadedModel, result: Result, heads: Heads) -> tuple[Headers, bytes]:
     """Answer `predict`."""
     labels = model.bundle.manifest.labels
-    assert result.logits is not None
-    probabilities = softmax(result.logits)
+    assert result.scores is not None
+    probabilities = result.scores[:, len(labels) :]
     rows = [
         {"label": labels[best], "probability": row[best], "probabilities": dict(zip(labels, row, strict=True))}
         for row, best in zip(probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)

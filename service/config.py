@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         description="inline on the event loop, thread for one a model, auto: inline if a row takes under 1 ms of CPU",
     )
     queue_rows: int = Field(
-        16384, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
+        4096, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
     )
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     resident_heads: int = Field(100_000, ge=1, description="personal heads kept in memory, a model")

@@ -97,7 +97,7 @@ class Registry:
         scheduler = Scheduler(
             f"{manifest.name}-{manifest.version}",
             runtime.run,
-            bank.logits,
+            bank.scores,
             max_batch=s.max_batch,
             queue_rows=s.queue_rows,
             max_delay=s.max_delay_us / 1e6,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head
+from models.heads.head import Head, softmax
 from service.errors import TooManyRequests
 
 SPARE_SLOTS = 16384 + 1
@@ -23,7 +23,8 @@ class HeadBank:
     """Heads by (user, version) in slots, least recently used ones evicted; slot 0 is the shared head.
 
     A slot that a queued request refers to is pinned and keeps its head until that request is answered. All methods
-    but `logits` belong to the event loop's thread; `logits` may run on the engine's, for it only reads pinned rows.
+    but `logits` and `scores` belong to the event loop's thread; those two may run on the engine's, for they only read
+    pinned rows.
     """
 
     def __init__(self, shared: Head, capacity: int, *, max_bytes: int = 1 << 62) -> None:
@@ -108,6 +109,11 @@ class HeadBank:
         if len(slots) == 1 or (slots == first).all():
             return np.asarray(z @ weight[first].T + bias[first])
         return np.asarray(np.matmul(weight[slots], z[:, :, None])[:, :, 0] + bias[slots])
+
+    def scores(self, z: NDArray[np.float32], slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return logits and, behind them, probabilities, `(n, 2 K)`: once a batch, for what numpy costs is the call."""
+        logits = self.logits(z, slots)
+        return np.concatenate([logits, softmax(logits)], axis=1)
 
     def _drop(self, key: Key) -> None:
         slot = self._slots.pop(key)

@@ -54,10 +54,10 @@ class BatchReport:
 
 @dataclass(slots=True)
 class Result:
-    """What a request gets: features `(n, d)`, logits `(n, K)` if heads were asked for, and durations in seconds."""
+    """What a request gets: features `(n, d)`, its heads' scores if they were asked for, and durations in seconds."""
 
     features: NDArray[np.float32]
-    logits: NDArray[np.float32] | None
+    scores: NDArray[np.float32] | None
     queue: float
     inference: float
     heads: float
@@ -335,7 +335,7 @@ class Scheduler:
             else:
                 features = self._forward(x, np.repeat([p[0].length for p in batch], [hi - lo for _, lo, hi in batch]))
             forwarded = time.monotonic()
-            logits, rows = self._heads(batch, features)
+            scores, rows = self._heads(batch, features)
         except Exception as error:
             if len(batch) > 1:  # whose rows are to blame is not known: alone, only theirs fail
                 return [outcome for piece in batch for outcome in self._run([piece])]
@@ -356,8 +356,8 @@ class Scheduler:
         for job, lo, hi in batch:
             n = hi - lo
             own = None
-            if job.slots is not None and logits is not None:
-                own = logits[at : at + n] if rows is None else logits[rows[at : at + n]]
+            if job.slots is not None and scores is not None:
+                own = scores[at : at + n] if rows is None else scores[rows[at : at + n]]
             job.inference += forwarded - gathered
             job.heads += end - forwarded
             if n == job.rows:
@@ -374,7 +374,7 @@ class Scheduler:
     def _heads(
         self, batch: list[Piece], features: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.int64] | None]:
-        """Apply heads to the rows that want one; returns logits, and where in them each row is (None: in order)."""
+        """Apply heads to the rows that want one; returns scores, and where in them each row is (None: in order)."""
         if all(job.slots is not None for job, _, _ in batch):
             slots = [job.slots[lo:hi] for job, lo, hi in batch if job.slots is not None]
             return self._apply_heads(features, slots[0] if len(slots) == 1 else np.concatenate(slots)), None
