@@ -42,6 +42,7 @@ def main() -> None:
     with headway(model, chosen.users, 2, *options) as service:
         found = asyncio.run(_measure(model, service.url, service.pid, chosen))
     found |= {"machine": machine.describe(), "model": model.name, "users": chosen.users, "rows_a_request": ROWS}
+    found |= {"seconds": chosen.seconds, "factor": chosen.factor}
     chosen.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({k: v for k, v in found.items() if k != "memory_mib"}, indent=1))
 

@@ -258,7 +258,7 @@ def serve(
         typer.Option(help="ONNX Runtime threads inside one forward (default 0: half the usable cores, 1 to 4)."),
     ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
-    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 16384).")] = None,
+    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
     resident_heads: Annotated[
         int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
