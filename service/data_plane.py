@@ -26,6 +26,7 @@ from service.protocol.parameters import Parameters
 from service.state import Services
 
 log = logging.getLogger("headway")
+access = logging.getLogger("headway.access")
 
 DECODED_HERE = 256 * 1024
 """Bodies up to so many bytes are decoded on the event loop; larger ones, unless binary, on a thread."""
@@ -213,22 +214,25 @@ class DataPlane:
         """Go on in a task, for something must be waited for; `models` stay loaded until it ends."""
         for model in models:
             model.uses += 1
-        task = asyncio.get_running_loop().create_task(self._guarded(call, coroutine, models))
-        call.task = task
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
 
-    async def _guarded(self, call: Call, coroutine: Coroutine[Any, Any, None], models: Sequence[LoadedModel]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            coroutine.close()  # a task that was cancelled before its first step never touched it
+            call.task = None
+            self._waiting.discard(task)
+            for model in models:
+                model.uses -= 1
+
+        call.task = asyncio.get_running_loop().create_task(self._guarded(call, coroutine))
+        self._waiting.add(call.task)
+        call.task.add_done_callback(ended)
+
+    async def _guarded(self, call: Call, coroutine: Coroutine[Any, Any, None]) -> None:
         try:
             await coroutine
         except StoreError as e:
             self.fail(call, Unavailable(str(e), retry_after=2))
         except Exception as e:
             self.fail(call, e)
-        finally:
-            call.task = None
-            for model in models:
-                model.uses -= 1
 
     def _done(self, call: Call, model: LoadedModel, encode: Encode, outcome: Result | Exception) -> None:
         heads = call.heads
@@ -264,6 +268,9 @@ class DataPlane:
     def _reply(self, call: Call, status: int, headers: Headers, body: bytes) -> None:
         self._services.metrics.request(call.loaded, call.endpoint, status, time.monotonic() - call.begin)
         headers.append((b"x-request-id", call.request_id.encode("latin-1")))
+        if access.isEnabledFor(logging.DEBUG):
+            seconds = time.monotonic() - call.begin
+            access.debug("POST %s %s %.1f ms %s", call.endpoint, status, seconds * 1e3, call.request_id)
         if not call.over:
             call.over = True
             call.reply(status, headers, body)
