@@ -25,6 +25,16 @@ _PATH = re.compile(
 _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 
 
+class _NobodyWaits:
+    """Stands where uvicorn's own cycle has an event."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+_NOBODY_WAITS = _NobodyWaits()
+
+
 class _Exchange:
     """A request of the data plane on its connection: what uvicorn asks of its own cycle, and no more."""
 
@@ -40,10 +50,7 @@ class _Exchange:
         self.call: Call | None = None
         self.response_complete = self.disconnected = False
         self.more_body = True
-        self.message_event = self
-
-    def set(self) -> None:
-        """Nobody waits on this exchange as on uvicorn's event."""
+        self.message_event = _NOBODY_WAITS
 
 
 class Protocol(HttpToolsProtocol):
@@ -135,7 +142,8 @@ class Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
         if exchange is not None and exchange.call is not None:
-            self._plane.cancel(exchange.call)
+            call, exchange.call = exchange.call, None
+            self._plane.cancel(call)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has been idle for the whole time, else look again."""
@@ -155,7 +163,7 @@ class Protocol(HttpToolsProtocol):
         exchange, self._exchange = self._exchange, None
         if exchange is None or self.transport.is_closing():
             return
-        exchange.response_complete = True
+        exchange.response_complete, exchange.call = True, None  # the call knows this connection: no cycle is left
         parts = [STATUS_LINE[status]]
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")

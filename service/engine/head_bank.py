@@ -37,7 +37,9 @@ class HeadBank:
         self._bias = np.zeros((rows, k), np.float32)
         self._weight[SHARED], self._bias[SHARED] = shared.weight, shared.bias
         self._head_bytes = head_bytes
-        self._slots: OrderedDict[Key, int] = OrderedDict()
+        self._slots: dict[Key, int] = {}
+        self._idle: OrderedDict[int, Key] = OrderedDict()  # resident and not held, the one let go first in front
+        self._keys: dict[int, Key] = {}
         self._versions: dict[str, set[int]] = {}
         self._pins = [0] * rows
         self._orphans: set[int] = set()
@@ -64,8 +66,7 @@ class HeadBank:
             self.misses += 1
             return None
         self.hits += 1
-        self._slots.move_to_end(key)
-        self._pins[slot] += 1
+        self._hold(slot)
         return slot
 
     def insert(self, key: Key, head: Head) -> int:
@@ -78,10 +79,9 @@ class HeadBank:
         if slot is None:
             slot = self._take()
             self._weight[slot], self._bias[slot] = head.weight, head.bias
-            self._slots[key] = slot
+            self._slots[key], self._keys[slot] = slot, key
             self._versions.setdefault(key[0], set()).add(key[1])
-        self._slots.move_to_end(key)
-        self._pins[slot] += 1
+        self._hold(slot)
         return slot
 
     def unpin(self, slots: Iterable[int]) -> None:
@@ -90,9 +90,13 @@ class HeadBank:
             if slot == SHARED:
                 continue
             self._pins[slot] -= 1
-            if not self._pins[slot] and slot in self._orphans:
+            if self._pins[slot]:
+                continue
+            if slot in self._orphans:
                 self._orphans.remove(slot)
                 self._release(slot)
+            else:
+                self._idle[slot] = self._keys[slot]
 
     def forget(self, user: str) -> int:
         """Drop every head of a user; returns how many there were."""
@@ -115,8 +119,14 @@ class HeadBank:
         logits = self.logits(z, slots)
         return np.concatenate([logits, softmax(logits)], axis=1)
 
+    def _hold(self, slot: int) -> None:
+        self._pins[slot] += 1
+        self._idle.pop(slot, None)
+
     def _drop(self, key: Key) -> None:
         slot = self._slots.pop(key)
+        del self._keys[slot]
+        self._idle.pop(slot, None)
         numbers = self._versions[key[0]]
         numbers.discard(key[1])
         if not numbers:
@@ -132,11 +142,10 @@ class HeadBank:
         self._free.append(slot)
 
     def _take(self) -> int:
-        if len(self._slots) >= self._capacity:
-            victim = next((key for key, slot in self._slots.items() if not self._pins[slot]), None)
-            if victim is not None:
-                self.evictions += 1
-                self._drop(victim)
+        # More than one goes where the bank grew past its capacity while requests held every head.
+        while self._idle and len(self._slots) >= self._capacity:
+            self.evictions += 1
+            self._drop(next(iter(self._idle.values())))
         if not self._free:
             raise TooManyRequests(
                 f"all {len(self._pins) - 1} places of resident heads are held by requests that wait", retry_after=1

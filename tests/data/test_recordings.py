@@ -195,7 +195,7 @@ def test_a_damaged_file_is_a_sentence_or_reads_whole(tmp_path_factory, where, by
     try:
         load(path)
     except RecordingsError as error:
-        assert "damaged.npz" in str(error)  # noqa: PT017  a flip in a comment or a name may go unnoticed
+        assert "damaged.npz" in str(error)
 
 
 def test_saving_over_a_file_is_all_or_nothing(tmp_path, monkeypatch):
