@@ -13,7 +13,8 @@ from service.loaded import LoadedModel
 from service.protocol.body import json_response
 from service.state import ModelName, ModelOf, ServicesOf, VersionOf
 
-router = APIRouter(tags=["repository"])
+# Triton's client names no content type for its JSON.
+router = APIRouter(tags=["repository"], strict_content_type=False)
 
 
 class Index(BaseModel):

@@ -121,8 +121,8 @@ async def interleave(plan, inline):
             try:
                 job = scheduler.enqueue(x, own, request.outcomes.append, timeout=timeout, priority=priority, bulk=bulk)
             except (TooManyRequests, DeadlineExceeded) as e:
-                request.refused = e
-                assert isinstance(e, TooManyRequests) or timeout == 0.0
+                request.refused, expected = e, DeadlineExceeded if timeout == 0.0 else TooManyRequests
+                assert type(request.refused) is expected
                 continue
             request.late = timeout == 1e-9
             if cancelled_after is not None:
@@ -196,7 +196,7 @@ async def test_lower_levels_and_bulk_give_way_but_age(low, high, waited):
         time.sleep(waited)  # noqa: ASYNC251 - the loop is held, so that both wait in the same turn
         scheduler.enqueue(rows(7), None, answered.append, **high)
         async with asyncio.timeout(10):
-            while len(answered) < 2:
+            while len(answered) < 2:  # noqa: ASYNC110 - turns of the loop are what is waited for
                 await asyncio.sleep(0)
         assert backbone.batches == [[1], [7]]
 

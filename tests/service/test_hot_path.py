@@ -216,10 +216,10 @@ SAME = [
 
 async def test_the_short_cut_and_the_routes_answer_byte_for_byte_the_same(service, settings):
     passing = {"date", "server", "server-timing"}
-    async with running(create_app(settings)) as routes:
+    async with running(create_app(settings)) as routes, httpx.AsyncClient() as wire:
         for path, headers, body in SAME:
             headers = {"accept-encoding": "identity", "x-request-id": "same", **headers}
-            there = httpx.post(f"{service.url}/v2/models/tiny/{path}", content=body, headers=headers)
+            there = await wire.post(f"{service.url}/v2/models/tiny/{path}", content=body, headers=headers)
             here = await routes.post(f"/v2/models/tiny/{path}", content=body, headers=headers)
             assert (there.status_code, there.content) == (here.status_code, here.content), path
             ours, theirs = ({k: v for k, v in answer.headers.items() if k not in passing} for answer in (here, there))
