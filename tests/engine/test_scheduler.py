@@ -196,7 +196,7 @@ async def test_lower_levels_and_bulk_give_way_but_age(low, high, waited):
         time.sleep(waited)  # noqa: ASYNC251 - the loop is held, so that both wait in the same turn
         scheduler.enqueue(rows(7), None, answered.append, **high)
         async with asyncio.timeout(10):
-            while len(answered) < 2:  # noqa: ASYNC110 - turns of the loop are what is waited for
+            while len(answered) < 2:
                 await asyncio.sleep(0)
         assert backbone.batches == [[1], [7]]
 
