@@ -254,10 +254,11 @@ class DataPlane:
         headers.append((b"server-timing", timing))
         self._services.metrics.answered(model, outcome, heads)
         model.statistics.answered(outcome, total)
-        if len(body) > compression.WORTH_IT and b"accept-encoding" in call.headers:
+        if len(body) > compression.WORTH_IT:
+            headers.append((b"vary", b"Accept-Encoding"))
             coding = compression.wanted(call.header(b"accept-encoding"))
             if coding is not None:
-                headers += [(b"content-encoding", coding.encode()), (b"vary", b"Accept-Encoding")]
+                headers.append((b"content-encoding", coding.encode()))
                 self._later(call, self._compress(call, headers, body, coding))
                 return
         self._reply(call, 200, headers, body)

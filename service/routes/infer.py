@@ -78,7 +78,7 @@ async def _answer(request: Request, endpoint: str, model: str, version: str | No
         endpoint,
         model,
         version,
-        dict(request.headers.raw),
+        {n: v for n, v in request.headers.raw if n != b"content-encoding"},
         dict(request.query_params),
         body,
         reply,

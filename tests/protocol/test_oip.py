@@ -183,7 +183,7 @@ def test_classification_names_the_best_first(scores, k):
 def test_decoding_can_run_in_threads():
     body = orjson.dumps({"inputs": np.ones((200, 2, 4)).tolist()})
     found = []
-    threads = [threading.Thread(target=lambda: found.append(inputs.friendly(body, "", SPEC))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(inputs.friendly_data(body, ""))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
