@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from exporters.bundle import InputSpec
 from service import answers
 from service.answers import JSON, Headers
-from service.engine.scheduler import Job, Result
+from service.engine.jobs import Job, Result
 from service.errors import DeadlineExceeded, HeadwayError, InvalidRequest, Unavailable, error_body
 from service.loaded import LoadedModel
 from service.personal.records import StoreError

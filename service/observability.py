@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
-from service.engine.scheduler import BatchReport, Result
+from service.engine.jobs import BatchReport, Result
 from service.loaded import LoadedModel
 from service.personal.resolve import ResolvedHead
 from service.registry import Registry

@@ -16,9 +16,10 @@ from exporters.bundle import Bundle, BundleError
 from models.heads.calibration import shared_head
 from service.config import Settings
 from service.engine.head_bank import HeadBank
+from service.engine.jobs import BatchReport
 from service.engine.machine import this_machine
 from service.engine.runtime import Runtime
-from service.engine.scheduler import BatchReport, Scheduler
+from service.engine.scheduler import Scheduler
 from service.errors import Unavailable, UnknownModel, Unprocessable
 from service.loaded import BrokenModel, LoadedModel
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.engine.scheduler import BatchReport, Result
+from service.engine.jobs import BatchReport, Result
 
 
 @dataclass(slots=True)
