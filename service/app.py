@@ -32,8 +32,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     """
     registry = Registry(settings)
     metrics = Metrics(registry)
-    own = Services(settings, registry, metrics)
-    own.plane = DataPlane(own)
+    own = Services(settings, registry, metrics, DataPlane(registry, metrics, settings.max_body_bytes))
     registry.on_batch, registry.on_unload = metrics.batch, metrics.forget
 
     @asynccontextmanager
@@ -49,7 +48,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         try:
             yield
         finally:
-            own.draining = True
+            own.plane.draining = True
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await registry.retired()

@@ -39,6 +39,12 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="ONNX Runtime threads inside one forward; 0: half the usable cores, 1 to 4 (1 on a GPU)"
     )
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that answer predictions; 1: only the service's own; 0: one a core, 8 at most (1 on a GPU)",
+    )
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
     max_delay_us: int = Field(
         0,

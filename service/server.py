@@ -34,7 +34,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain."""
-        self._services.draining = True
+        self._services.plane.draining = True
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -81,7 +81,7 @@ def serve(settings: Settings, announce: Announce) -> bool:
         metrics_url = f"http://{_shown(settings.host)}:{http.server_port}/metrics"
     config = uvicorn.Config(
         app,
-        http=protocol_of(services),
+        http=protocol_of(services.plane),
         ws="none",
         log_level="warning",
         access_log=False,

@@ -25,10 +25,11 @@ from service.config import ConfigError, Settings
 from service.engine.machine import this_machine
 from service.engine.runtime import DEVICES
 from service.loaded import LoadedModel
+from service.loading import frontends_of, threads_of
 from service.personal.database import connect
 from service.personal.records import StoreError
 from service.personal.store import Store
-from service.registry import Registry, threads_of
+from service.registry import Registry
 from service.server import listen
 
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -100,9 +101,17 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         f"{machine.cores} usable cores (affinity {machine.affinity}, {quota}, cgroup {machine.cgroup or 'none'}), "
         f"memory {memory}",
     )
+    given_frontends = settings.frontends > 0
     chosen = "as set" if settings.threads else "chosen by the machine"
     given = {name: os.environ[name] for name in BLAS if name in os.environ}
     blas = ", ".join(f"{name}={value}" for name, value in given.items()) or "1 (set by `headway serve`)"
+    frontends = frontends_of(settings)
+    settings = settings.model_copy(update={"frontends": frontends})
+    yield Finding(
+        "processes",
+        f"{frontends} answer predictions, {'as set' if given_frontends else 'chosen by the machine'}"
+        + (", and one keeps the store" if frontends > 1 else ""),
+    )
     yield Finding("threads", f"{threads_of(settings)} inside one forward, {chosen}; BLAS {blas}")
 
 

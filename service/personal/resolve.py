@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.heads.head import Head
-from service.engine.head_bank import SHARED
+from service.engine.head_table import SHARED
 from service.errors import Conflict, Unavailable, UnknownUser
 from service.loaded import LoadedModel
 from service.personal.records import Scope, StoreError
@@ -44,10 +44,14 @@ class Resolver:
     """Finds and holds the heads of requests; fetches from the store what is not resident.
 
     Active pointers are cached and written through by this process, the only writer of its SQLite store.
+
+    Attributes:
+        on_move: called when a user's pointer moves or what is known of them is dropped, before the caller is told.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.on_move: Callable[[Scope, str], None] = lambda scope, user: None
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
         self._fetching: dict[tuple[Scope, str], set[_Fetch]] = {}
         self._wanted: dict[Scope, dict[str, list[asyncio.Future[tuple[int, Head | None]]]]] = {}
@@ -202,8 +206,9 @@ class Resolver:
                 if not future.done():
                     future.set_result(found.get(user, (0, None)))
 
-    async def has_head(self, scope: Scope, user: str) -> bool:
+    async def has_head(self, model: LoadedModel, user: str) -> bool:
         """Whether a personal head is active for a user in a feature space."""
+        scope = model.scope
         version = self._pointers.get((scope, user))
         if version is not None:
             return version > 0
@@ -233,6 +238,7 @@ class Resolver:
         model.bank.forget(user)
 
     def _outdate(self, scope: Scope, user: str) -> None:
+        self.on_move(scope, user)
         for fetch in self._fetching.get((scope, user), ()):
             fetch.stale = True
 

@@ -49,7 +49,7 @@ class Backbone:
 
 @contextlib.asynccontextmanager
 async def scheduling(backbone, **options):
-    scheduler = Scheduler("test", backbone, BANK.logits, **{"max_batch": MAX_BATCH, **options})
+    scheduler = Scheduler("test", backbone, BANK.table.logits, **{"max_batch": MAX_BATCH, **options})
     try:
         yield scheduler
     finally:
