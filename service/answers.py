@@ -12,7 +12,7 @@ import orjson
 from service.engine.jobs import Result
 from service.errors import InvalidRequest
 from service.loaded import LoadedModel
-from service.personal.resolve import ResolvedHead
+from service.personal.resolved import ResolvedHead
 from service.protocol import classification, oip
 from service.protocol.tensors import Tensor
 

@@ -16,7 +16,7 @@ from service.answers import Headers
 from service.engine.jobs import Job, Result
 from service.errors import InvalidRequest
 from service.loaded import LoadedModel
-from service.personal.resolve import ResolvedHead
+from service.personal.resolved import ResolvedHead
 from service.protocol import compression, inputs, oip, parameters
 from service.protocol.parameters import Parameters
 

@@ -20,7 +20,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.records import StoreError
-from service.personal.resolve import ResolvedHead
+from service.personal.resolved import ResolvedHead
 from service.protocol import compression
 
 log = logging.getLogger("headway")

@@ -7,14 +7,17 @@ uvicorn's own way to the application, whose routes hand it to the same data plan
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.call import Call
+from service.config import Settings
 from service.data_plane import DataPlane
 from service.observability import request_id_of
 from service.protocol.body import patience, stalled
@@ -22,6 +25,8 @@ from service.protocol.body import patience, stalled
 _PATH = re.compile(
     rb"/v2/models/([^/?]+)(?:/versions/([^/?]+)(?=/infer))?/(infer|predict|features)(?:\?(.*))?", re.DOTALL
 )
+YOUNG_OBJECTS = 10_000
+"""Container objects made between collections: requests leave no cycles, and sixty-four under way hold thousands."""
 _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 
 
@@ -215,3 +220,24 @@ def _text(quoted: bytes) -> str:
 def protocol_of(plane: DataPlane) -> type[Protocol]:
     """Return the protocol class of a running service."""
     return type("ServiceProtocol", (Protocol,), {"plane": plane})
+
+
+def config_of(app: Any, protocol: type[Protocol], settings: Settings, **options: Any) -> uvicorn.Config:
+    """Return uvicorn's configuration for connections of the service."""
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_keep_alive=75,
+        **options,
+    )
+
+
+def keep_collections_short() -> None:
+    """Let the garbage collector not look again at what start-up or loading made: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)

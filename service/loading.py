@@ -33,13 +33,6 @@ OnBatch = Callable[[LoadedModel, BatchReport], None]
 _serials = itertools.count(1)
 
 
-def frontends_of(settings: Settings) -> int:
-    """Processes that `headway serve` answers in: as set, or else by the machine."""
-    if settings.frontends:
-        return settings.frontends
-    return this_machine().frontends if settings.device == "cpu" else 1
-
-
 def threads_of(settings: Settings) -> int:
     """Threads of one forward: as set, or else by the machine."""
     if settings.threads:
@@ -97,6 +90,7 @@ def _assemble(
         on_batch(model, batch)
 
     manifest = bundle.manifest
+    statistics = ModelStatistics(memory.counts[process])
     scheduler = Scheduler(
         f"{manifest.name}-{manifest.version}",
         runtime.run,
@@ -107,8 +101,9 @@ def _assemble(
         padding=manifest.input.padding,
         inline=inline,
         on_batch=report,
+        level=statistics.pending,
     )
-    model = LoadedModel(bundle, runtime, scheduler, memory, ModelStatistics(memory.counts[process]), serial, bank)
+    model = LoadedModel(bundle, runtime, scheduler, memory, statistics, serial, bank)
     return model
 
 

@@ -25,7 +25,7 @@ from service.config import ConfigError, Settings
 from service.engine.machine import this_machine
 from service.engine.runtime import DEVICES
 from service.loaded import LoadedModel
-from service.loading import frontends_of, threads_of
+from service.loading import threads_of
 from service.personal.database import connect
 from service.personal.records import StoreError
 from service.personal.store import Store
@@ -101,16 +101,15 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         f"{machine.cores} usable cores (affinity {machine.affinity}, {quota}, cgroup {machine.cgroup or 'none'}), "
         f"memory {memory}",
     )
-    given_frontends = settings.frontends > 0
+    of_processes = "as set" if settings.frontends else "chosen by the machine"
     chosen = "as set" if settings.threads else "chosen by the machine"
     given = {name: os.environ[name] for name in BLAS if name in os.environ}
     blas = ", ".join(f"{name}={value}" for name, value in given.items()) or "1 (set by `headway serve`)"
-    frontends = frontends_of(settings)
-    settings = settings.model_copy(update={"frontends": frontends})
+    settings = settings.resolved()
     yield Finding(
         "processes",
-        f"{frontends} answer predictions, {'as set' if given_frontends else 'chosen by the machine'}"
-        + (", and one keeps the store" if frontends > 1 else ""),
+        f"{settings.frontends} answering predictions, {of_processes}"
+        + (", and one that keeps the store" if settings.frontends > 1 else ""),
     )
     yield Finding("threads", f"{threads_of(settings)} inside one forward, {chosen}; BLAS {blas}")
 

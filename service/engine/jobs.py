@@ -34,7 +34,6 @@ class BatchReport:
     gathering: float
     inference: float
     heads: float
-    pending: int
 
 
 @dataclass(slots=True)

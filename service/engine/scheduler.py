@@ -48,6 +48,8 @@ class Scheduler:
 
     `inline` runs batches on the event loop itself, at the end of the turn in which the rows came: for models whose
     forward is shorter than handing rows to a thread and back. Others have a thread of their own.
+
+    `level`, a number in memory that others may read, is kept at the rows that wait.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Scheduler:
         padding: Padding | None = None,
         inline: bool = False,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
+        level: memoryview | None = None,
     ) -> None:
         self._forward, self._apply_heads, self._on_batch = forward, apply_heads, on_batch
         self._max_batch, self._queue_rows, self._max_delay, self._inline = max_batch, queue_rows, max_delay, inline
         self._padding = padding
         self._lanes: dict[Hashable, deque[Job]] = {}
         self._pending = [0, 0]
+        self._level = memoryview(bytearray(8)).cast("q") if level is None else level
         self._row_seconds = 0.0
         self._condition = threading.Condition()
         self._stopping = False
@@ -129,6 +133,7 @@ class Scheduler:
                 queue = self._lanes[lane] = deque()
             queue.append(job)
             self._pending[bulk] += job.rows
+            self._level[0] = waiting + job.rows + self._pending[not bulk]
             if not self._inline:
                 self._condition.notify()
             elif not self._turn_due:
@@ -257,6 +262,7 @@ class Scheduler:
                 lane.popleft()
                 if not lane:
                     del lanes[name]
+        self._level[0] = self._pending[0] + self._pending[1]
         return batch, expired
 
     def _run(self, batch: list[Piece]) -> list[Outcome]:
@@ -282,9 +288,7 @@ class Scheduler:
         seconds = (end - begin) / len(features)
         self._row_seconds = seconds if not self._row_seconds else 0.9 * self._row_seconds + 0.1 * seconds
         try:
-            self._on_batch(
-                BatchReport(len(features), gathered - begin, forwarded - gathered, end - forwarded, self.pending)
-            )
+            self._on_batch(BatchReport(len(features), gathered - begin, forwarded - gathered, end - forwarded))
         except Exception:  # metrics must not end the engine, on which every request waits
             log.exception("the report of a batch failed")
         finished: list[Outcome] = []

@@ -58,7 +58,6 @@ class ModelStatistics:
         row[0] = time.time_ns() // 1_000_000  # wall clock: a moment, not a duration
         row[1] += report.rows
         row[2] += 1
-        row[9] = report.pending
         row[at] += 1
         row[at + 1] += int(report.gathering * 1e9)
         row[at + 2] += int(report.inference * 1e9)
@@ -76,6 +75,11 @@ class ModelStatistics:
         """Count a request that was refused or failed."""
         self._row[Cell.FAIL] += 1
         self._row[Cell.FAIL_NS] += int(seconds * 1e9)
+
+    @property
+    def pending(self) -> memoryview:
+        """Where the scheduler keeps the number of rows that wait."""
+        return self._row[Cell.PENDING : Cell.PENDING + 1]
 
     def looked_up(self, *, hit: bool) -> None:
         """Count a look-up of a head that was resident, or was not."""

@@ -5,32 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from models.heads.head import Head
-from service.engine.head_table import SHARED
-from service.errors import Conflict, Unavailable, UnknownUser
+from service.errors import Conflict, Unavailable
 from service.loaded import LoadedModel
 from service.personal.records import Scope, StoreError
+from service.personal.resolved import POINTERS_KEPT, SHARED_HEAD, ResolvedHead, no_head
 from service.personal.store import Store
-
-POINTERS_KEPT = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedHead:
-    """The head that a row gets: its slot, and the version it is (0 = shared)."""
-
-    slot: int
-    version: int
-
-    @property
-    def kind(self) -> str:
-        """`personal` or `shared`, as answers say it."""
-        return "personal" if self.version else "shared"
-
-
-SHARED_HEAD = ResolvedHead(SHARED, 0)
 
 
 class _Fetch:
@@ -122,9 +103,7 @@ class Resolver:
         async def hold(user: str | None) -> None:
             known[user] = found = await self._resolve(model, user, version)
             if user is not None and not found.version and fallback == "error" and version != 0:
-                raise UnknownUser(
-                    f"user {user!r} has no head for model {model.name!r}; calibrate first or use fallback 'shared'"
-                )
+                raise no_head(user, model.name)
 
         try:
             outcomes = await asyncio.gather(*map(hold, dict.fromkeys(users)), return_exceptions=True)
