@@ -85,6 +85,8 @@ class InputSpec(BaseModel):
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Say what is wrong with a batch of this shape; None when nothing is."""
+        if shape[1:] == self.shape[1:] and self.padding is None:
+            return None
         fixed = len(shape) == len(self.shape) and all(
             want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
         )

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from service.answers import JSON, Headers
-from service.call import Call, Decoded, decode, inflate_and_decode
+from service.call import Call, Decoded
 from service.catalogue import Catalogue
+from service.decoding import Decoder, inflate_and_decode
 from service.engine.head_table import HeadMoved
 from service.engine.jobs import Result
 from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_body
@@ -69,6 +70,7 @@ class DataPlane:
         self.models, self.metrics, self.max_body = models, metrics, max_body
         self.heads: Heads | None = None
         self.draining = False
+        self._decoder = Decoder()
         self._waiting: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Call) -> None:
@@ -83,7 +85,7 @@ class DataPlane:
             ):
                 self._later(call, self._decode_elsewhere(call, candidates), *candidates)
             else:
-                call.decoded = decode(call, candidates[0].bundle.manifest.input)
+                call.decoded = self._decoder.decode(call, candidates[0].bundle.manifest.input)
                 self._choose(call, candidates)
         except Exception as e:
             self.fail(call, e)

@@ -34,6 +34,7 @@ class LoadedModel:
         scope: where heads of this model are valid.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
+        answers_begun: JSON that answers of `infer` begin with, by what determines it.
         serial: its number among all that were ever loaded, by which processes name it to each other.
     """
 
@@ -45,6 +46,7 @@ class LoadedModel:
     serial: int
     resident: HeadBank | None
     uses: int = 0
+    answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)
     label_bytes: NDArray[Any] = field(init=False)
 

@@ -33,6 +33,10 @@ class Parameters:
     priority: int = 0
     binary_data_output: bool = False
 
+    def of_user(self, user: str | None) -> Parameters:
+        """Return the same for another user."""
+        return Parameters(user, self.head_version, self.fallback, self.timeout, self.priority, self.binary_data_output)
+
 
 def _integer(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < INTEGERS_BELOW:

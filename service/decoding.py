@@ -1,0 +1,122 @@
+"""From bodies to what they ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from exporters.bundle import InputSpec
+from service import answers
+from service.call import Call, Decoded, Encode
+from service.errors import InvalidRequest
+from service.protocol import compression, inputs, oip, parameters
+from service.protocol.parameters import Parameters
+from service.protocol.repeated import RepeatedHeaders
+from service.protocol.tensors import DTYPES, Tensor
+
+PREDICT_PARAMETERS = tuple(name for name in parameters.KNOWN if name != "binary_data_output")
+
+
+class _Plan(NamedTuple):
+    """What a JSON header asks for, whose one input is binary numbers."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+    features_only: bool
+    encode: Encode
+
+
+class Decoder:
+    """Decodes on the event loop; knows headers again."""
+
+    def __init__(self) -> None:
+        self._headers: RepeatedHeaders[_Plan] = RepeatedHeaders()
+
+    def decode(self, call: Call, spec: InputSpec) -> Decoded:
+        """Return what `decode` does, for a header that came before without reading it again."""
+        length = call.headers.get(b"inference-header-content-length")
+        if length is None or call.endpoint != "infer" or call.query or not length.isdigit() or len(length) > 4:
+            return decode(call, spec)
+        at = int(length)
+        header = call.body[:at]
+        found = self._headers.find(header) if at else None
+        if found is not None and len(call.body) - at == found[1].size:
+            asked, plan = found
+            data = np.frombuffer(call.body, DTYPES[plan.datatype], offset=at).reshape(plan.shape)
+            windows = partial(inputs.windows, Tensor(plan.name, plan.datatype, data))
+            return Decoded(asked, windows, None if plan.features_only else _same_user(asked.user_id), plan.encode)
+        decoded = decode(call, spec)
+        if at and decoded.tensor is not None:
+            self._keep(header, len(call.body) - at, decoded, decoded.tensor)
+        return decoded
+
+    def _keep(self, header: bytes, size: int, decoded: Decoded, tensor: Tensor) -> None:
+        dtype, shape = DTYPES.get(tensor.datatype), tensor.shape
+        if dtype is not None and size == math.prod(shape) * dtype.itemsize:  # all that is behind the header is its data
+            plan = _Plan(tensor.name, tensor.datatype, shape, size, decoded.users is None, decoded.encode)
+            self._headers.keep(header, decoded.asked, plan)
+
+
+def inflate_and_decode(call: Call, spec: InputSpec, limit: int) -> Decoded:
+    """Decode a body that may be compressed, within `limit` bytes; a pure function, for it runs on a thread."""
+    coding = compression.coding_of(call.header(b"content-encoding"))
+    if coding is not None:
+        call.body = compression.decompress(call.body, coding, limit)
+    return decode(call, spec)
+
+
+def decode(call: Call, spec: InputSpec) -> Decoded:
+    """Decode a body; a pure function, for it may run on a thread."""
+    if call.endpoint == "infer":
+        return _decode_infer(call, spec)
+    data = inputs.friendly_data(call.body, call.header(b"content-type") or "")
+    windows = partial(inputs.friendly_windows, data)
+    if call.endpoint == "features":
+        _only(call.query, ())
+        npy = "application/x-npy" in (call.header(b"accept") or "")
+        return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r))
+    _only(call.query, PREDICT_PARAMETERS)
+    asked = parameters.of_query(call.query)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, answers.predictions)
+
+
+def _only(query: Mapping[str, str], known: Sequence[str]) -> None:
+    """Refuse misspelt query parameters, which would answer with another head than was meant."""
+    for name in query:
+        if name not in known:
+            raise InvalidRequest(
+                f"unknown query parameter {name[:64]!r}; known are: {', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
+    message = oip.decode(call.body, call.header(b"inference-header-content-length"), call.query, spec)
+    asked = message.parameters
+    user_tensor = message.inputs.pop("user_id", None)
+    if user_tensor is not None and asked.user_id is not None:
+        raise InvalidRequest("the user is named twice: by the parameter user_id and by the tensor user_id")
+    if len(message.inputs) != 1:
+        raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
+    (tensor,) = message.inputs.values()
+    per_row = user_tensor is not None
+    outputs = answers.wanted(message, per_row)
+    users: Callable[[int], Sequence[str | None]] | None
+    if len(outputs) == 1 and outputs[0].name == "features":
+        users = None
+    elif user_tensor is not None:
+        users = partial(inputs.per_row_users, user_tensor)
+    else:
+        users = _same_user(asked.user_id)
+    encode = partial(answers.inference, message.id, outputs, per_row)
+    windows = partial(inputs.windows, tensor)
+    return Decoded(asked, windows, users, encode, None if per_row else tensor)
+
+
+def _same_user(user: str | None) -> Callable[[int], Sequence[str | None]]:
+    return lambda rows: [user] * rows
