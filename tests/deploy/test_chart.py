@@ -107,6 +107,7 @@ def test_settings_left_alone_are_the_services_own(render: Render) -> None:
         "HEADWAY_METRICS_PORT",
         "HEADWAY_STORE",
         "HEADWAY_DEVICE",
+        "HEADWAY_FRONTENDS",
         "HEADWAY_DRAIN_SECONDS",
         "HEADWAY_LOG_LEVEL",
     }
@@ -125,10 +126,11 @@ def test_large_numbers_stay_numbers_and_an_edit_restarts_the_pods(render: Render
 def test_every_setting_of_chart_and_image_is_one_of_the_service(render: Render) -> None:
     settings = pytest.importorskip("service.config", reason="the package is not installed").Settings
     known = {f"HEADWAY_{name}".upper(): field for name, field in settings.model_fields.items()}
-    numbers = ("threads", "queueRows", "maxBatch", "maxBodyBytes", "residentHeads")
-    everything = ",".join(f"config.{name}=2048" for name in numbers) + ",models.existingClaim=bundles"
+    numbers = ("threads", "queueRows", "maxBatch", "maxBodyBytes", "residentHeads", "maxDelayUs")
+    everything = ",".join(f"config.{name}=2048" for name in numbers)
+    everything += ",models.existingClaim=bundles,config.headBankBytes=65536,config.dispatch=inline"
     data = render("--set", everything)["ConfigMap"]["data"]
-    assert len(data) >= 12
+    assert len(data) >= 16
     assert set(data) <= set(known)
     image = set(re.findall(r"\bHEADWAY_[A-Z_]+(?==)", (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")))
     assert {"HEADWAY_STORE", "HEADWAY_DEVICE"} <= image <= set(known)
@@ -173,6 +175,10 @@ def test_a_gpu_is_asked_for_and_served_by_the_cuda_image(render: Render, gpu: tu
     assert container(objects)["image"] == f"headway:{version}-cuda"
     assert objects["ConfigMap"]["data"]["HEADWAY_DEVICE"] == "cuda"
     assert container(objects)["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": 1}
+    data = objects["ConfigMap"]["data"]
+    assert (data["HEADWAY_DEVICE"], data["HEADWAY_FRONTENDS"]) == ("cuda", "1")
+    data = render(*gpu, "--set", "gpu.tensorrt=true,config.frontends=3")["ConfigMap"]["data"]
+    assert (data["HEADWAY_DEVICE"], data["HEADWAY_FRONTENDS"]) == ("tensorrt", "3")
     assert objects["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOncePod"]
 
 

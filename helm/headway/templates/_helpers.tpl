@@ -60,14 +60,18 @@ HEADWAY_STORE: "sqlite+aiosqlite:////data/headway.db"
 {{- if .Values.models.existingClaim }}
 HEADWAY_MODELS: "/models"
 {{- end }}
-HEADWAY_DEVICE: {{ ternary "cuda" "cpu" .Values.gpu.enabled }}
+HEADWAY_DEVICE: {{ ternary (ternary "tensorrt" "cuda" .Values.gpu.tensorrt) "cpu" .Values.gpu.enabled }}
+HEADWAY_FRONTENDS: {{ default (ternary 1 2 .Values.gpu.enabled) $config.frontends | int64 | toString | quote }}
 HEADWAY_DRAIN_SECONDS: {{ int64 $config.drainSeconds | toString | quote }}
 HEADWAY_LOG_LEVEL: {{ $config.logLevel | quote }}
-{{- range $key, $name := dict "threads" "HEADWAY_THREADS" "queueRows" "HEADWAY_QUEUE_ROWS" "maxBatch" "HEADWAY_MAX_BATCH" "maxBodyBytes" "HEADWAY_MAX_BODY_BYTES" "residentHeads" "HEADWAY_RESIDENT_HEADS" }}
+{{- range $key, $name := dict "threads" "HEADWAY_THREADS" "queueRows" "HEADWAY_QUEUE_ROWS" "maxBatch" "HEADWAY_MAX_BATCH" "maxBodyBytes" "HEADWAY_MAX_BODY_BYTES" "residentHeads" "HEADWAY_RESIDENT_HEADS" "headBankBytes" "HEADWAY_HEAD_BANK_BYTES" "maxDelayUs" "HEADWAY_MAX_DELAY_US" }}
 {{- $value := index $config $key }}
 {{- if not (kindIs "invalid" $value) }}
 {{ $name }}: {{ int64 $value | toString | quote }}
 {{- end }}
+{{- end }}
+{{- with $config.dispatch }}
+HEADWAY_DISPATCH: {{ . | quote }}
 {{- end }}
 {{- range $name, $value := $config.extra }}
 {{ $name }}: {{ $value | quote }}
