@@ -62,6 +62,7 @@ def serve(
     settings = load(flags, file)
 
     def announce(base: str, metrics_url: str) -> None:
+        """Say where it answers, and what to try."""
         from exporters import bundle as bundles
         from service.commands.welcome import welcome
 
