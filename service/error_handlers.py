@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from service.errors import HeadwayError
 from service.protocol.body import json_response
+from service.verbs import allowed
 
 log = logging.getLogger("headway")
 
@@ -49,12 +50,14 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             text = f"there is nothing at {request.method} {request.url.path}; /docs lists what there is"
         elif error.status_code == 405:
-            text = f"{request.url.path} does not answer {request.method}"
+            text = f"{request.url.path} does not answer {request.method}; it answers {allowed(request.scope)}"
         else:
             text = str(error.detail)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
         response = error_response(request, error.status_code, code, text)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = allowed(request.scope)  # routing names one route's verbs only
         return response
 
     @app.exception_handler(Exception)
