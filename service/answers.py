@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.engine.scheduler import Result
+from service.engine.jobs import Result
 from service.errors import InvalidRequest
 from service.loaded import LoadedModel
-from service.personal.resolve import ResolvedHead
+from service.personal.resolved import ResolvedHead
 from service.protocol import classification, oip
 from service.protocol.tensors import Tensor
 

@@ -32,9 +32,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         metrics_route: whether `/metrics` is answered here, not only on a port of its own.
     """
     registry = Registry(settings)
-    metrics = Metrics(registry)
-    own = Services(settings, registry, metrics)
-    own.plane = DataPlane(own)
+    metrics = Metrics(registry, settings.device)
+    own = Services(settings, registry, metrics, DataPlane(registry, metrics, settings.max_body_bytes))
     registry.on_batch, registry.on_unload = metrics.batch, metrics.forget
 
     @asynccontextmanager
@@ -50,7 +49,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         try:
             yield
         finally:
-            own.draining = True
+            own.plane.draining = True
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
             await registry.retired()
@@ -70,7 +69,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
         @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus")
         async def scrape(request: Request) -> Response:
-            return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+            return Response(generate_latest(metrics.exposed), media_type=CONTENT_TYPE_LATEST)
 
     error_handlers.install(app)
     app.add_middleware(Verbs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.engine.machine import this_machine
 
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 
@@ -39,6 +42,12 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="ONNX Runtime threads inside one forward; 0: half the usable cores, 1 to 4 (1 on a GPU)"
     )
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that answer predictions; 1: the service's own; 0: one a core, at most 8 (on a GPU 1)",
+    )
     max_batch: int = Field(64, ge=1, description="most rows in one forward")
     max_delay_us: int = Field(
         0,
@@ -63,6 +72,17 @@ class Settings(BaseSettings):
     )
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
+
+    def resolved(self) -> Settings:
+        """Return the same with the number of front ends chosen, where it is left to the machine.
+
+        Raises:
+            ConfigError: this system cannot do what is asked for.
+        """
+        most = this_machine().frontends if self.device == "cpu" else 1
+        if self.frontends > 1 and not hasattr(os, "memfd_create"):
+            raise ConfigError(f"frontends {self.frontends}: more than one process needs Linux; use --frontends 1")
+        return self.model_copy(update={"frontends": self.frontends or most})
 
 
 def load(flags: dict[str, Any], file: Path | None = None) -> Settings:

@@ -7,21 +7,26 @@ uvicorn's own way to the application, whose routes hand it to the same data plan
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import time
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.data_plane import Call, DataPlane
+from service.call import Call
+from service.config import Settings
+from service.data_plane import DataPlane
 from service.observability import request_id_of
 from service.protocol.body import patience, stalled
-from service.state import Services
 
 _PATH = re.compile(
     rb"/v2/models/([^/?]+)(?:/versions/([^/?]+)(?=/infer))?/(infer|predict|features)(?:\?(.*))?", re.DOTALL
 )
+YOUNG_OBJECTS = 10_000
+"""Container objects made between collections: requests leave no cycles, and sixty-four under way hold thousands."""
 _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 
 
@@ -56,14 +61,11 @@ class _Exchange:
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    services: Services
-    """The running service; set on a subclass by `protocol_of`."""
+    plane: DataPlane
+    """What answers; set on a subclass by `protocol_of`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = self.services.settings
-        self._plane: DataPlane = self.services.plane
-        self._max_body = settings.max_body_bytes
         self._exchange: _Exchange | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
@@ -101,7 +103,7 @@ class Protocol(HttpToolsProtocol):
             if path is not None and self.parser.get_method() == b"POST":
                 headers = dict(self.headers)
                 length = headers.get(b"content-length", b"0")
-                if _UNUSUAL.isdisjoint(headers) and len(length) < 12 and int(length) <= self._max_body:
+                if _UNUSUAL.isdisjoint(headers) and len(length) < 12 and int(length) <= self.plane.max_body:
                     keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
                     self._exchange = _Exchange(path, headers, keep_alive)
                     self.cycle = self._exchange  # type: ignore[assignment]
@@ -129,7 +131,7 @@ class Protocol(HttpToolsProtocol):
         exchange.more_body = False
         body = exchange.body[0] if len(exchange.body) == 1 else b"".join(exchange.body)
         exchange.body = []
-        self._plane.begin(self._call(exchange, body))
+        self.plane.begin(self._call(exchange, body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what the client no longer waits for."""
@@ -143,7 +145,7 @@ class Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = None
         if exchange is not None and exchange.call is not None:
             call, exchange.call = exchange.call, None
-            self._plane.cancel(call)
+            self.plane.cancel(call)
 
     def timeout_keep_alive_handler(self) -> None:
         """Close a connection that has been idle for the whole time, else look again."""
@@ -193,7 +195,7 @@ class Protocol(HttpToolsProtocol):
             self._stall = self.loop.call_later(left, self._stalled)
             return
         exchange.keep_alive = exchange.more_body = False
-        self._plane.fail(self._call(exchange, b""), stalled(size))
+        self.plane.fail(self._call(exchange, b""), stalled(size))
 
     def _call(self, exchange: _Exchange, body: bytes) -> Call:
         name, version, endpoint, query = exchange.path.groups()
@@ -215,6 +217,27 @@ def _text(quoted: bytes) -> str:
     return unquote(quoted.decode("latin-1")) if b"%" in quoted else quoted.decode("latin-1")
 
 
-def protocol_of(services: Services) -> type[Protocol]:
+def protocol_of(plane: DataPlane) -> type[Protocol]:
     """Return the protocol class of a running service."""
-    return type("ServiceProtocol", (Protocol,), {"services": services})
+    return type("ServiceProtocol", (Protocol,), {"plane": plane})
+
+
+def config_of(app: Any, protocol: type[Protocol], settings: Settings, **options: Any) -> uvicorn.Config:
+    """Return uvicorn's configuration for connections of the service."""
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_keep_alive=75,
+        **options,
+    )
+
+
+def keep_collections_short() -> None:
+    """Let the garbage collector not look again at what start-up or loading made: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)

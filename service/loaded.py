@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle import Bundle, Manifest
 from service.engine.head_bank import HeadBank
+from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
@@ -33,13 +34,16 @@ class LoadedModel:
         scope: where heads of this model are valid.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
+        serial: its number among all that were ever loaded, by which processes name it to each other.
     """
 
     bundle: Bundle
     runtime: Runtime
     scheduler: Scheduler
-    bank: HeadBank
-    statistics: ModelStatistics = field(default_factory=ModelStatistics)
+    memory: ModelMemory
+    statistics: ModelStatistics
+    serial: int
+    resident: HeadBank | None
     uses: int = 0
     scope: Scope = field(init=False)
     label_bytes: NDArray[Any] = field(init=False)
@@ -57,6 +61,12 @@ class LoadedModel:
     def version(self) -> int:
         """The version's number."""
         return self.bundle.manifest.version
+
+    @property
+    def bank(self) -> HeadBank:
+        """Its resident heads, in the process that owns the store."""
+        assert self.resident is not None
+        return self.resident
 
     @contextmanager
     def used(self) -> Iterator[LoadedModel]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -11,14 +12,17 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import __version__
-from service.engine.scheduler import BatchReport, Result
+from service.catalogue import Catalogue
+from service.engine.jobs import BatchReport, Result
+from service.engine.statistics import Cell
+from service.frontends.folder import VARIABLE
 from service.loaded import LoadedModel
-from service.personal.resolve import ResolvedHead
-from service.registry import Registry
+from service.personal.resolved import ResolvedHead
 
 log = logging.getLogger("headway.access")
 
@@ -34,10 +38,14 @@ _sequence = itertools.count(secrets.randbits(16))
 
 
 class Metrics:
-    """All metrics of one service, in a registry of its own."""
+    """All metrics of one service, in registries of its own.
 
-    def __init__(self, models: Registry) -> None:
-        self.registry = r = CollectorRegistry()
+    Attributes:
+        exposed: what a scrape gets; where several processes serve, of all of them.
+    """
+
+    def __init__(self, models: Catalogue, device: str = "") -> None:
+        r = CollectorRegistry()
         self.requests = Counter(
             "headway_requests", "Requests answered.", ["model", "version", "endpoint", "code"], registry=r
         )
@@ -69,10 +77,19 @@ class Metrics:
         self.predictions = Counter(
             "headway_predictions", "Rows predicted, by kind of head.", ["model", "head"], registry=r
         )
-        self.store_up = Gauge("headway_store_up", "1 while the store answers.", registry=r)
-        build = Gauge("headway_build_info", "What is running.", ["version", "provider", "torch_free"], registry=r)
-        build.labels(__version__, models.device, "true").set(1)
-        r.register(_Levels(models))
+        # Of several processes, that which keeps the store sets it.
+        self.store_up = Gauge(
+            "headway_store_up", "1 while the store answers.", registry=r, multiprocess_mode="mostrecent"
+        )
+        build = Gauge(
+            "headway_build_info", "What is running.", ["version", "provider", "torch_free"],
+            registry=r, multiprocess_mode="max",
+        )  # fmt: skip
+        if device:
+            build.labels(__version__, device, "true").set(1)
+        self.exposed = CollectorRegistry()
+        self.exposed.register(_OfAllProcesses(r))
+        self.exposed.register(_Levels(models))
         self._served: dict[LoadedModel, _Served] = {}
         self._requests: dict[tuple[LoadedModel | None, str, int], tuple[Counter, Histogram]] = {}
 
@@ -141,10 +158,27 @@ class _Served(NamedTuple):
     shared: Counter
 
 
+class _OfAllProcesses(Collector):
+    """What the processes of a service have counted, where there are several; else what this one has."""
+
+    def __init__(self, own: CollectorRegistry) -> None:
+        self._own = own
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the families, those without series too."""
+        folder = os.environ.get(VARIABLE)
+        if folder is None:
+            yield from self._own.collect()
+            return
+        together = {metric.name: metric for metric in MultiProcessCollector(None, folder).collect()}  # type: ignore[no-untyped-call]
+        for metric in self._own.collect():
+            yield together.get(metric.name, Metric(metric.name, metric.documentation, metric.type))
+
+
 class _Levels(Collector):
     """Levels read at scrape time: rows pending and resident heads."""
 
-    def __init__(self, models: Registry) -> None:
+    def __init__(self, models: Catalogue) -> None:
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
@@ -159,11 +193,13 @@ class _Levels(Collector):
         }
         for name, loaded in self._models.by_name().items():
             live = [m for m in loaded if isinstance(m, LoadedModel)]
-            pending.add_metric([name], sum(m.scheduler.pending for m in live))
+            pending.add_metric([name], sum(int(m.memory.counts[:, Cell.PENDING].sum()) for m in live))
             resident.add_metric([name], sum(len(m.bank) for m in live))
             size.add_metric([name], sum(m.bank.nbytes for m in live))
             for what, family in counts.items():
-                family.add_metric([name], sum(getattr(m.bank, what) for m in live))
+                elsewhere = {"hits": Cell.HITS, "misses": Cell.MISSES}.get(what)
+                counted = sum(int(m.memory.counts[1:, elsewhere].sum()) for m in live if elsewhere is not None)
+                family.add_metric([name], sum(getattr(m.bank, what) for m in live) + counted)
             for m in loaded:
                 ready.add_metric([name, str(m.version)], float(isinstance(m, LoadedModel)))
         yield from (pending, resident, size, ready, *counts.values())

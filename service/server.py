@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -15,36 +16,66 @@ from prometheus_client import start_http_server
 from exporters import bundle as bundles
 from service.app import create_app
 from service.config import ConfigError, Settings
-from service.http import protocol_of
+from service.frontends.folder import SOCKET, VARIABLE
+from service.frontends.supervisor import FrontendError, Frontends
+from service.http import config_of, keep_collections_short, protocol_of
 from service.personal.store import Store
 from service.state import Services
 
-YOUNG_OBJECTS = 10_000
-"""Container objects made between collections: requests leave no cycles, and sixty-four under way hold thousands."""
+log = logging.getLogger("headway")
 
 Announce = Callable[[str, str], None]
 
 
 class _Server(uvicorn.Server):
-    """Says "not ready" from the moment a signal arrives, while requests in flight finish."""
+    """Says "not ready" from the moment a signal arrives, while requests in flight finish.
 
-    def __init__(self, config: uvicorn.Config, services: Services, announce: Callable[[], None]) -> None:
+    With front ends, `listener` is for the connections that they are given, and this server's own socket for them.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        services: Services,
+        announce: Callable[[], None],
+        listener: socket.socket | None = None,
+    ) -> None:
         super().__init__(config)
-        self._services, self._announce = services, announce
+        self._services, self._announce, self._listener = services, announce, listener
+        self._frontends: Frontends | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain."""
-        self._services.draining = True
+        self._services.plane.draining = True
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say where the service listens."""
         await super().startup(sockets)
+        if self.started and self._listener is not None:
+            settings = self._services.settings
+            self._frontends = Frontends(self._services, settings, self._listener, str(self.config.uds), self._protocol)
+            try:
+                await self._frontends.start()
+            except FrontendError as e:
+                log.error("%s", e)
+                self.should_exit = True
+                return
         if self.started:
-            gc.collect()
-            gc.freeze()  # what start-up made lives as long as the process: keep collections short
-            gc.set_threshold(YOUNG_OBJECTS, 10, 10)
+            keep_collections_short()
             self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let front ends end before what they need."""
+        if self._frontends is not None:
+            await self._frontends.stop(self._services.settings.drain_seconds, lambda: self.force_exit)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
 
 def serve(settings: Settings, announce: Announce) -> bool:
@@ -73,23 +104,21 @@ def serve(settings: Settings, announce: Announce) -> bool:
     metrics_url = f"{base}/metrics"
     if not shared_port:
         try:
-            http, _ = start_http_server(settings.metrics_port, settings.host, services.metrics.registry)
+            http, _ = start_http_server(settings.metrics_port, settings.host, services.metrics.exposed)
         except OSError as e:
             raise ConfigError(
                 f"metrics port {settings.metrics_port} cannot be had: {e.strerror}; choose another with --metrics-port"
             ) from e
         metrics_url = f"http://{_shown(settings.host)}:{http.server_port}/metrics"
-    config = uvicorn.Config(
-        app,
-        http=protocol_of(services),
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=settings.drain_seconds,
-        timeout_keep_alive=75,
-    )
-    server = _Server(config, services, lambda: announce(base, metrics_url))
-    server.run(sockets=[listener])
+    protocol, announced = protocol_of(services.plane), lambda: announce(base, metrics_url)
+    if settings.frontends <= 1:
+        server = _Server(config_of(app, protocol, settings), services, announced)
+        server.run(sockets=[listener])
+    else:
+        path = str(Path(os.environ[VARIABLE]) / SOCKET)
+        config = config_of(app, protocol, settings, uds=path, date_header=False, server_header=False)
+        server = _Server(config, services, announced, listener)
+        server.run()
     return server.started
 
 

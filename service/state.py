@@ -34,8 +34,7 @@ class Services:
     settings: Settings
     models: Registry
     metrics: Metrics
-    draining: bool = False
-    plane: DataPlane = field(init=False)
+    plane: DataPlane
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
@@ -44,7 +43,7 @@ class Services:
     def opened(self, store: Store) -> None:
         """Take the opened store into use; the service is ready when its models are."""
         self._store = store
-        self._resolver = Resolver(store)
+        self.plane.heads = self._resolver = Resolver(store)
         self._calibrator = Calibrator(store, self._resolver)
         self._problems = []
 
@@ -54,6 +53,11 @@ class Services:
         if self.draining:
             return ["draining"]
         return self._problems or self.models.problems()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is ending."""
+        return self.plane.draining
 
     @property
     def store(self) -> Store:

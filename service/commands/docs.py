@@ -37,7 +37,7 @@ def metrics_table() -> str:
     """Every metric: name, type, labels, meaning."""
     services: Services = create_app(Settings()).state.services
     lines = ["| metric | type | labels | meaning |", "|--|--|--|--|"]
-    for family in services.metrics.registry.collect():
+    for family in services.metrics.exposed.collect():
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in _labels(services, family.name))
         lines.append(f"| `{name}` | {family.type} | {labels or '–'} | {family.documentation} |")

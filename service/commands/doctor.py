@@ -25,10 +25,11 @@ from service.config import ConfigError, Settings
 from service.engine.machine import this_machine
 from service.engine.runtime import DEVICES
 from service.loaded import LoadedModel
+from service.loading import threads_of
 from service.personal.database import connect
 from service.personal.records import StoreError
 from service.personal.store import Store
-from service.registry import Registry, threads_of
+from service.registry import Registry
 from service.server import listen
 
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -100,9 +101,16 @@ def _machine(settings: Settings) -> Iterator[Finding]:
         f"{machine.cores} usable cores (affinity {machine.affinity}, {quota}, cgroup {machine.cgroup or 'none'}), "
         f"memory {memory}",
     )
+    of_processes = "as set" if settings.frontends else "chosen by the machine"
     chosen = "as set" if settings.threads else "chosen by the machine"
     given = {name: os.environ[name] for name in BLAS if name in os.environ}
     blas = ", ".join(f"{name}={value}" for name, value in given.items()) or "1 (set by `headway serve`)"
+    settings = settings.resolved()
+    yield Finding(
+        "processes",
+        f"{settings.frontends} answering predictions, {of_processes}"
+        + (", and one that keeps the store" if settings.frontends > 1 else ""),
+    )
     yield Finding("threads", f"{threads_of(settings)} inside one forward, {chosen}; BLAS {blas}")
 
 

@@ -1,49 +1,53 @@
-"""Resident heads: rows of contiguous arrays, so that a batch of a thousand users costs one gather."""
+"""Resident heads: which user's head is in which slot, and which one makes room."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from models.heads.head import Head, softmax
+from models.heads.head import Head
+from service.engine.head_table import SHARED, HeadTable
 from service.errors import TooManyRequests
 
 SPARE_SLOTS = 16384 + 1
 """Rows beyond the capacity: the shared head's, and those of heads dropped or taken while requests hold every other."""
-SHARED = 0
-"""Slot of the shared head."""
+SECOND_CHANCES = 64
+"""Heads passed over at one eviction, because another process has used them since they were last looked at."""
 
 Key = tuple[str, int]
+
+
+class _Idle(NamedTuple):
+    key: Key
+    since: float
+
+
+def capacity_of(k: int, d: int, heads: int, max_bytes: int) -> int:
+    """Heads `(K, d)` that may be resident: so many, as far as they fit into `max_bytes`, and at least one."""
+    return max(1, min(heads, max_bytes // (4 * k * (d + 1))))
 
 
 class HeadBank:
     """Heads by (user, version) in slots, least recently used ones evicted; slot 0 is the shared head.
 
-    A slot that a queued request refers to is pinned and keeps its head until that request is answered. All methods
-    but `logits` and `scores` belong to the event loop's thread; those two may run on the engine's, for they only read
-    pinned rows.
+    A slot that a queued request refers to is pinned and keeps its head until that request is answered. Where other
+    processes read the table too, a head also stays for `lease` seconds after it was last held here, and what they have
+    used is passed over (they mark it in the table). All methods belong to the event loop's thread.
     """
 
-    def __init__(self, shared: Head, capacity: int, *, max_bytes: int = 1 << 62) -> None:
-        k, d = shared.weight.shape
-        head_bytes: int = 4 * k * (d + 1)
-        self._capacity: int = max(1, min(capacity, max_bytes // head_bytes))
-        # Pages of zeros are not taken from the system before they are written: rows cost nothing until they are used.
-        rows = self._capacity + SPARE_SLOTS
-        self._weight = np.zeros((rows, k, d), np.float32)
-        self._bias = np.zeros((rows, k), np.float32)
-        self._weight[SHARED], self._bias[SHARED] = shared.weight, shared.bias
-        self._head_bytes = head_bytes
+    def __init__(self, shared: Head, capacity: int, *, table: HeadTable | None = None, lease: float = 0.0) -> None:
+        self._capacity, self._lease = capacity, lease
+        self.table = HeadTable(capacity + SPARE_SLOTS, *shared.weight.shape) if table is None else table
+        self.table.put(SHARED, shared)
         self._slots: dict[Key, int] = {}
-        self._idle: OrderedDict[int, Key] = OrderedDict()  # resident and not held, the one let go first in front
+        self._idle: OrderedDict[int, _Idle] = OrderedDict()  # resident and not held, the one let go first in front
         self._keys: dict[int, Key] = {}
         self._versions: dict[str, set[int]] = {}
-        self._pins = [0] * rows
+        self._pins = [0] * self.table.slots
         self._orphans: set[int] = set()
-        self._free = list(range(rows - 1, SHARED, -1))  # the end is taken first
+        self._free = list(range(self.table.slots - 1, SHARED, -1))  # the end is taken first
         self.hits = self.misses = self.evictions = 0
 
     def __len__(self) -> int:
@@ -52,7 +56,7 @@ class HeadBank:
     @property
     def nbytes(self) -> int:
         """Bytes that resident heads take."""
-        return (len(self._slots) + len(self._orphans)) * self._head_bytes
+        return (len(self._slots) + len(self._orphans)) * self.table.head_bytes
 
     @property
     def capacity(self) -> int:
@@ -78,7 +82,7 @@ class HeadBank:
         slot = self._slots.get(key)
         if slot is None:
             slot = self._take()
-            self._weight[slot], self._bias[slot] = head.weight, head.bias
+            self.table.put(slot, head)
             self._slots[key], self._keys[slot] = slot, key
             self._versions.setdefault(key[0], set()).add(key[1])
         self._hold(slot)
@@ -96,7 +100,7 @@ class HeadBank:
                 self._orphans.remove(slot)
                 self._release(slot)
             else:
-                self._idle[slot] = self._keys[slot]
+                self._rest(slot)
 
     def forget(self, user: str) -> int:
         """Drop every head of a user; returns how many there were."""
@@ -106,25 +110,16 @@ class HeadBank:
             self._drop((user, number))
         return gone
 
-    def logits(self, z: NDArray[np.float32], slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Apply to each row of `z (n, d)` the head in its slot; `(n, K)`."""
-        weight, bias = self._weight, self._bias
-        first = slots[0]
-        if len(slots) == 1 or (slots == first).all():
-            return np.asarray(z @ weight[first].T + bias[first])
-        return np.asarray(np.matmul(weight[slots], z[:, :, None])[:, :, 0] + bias[slots])
-
-    def scores(self, z: NDArray[np.float32], slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return logits and, behind them, probabilities, `(n, 2 K)`: once a batch, for what numpy costs is the call."""
-        logits = self.logits(z, slots)
-        return np.concatenate([logits, softmax(logits)], axis=1)
-
     def _hold(self, slot: int) -> None:
         self._pins[slot] += 1
         self._idle.pop(slot, None)
 
+    def _rest(self, slot: int) -> None:
+        self._idle[slot] = _Idle(self._keys[slot], time.monotonic() if self._lease else 0.0)
+
     def _drop(self, key: Key) -> None:
         slot = self._slots.pop(key)
+        self.table.give_up(slot)
         del self._keys[slot]
         self._idle.pop(slot, None)
         numbers = self._versions[key[0]]
@@ -137,17 +132,32 @@ class HeadBank:
             self._release(slot)
 
     def _release(self, slot: int) -> None:
-        self._weight[slot] = 0.0
-        self._bias[slot] = 0.0
+        self.table.clear(slot)
         self._free.append(slot)
 
     def _take(self) -> int:
         # More than one goes where the bank grew past its capacity while requests held every head.
-        while self._idle and len(self._slots) >= self._capacity:
+        while len(self._slots) >= self._capacity:
+            oldest = self._oldest()
+            if oldest is None:
+                break
             self.evictions += 1
-            self._drop(next(iter(self._idle.values())))
+            self._drop(oldest)
         if not self._free:
             raise TooManyRequests(
-                f"all {len(self._pins) - 1} places of resident heads are held by requests that wait", retry_after=1
+                f"all {self.table.slots - 1} places of resident heads are held by requests that wait", retry_after=1
             )
         return self._free.pop()
+
+    def _oldest(self) -> Key | None:
+        """Return the head to let go next, or None where each is held or leased."""
+        for _ in range(min(SECOND_CHANCES, len(self._idle))):
+            slot, idle = next(iter(self._idle.items()))
+            if self._lease and idle.since + self._lease > time.monotonic():
+                return None
+            if not self.table.used[slot]:
+                return idle.key
+            self.table.used[slot] = 0
+            self._idle.move_to_end(slot)
+            self._rest(slot)
+        return next(iter(self._idle.values())).key if self._idle else None

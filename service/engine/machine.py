@@ -10,6 +10,7 @@ from pathlib import Path
 
 CGROUPS = Path("sys/fs/cgroup")
 MOST_THREADS = 4
+MOST_FRONTENDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,15 @@ class Machine:
         At most 4. On the 2 cores that it was measured on, one thread was the fastest.
         """
         return min(MOST_THREADS, max(1, self.cores // 2))
+
+    @property
+    def frontends(self) -> int:
+        """Processes that answer, where nobody says how many: one a core, at most 8."""
+        return min(MOST_FRONTENDS, self.cores) if hasattr(os, "memfd_create") else 1
+
+    def threads_of(self, frontends: int) -> int:
+        """Threads of one forward in each of so many processes."""
+        return self.threads if frontends == 1 else min(MOST_THREADS, max(1, self.cores // frontends))
 
 
 def this_machine(root: Path = Path("/"), affinity: int | None = None) -> Machine:

@@ -9,26 +9,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import Padding
-from service.errors import DeadlineExceeded, TooManyRequests, Unavailable
+from service.engine.jobs import Array, BatchReport, Done, Job, Outcome, Result, late, resolve
+from service.errors import TooManyRequests, Unavailable
 
 log = logging.getLogger("headway")
 
-PRIORITY_STEP = 0.05
-"""Seconds that one level of priority is worth: a request a level lower that came so much earlier goes first."""
-BULK_STEP = 0.5
-"""Seconds that a bulk request has waited when it begins to go before predictions."""
-LOWEST_PRIORITY = 8
 TURN_SECONDS = 0.004
 """About how long one batch may hold the event loop, when it runs there."""
-
-Array = NDArray[Any]
 
 
 class Forward(Protocol):
@@ -39,55 +32,6 @@ class Forward(Protocol):
 
 
 ApplyHeads = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchReport:
-    """Durations of one batch in seconds, and its rows; for metrics."""
-
-    rows: int
-    gathering: float
-    inference: float
-    heads: float
-    pending: int
-
-
-@dataclass(slots=True)
-class Result:
-    """What a request gets: features `(n, d)`, its heads' scores if they were asked for, and durations in seconds."""
-
-    features: NDArray[np.float32]
-    scores: NDArray[np.float32] | None
-    queue: float
-    inference: float
-    heads: float
-
-
-Done = Callable[[Result | Exception], None]
-
-
-class Job:
-    """One request's rows on their way through the scheduler."""
-
-    __slots__ = (
-        "bulk", "deadline", "done", "done_rows", "dropped", "heads", "inference", "key", "length", "loop", "parts",
-        "queued", "rows", "slots", "taken", "turn", "wait", "x",
-    )  # fmt: skip
-
-    def __init__(self, x: Array, slots: NDArray[np.int64] | None, done: Done, loop: asyncio.AbstractEventLoop) -> None:
-        self.x, self.slots, self.done, self.loop = x, slots, done, loop
-        self.rows = len(x)
-        self.taken = self.done_rows = 0
-        self.bulk = self.dropped = False
-        self.queued = self.turn = self.wait = self.inference = self.heads = 0.0
-        self.deadline = float("inf")
-        self.key: Hashable = None
-        self.length = 0
-        self.parts: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
-
-    def cancel(self) -> None:
-        """Give up: rows not yet in a batch never run, and `done` is not called."""
-        self.dropped, self.done = True, _nobody
 
 
 Piece = tuple[Job, int, int]
@@ -104,6 +48,8 @@ class Scheduler:
 
     `inline` runs batches on the event loop itself, at the end of the turn in which the rows came: for models whose
     forward is shorter than handing rows to a thread and back. Others have a thread of their own.
+
+    `level`, a number in memory that others may read, is kept at the rows that wait.
     """
 
     def __init__(
@@ -113,21 +59,24 @@ class Scheduler:
         apply_heads: ApplyHeads,
         *,
         max_batch: int = 64,
-        queue_rows: int = 16384,
+        queue_rows: int = 4096,
         max_delay: float = 0.0,
         padding: Padding | None = None,
         inline: bool = False,
         on_batch: Callable[[BatchReport], None] = lambda _: None,
+        level: memoryview | None = None,
     ) -> None:
         self._forward, self._apply_heads, self._on_batch = forward, apply_heads, on_batch
         self._max_batch, self._queue_rows, self._max_delay, self._inline = max_batch, queue_rows, max_delay, inline
         self._padding = padding
         self._lanes: dict[Hashable, deque[Job]] = {}
         self._pending = [0, 0]
+        self._level = memoryview(bytearray(8)).cast("q") if level is None else level
         self._row_seconds = 0.0
         self._condition = threading.Condition()
         self._stopping = False
         self._turn_due = False
+        self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
         if not inline:
             self._thread = threading.Thread(target=self._work, name=f"engine-{name}", daemon=True)
@@ -168,22 +117,8 @@ class Scheduler:
             DeadlineExceeded: there is no time left.
             Unavailable: the scheduler has been stopped.
         """
-        now = time.monotonic()
-        length = 0
-        if self._padding is not None:
-            length = x.shape[self._padding.axis]
-            x = padded(x, self._padding)
-        job = Job(x, slots, done, asyncio.get_running_loop())
-        job.length = length
-        job.queued, job.bulk = now, bulk
-        if timeout is not None:
-            if timeout <= 0:
-                raise DeadlineExceeded("the timeout passed before the request was queued")
-            job.deadline = now + timeout
-        level = BULK_STEP if bulk else PRIORITY_STEP * (1.5 if priority == 0 else min(priority, LOWEST_PRIORITY))
-        job.turn = now + level
-        job.key = (x.shape[1:], bulk)
-        lane = (job.key, level)
+        job = Job(x, slots, done, padding=self._padding, timeout=timeout, priority=priority, bulk=bulk)
+        lane = (job.key, job.level)
         with self._condition:
             if self._stopping:
                 raise Unavailable("the model is being unloaded", retry_after=1)
@@ -198,14 +133,19 @@ class Scheduler:
                 queue = self._lanes[lane] = deque()
             queue.append(job)
             self._pending[bulk] += job.rows
+            self._level[0] = waiting + job.rows + self._pending[not bulk]
             if not self._inline:
                 self._condition.notify()
             elif not self._turn_due:
                 self._turn_due = True
-                if self._max_delay:
-                    job.loop.call_later(self._max_delay, self._inline_turn, job.loop)
+                if self._max_delay and self.pending < self._max_batch:
+                    self._timer = job.loop.call_later(self._max_delay, self._inline_turn, job.loop)
                 else:
                     job.loop.call_soon(self._inline_turn, job.loop)
+            elif self._timer is not None and self.pending >= self._max_batch:  # a full batch waits for nobody
+                self._timer.cancel()
+                self._timer = None
+                job.loop.call_soon(self._inline_turn, job.loop)
         return job
 
     async def submit(
@@ -251,15 +191,16 @@ class Scheduler:
     def _inline_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run one batch on the event loop; what is left has the loop's next turn, after new requests were read."""
         with self._condition:
-            self._turn_due = False
+            self._turn_due, self._timer = False, None
             batch, expired = self._take(self._turn_rows())
             if self._lanes:
                 self._turn_due = True
                 loop.call_soon(self._inline_turn, loop)
             elif self._stopping:
                 self._condition.notify_all()
-        outcomes = [(job, _late()) for job in expired]
-        _resolve([*outcomes, *self._run(batch)] if batch else list(outcomes))
+        resolve((job, late()) for job in expired)
+        if batch:
+            resolve(self._run(batch))
 
     def _turn_rows(self) -> int:
         if not self._row_seconds:
@@ -281,7 +222,7 @@ class Scheduler:
                     )
                 batch, expired = self._take(self._max_batch)
             if expired:
-                self._deliver([(job, _late()) for job in expired])
+                self._deliver([(job, late()) for job in expired])
             if batch:
                 self._deliver(self._run(batch))
 
@@ -321,9 +262,10 @@ class Scheduler:
                 lane.popleft()
                 if not lane:
                     del lanes[name]
+        self._level[0] = self._pending[0] + self._pending[1]
         return batch, expired
 
-    def _run(self, batch: list[Piece]) -> list[tuple[Job, Result | Exception]]:
+    def _run(self, batch: list[Piece]) -> list[Outcome]:
         """Run one batch; returns the requests that are complete by it."""
         begin = time.monotonic()
         try:
@@ -346,28 +288,19 @@ class Scheduler:
         seconds = (end - begin) / len(features)
         self._row_seconds = seconds if not self._row_seconds else 0.9 * self._row_seconds + 0.1 * seconds
         try:
-            self._on_batch(
-                BatchReport(len(features), gathered - begin, forwarded - gathered, end - forwarded, self.pending)
-            )
+            self._on_batch(BatchReport(len(features), gathered - begin, forwarded - gathered, end - forwarded))
         except Exception:  # metrics must not end the engine, on which every request waits
             log.exception("the report of a batch failed")
-        finished: list[tuple[Job, Result | Exception]] = []
+        finished: list[Outcome] = []
         at = 0
         for job, lo, hi in batch:
             n = hi - lo
             own = None
             if job.slots is not None and scores is not None:
                 own = scores[at : at + n] if rows is None else scores[rows[at : at + n]]
-            job.inference += forwarded - gathered
-            job.heads += end - forwarded
-            if n == job.rows:
-                result = Result(features[at : at + n], own, job.wait, job.inference, job.heads)
+            result = job.answered(features[at : at + n], own, forwarded - gathered, end - forwarded)
+            if result is not None:
                 finished.append((job, result))
-            else:
-                job.parts.append((features[at : at + n], own))
-                job.done_rows += n
-                if job.done_rows == job.rows:
-                    finished.append((job, _joined(job)))
             at += n
         return finished
 
@@ -387,44 +320,11 @@ class Scheduler:
         return self._apply_heads(features[wanting], every[wanting]), np.cumsum(wanting) - 1
 
     @staticmethod
-    def _deliver(outcomes: list[tuple[Job, Result | Exception]]) -> None:
+    def _deliver(outcomes: list[Outcome]) -> None:
         """Hand results over with one wake-up of each loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Result | Exception]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
         for item in outcomes:
             by_loop.setdefault(item[0].loop, []).append(item)
         for loop, items in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
-                loop.call_soon_threadsafe(_resolve, items)
-
-
-def _nobody(_: Result | Exception) -> None:
-    """Nobody waits for this job any more."""
-
-
-def padded(x: Array, padding: Padding) -> Array:
-    """Fill windows up along their variable axis, so that those of nearly one length share a batch."""
-    missing = padding.padded(x.shape[padding.axis]) - x.shape[padding.axis]
-    if not missing:
-        return x
-    widths = [(0, missing if axis == padding.axis else 0) for axis in range(x.ndim)]
-    return np.pad(x, widths, constant_values=np.asarray(padding.value, x.dtype))
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("the timeout passed while the request waited")
-
-
-def _joined(job: Job) -> Result:
-    features = np.concatenate([part[0] for part in job.parts])
-    pieces = [part[1] for part in job.parts if part[1] is not None]
-    return Result(features, np.concatenate(pieces) if pieces else None, job.wait, job.inference, job.heads)
-
-
-def _resolve(items: list[tuple[Job, Result | Exception]]) -> None:
-    for job, outcome in items:
-        job.dropped = True
-        done, job.done = job.done, _nobody  # the request holds the job, and the job not the request: no cycle is left
-        try:
-            done(outcome)
-        except Exception:  # one request's answer must not cost its neighbours theirs
-            log.exception("answering a request failed")
+                loop.call_soon_threadsafe(resolve, items)

@@ -1,100 +1,127 @@
-"""What a model has done since it was loaded, in the shape of Triton's statistics extension."""
+"""What a model has done since it was loaded, in the shape of Triton's statistics extension.
+
+Counts are 64-bit numbers in memory that the processes serving a model share, a row for each: none waits for another,
+and what a process counted outlives it.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
-from service.engine.scheduler import BatchReport, Result
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.jobs import BatchReport, Result
 
 
-@dataclass(slots=True)
-class _Total:
-    count: int = 0
-    ns: int = 0
+class Cell(IntEnum):
+    """Where in a row of counts each number is; durations are in ns."""
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.ns += int(seconds * 1e9)
-
-    def shown(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
-
-
-@dataclass(slots=True)
-class _Batches:
-    gathering: _Total = field(default_factory=_Total)
-    inference: _Total = field(default_factory=_Total)
-    heads: _Total = field(default_factory=_Total)
-
-    def shown(self) -> dict[str, dict[str, int]]:
-        return {
-            "compute_input": self.gathering.shown(),
-            "compute_infer": self.inference.shown(),
-            "compute_output": self.heads.shown(),
-        }
+    LAST_INFERENCE = 0
+    ROWS = 1
+    BATCHES = 2
+    SUCCESS = 3
+    SUCCESS_NS = 4
+    FAIL = 5
+    FAIL_NS = 6
+    QUEUE = 7
+    QUEUE_NS = 8
+    PENDING = 9
+    HITS = 10
+    MISSES = 11
+    SIZES = 12
 
 
-@dataclass(slots=True)
+_PER_SIZE = 4  # batches of a size: how many, and ns of gathering, forward and heads
+
+
+def cells(largest_batch: int) -> int:
+    """Numbers in a row of counts."""
+    return Cell.SIZES + _PER_SIZE * (largest_batch + 1)
+
+
 class ModelStatistics:
-    """Counts and durations of one version. Requests are counted on the event loop, batches where they run."""
+    """One process's counts of one version. Requests are counted on the event loop, batches where they run.
 
-    last_inference: int = 0
-    rows: int = 0
-    batches: int = 0
-    success: _Total = field(default_factory=_Total)
-    fail: _Total = field(default_factory=_Total)
-    queue: _Total = field(default_factory=_Total)
-    by_size: dict[int, _Batches] = field(default_factory=dict)
+    Args:
+        row: `cells(largest_batch)` int64 numbers.
+    """
+
+    def __init__(self, row: NDArray[np.int64]) -> None:
+        self._row = memoryview(row)  # type: ignore[arg-type]  # a Python number from here takes half of numpy's time
 
     def batch(self, report: BatchReport) -> None:
         """Count a batch."""
-        self.last_inference = time.time_ns() // 1_000_000  # wall clock: a moment, not a duration
-        self.rows += report.rows
-        self.batches += 1
-        sizes = self.by_size.get(report.rows)
-        if sizes is None:
-            sizes = self.by_size[report.rows] = _Batches()
-        sizes.gathering.add(report.gathering)
-        sizes.inference.add(report.inference)
-        sizes.heads.add(report.heads)
+        row, at = self._row, Cell.SIZES + _PER_SIZE * report.rows
+        row[0] = time.time_ns() // 1_000_000  # wall clock: a moment, not a duration
+        row[1] += report.rows
+        row[2] += 1
+        row[at] += 1
+        row[at + 1] += int(report.gathering * 1e9)
+        row[at + 2] += int(report.inference * 1e9)
+        row[at + 3] += int(report.heads * 1e9)
 
     def answered(self, result: Result, seconds: float) -> None:
         """Count a request that was answered after `seconds`."""
-        self.success.add(seconds)
-        self.queue.add(result.queue)
+        row = self._row
+        row[3] += 1
+        row[4] += int(seconds * 1e9)
+        row[7] += 1
+        row[8] += int(result.queue * 1e9)
 
     def failed(self, seconds: float) -> None:
         """Count a request that was refused or failed."""
-        self.fail.add(seconds)
+        self._row[Cell.FAIL] += 1
+        self._row[Cell.FAIL_NS] += int(seconds * 1e9)
 
-    def shown(self, name: str, version: int) -> dict[str, Any]:
-        """Return the entry of `model_stats`; input is the gathering of a batch, output its heads."""
-        sizes = dict(sorted(self.by_size.copy().items()))
-        parts = {
-            part: {
-                "count": sum(s.shown()[part]["count"] for s in sizes.values()),
-                "ns": sum(s.shown()[part]["ns"] for s in sizes.values()),
-            }
-            for part in ("compute_input", "compute_infer", "compute_output")
-        }
-        nothing = _Total().shown()
-        return {
-            "name": name,
-            "version": str(version),
-            "last_inference": self.last_inference,
-            "inference_count": self.rows,
-            "execution_count": self.batches,
-            "inference_stats": {
-                "success": self.success.shown(),
-                "fail": self.fail.shown(),
-                "queue": self.queue.shown(),
-                **parts,
-                "cache_hit": nothing,
-                "cache_miss": nothing,
+    @property
+    def pending(self) -> memoryview:
+        """Where the scheduler keeps the number of rows that wait."""
+        return self._row[Cell.PENDING : Cell.PENDING + 1]
+
+    def looked_up(self, *, hit: bool) -> None:
+        """Count a look-up of a head that was resident, or was not."""
+        self._row[10 if hit else 11] += 1
+
+
+def shown(name: str, version: int, counts: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the entry of `model_stats` for the `counts (processes, cells)` of a version.
+
+    `compute_input` is the gathering of a batch, `compute_output` its heads.
+    """
+    row = counts.sum(0)
+    sizes = row[Cell.SIZES :].reshape(-1, _PER_SIZE)
+    parts = ("compute_input", "compute_infer", "compute_output")
+    nothing = {"count": 0, "ns": 0}
+
+    def total(cell: Cell) -> dict[str, int]:
+        return {"count": int(row[cell]), "ns": int(row[cell + 1])}
+
+    return {
+        "name": name,
+        "version": str(version),
+        "last_inference": int(counts[:, Cell.LAST_INFERENCE].max()),
+        "inference_count": int(row[Cell.ROWS]),
+        "execution_count": int(row[Cell.BATCHES]),
+        "inference_stats": {
+            "success": total(Cell.SUCCESS),
+            "fail": total(Cell.FAIL),
+            "queue": total(Cell.QUEUE),
+            **{
+                part: {"count": int(sizes[:, 0].sum()), "ns": int(sizes[:, i].sum())} for i, part in enumerate(parts, 1)
             },
-            "response_stats": {},
-            "batch_stats": [{"batch_size": size, **s.shown()} for size, s in sizes.items()],
-            "memory_usage": [],
-        }
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "response_stats": {},
+        "batch_stats": [
+            {
+                "batch_size": size,
+                **{part: {"count": int(sizes[size, 0]), "ns": int(sizes[size, i])} for i, part in enumerate(parts, 1)},
+            }
+            for size in map(int, np.flatnonzero(sizes[:, 0]))
+        ],
+        "memory_usage": [],
+    }

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from models.heads.head import Head
-from service.engine.head_bank import SHARED
-from service.errors import Conflict, Unavailable, UnknownUser
+from service.errors import Conflict, Unavailable
 from service.loaded import LoadedModel
 from service.personal.records import Scope, StoreError
+from service.personal.resolved import POINTERS_KEPT, SHARED_HEAD, ResolvedHead, no_head
 from service.personal.store import Store
-
-POINTERS_KEPT = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedHead:
-    """The head that a row gets: its slot, and the version it is (0 = shared)."""
-
-    slot: int
-    version: int
-
-    @property
-    def kind(self) -> str:
-        """`personal` or `shared`, as answers say it."""
-        return "personal" if self.version else "shared"
-
-
-SHARED_HEAD = ResolvedHead(SHARED, 0)
 
 
 class _Fetch:
@@ -44,10 +25,14 @@ class Resolver:
     """Finds and holds the heads of requests; fetches from the store what is not resident.
 
     Active pointers are cached and written through by this process, the only writer of its SQLite store.
+
+    Attributes:
+        on_move: called when a user's pointer moves or what is known of them is dropped, before the caller is told.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.on_move: Callable[[Scope, str], None] = lambda scope, user: None
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
         self._fetching: dict[tuple[Scope, str], set[_Fetch]] = {}
         self._wanted: dict[Scope, dict[str, list[asyncio.Future[tuple[int, Head | None]]]]] = {}
@@ -118,9 +103,7 @@ class Resolver:
         async def hold(user: str | None) -> None:
             known[user] = found = await self._resolve(model, user, version)
             if user is not None and not found.version and fallback == "error" and version != 0:
-                raise UnknownUser(
-                    f"user {user!r} has no head for model {model.name!r}; calibrate first or use fallback 'shared'"
-                )
+                raise no_head(user, model.name)
 
         try:
             outcomes = await asyncio.gather(*map(hold, dict.fromkeys(users)), return_exceptions=True)
@@ -202,8 +185,9 @@ class Resolver:
                 if not future.done():
                     future.set_result(found.get(user, (0, None)))
 
-    async def has_head(self, scope: Scope, user: str) -> bool:
+    async def has_head(self, model: LoadedModel, user: str) -> bool:
         """Whether a personal head is active for a user in a feature space."""
+        scope = model.scope
         version = self._pointers.get((scope, user))
         if version is not None:
             return version > 0
@@ -233,6 +217,7 @@ class Resolver:
         model.bank.forget(user)
 
     def _outdate(self, scope: Scope, user: str) -> None:
+        self.on_move(scope, user)
         for fetch in self._fetching.get((scope, user), ()):
             fetch.stale = True
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.data_plane import Call
+from service.call import Call
 from service.protocol.body import read_body
 from service.protocol.openapi import INFER_BODY, WINDOWS_BODY
 from service.state import ModelName, VersionName, services

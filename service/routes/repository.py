@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+from service.engine.statistics import shown
 from service.errors import Unavailable
 from service.loaded import LoadedModel
 from service.protocol.body import json_response
@@ -102,7 +103,7 @@ def _accepting(draining: bool) -> None:
 
 
 def _statistics(model: LoadedModel) -> dict[str, Any]:
-    return model.statistics.shown(model.name, model.version)
+    return shown(model.name, model.version, model.memory.counts)
 
 
 def _config(model: LoadedModel, max_batch: int, max_delay_us: int) -> dict[str, Any]:

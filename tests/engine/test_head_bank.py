@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from models.heads.head import Head
-from service.engine.head_bank import SHARED, SPARE_SLOTS, HeadBank
+from service.engine.head_bank import SPARE_SLOTS, HeadBank, capacity_of
+from service.engine.head_table import SHARED
 from service.errors import TooManyRequests
 
 K, D = 3, 4
@@ -22,7 +23,7 @@ def head(value):
 
 
 def applied(bank, slot):
-    return bank.logits(Z, np.array([slot])).tolist()
+    return bank.table.logits(Z, np.array([slot])).tolist()
 
 
 def expected(value):
@@ -44,9 +45,11 @@ def filled(bank, count):
     return bank
 
 
-@pytest.mark.parametrize("limits", [{"capacity": 3}, {"capacity": 100, "max_bytes": 4 * HEAD_BYTES - 1}])
+@pytest.mark.parametrize(
+    "limits", [{"heads": 3, "max_bytes": 1 << 30}, {"heads": 100, "max_bytes": 4 * HEAD_BYTES - 1}]
+)
 def test_the_least_recently_used_is_evicted_by_count_or_by_bytes(limits):
-    bank = filled(HeadBank(head(0), **limits), 3)
+    bank = filled(HeadBank(head(0), capacity_of(K, D, **limits)), 3)
     assert bank.capacity == 3
     assert bank.nbytes == 3 * HEAD_BYTES
     assert held(bank, "u0")
@@ -57,7 +60,7 @@ def test_the_least_recently_used_is_evicted_by_count_or_by_bytes(limits):
 
 
 def test_a_limit_smaller_than_one_head_still_holds_one():
-    assert HeadBank(head(0), 10, max_bytes=1).capacity == 1
+    assert HeadBank(head(0), capacity_of(K, D, 10, 1)).capacity == 1
 
 
 def test_what_is_held_survives_eviction_and_forgetting_until_it_is_let_go():
@@ -148,9 +151,9 @@ def test_a_hundred_thousand_heads_cost_no_more_steps_than_ten():
     assert steps[0] == steps[1]
     some = np.array([many.pin((f"u{i}", 1)) for i in (7, 50_000, 99_999, 7)])
     z = np.repeat(Z, 4, 0)
-    assert many.logits(z, some).tolist() == [expected(i)[0] for i in (7, 50_000, 99_999, 7)]
+    assert many.table.logits(z, some).tolist() == [expected(i)[0] for i in (7, 50_000, 99_999, 7)]
     one = np.repeat(some[1], 4)
-    assert many.logits(z, one).tolist() == expected(50_000) * 4
+    assert many.table.logits(z, one).tolist() == expected(50_000) * 4
 
 
 class BankAgainstDict(RuleBasedStateMachine):

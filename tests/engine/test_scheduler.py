@@ -49,7 +49,7 @@ class Backbone:
 
 @contextlib.asynccontextmanager
 async def scheduling(backbone, **options):
-    scheduler = Scheduler("test", backbone, BANK.logits, **{"max_batch": MAX_BATCH, **options})
+    scheduler = Scheduler("test", backbone, BANK.table.logits, **{"max_batch": MAX_BATCH, **options})
     try:
         yield scheduler
     finally:
@@ -253,8 +253,9 @@ async def test_a_delay_gathers_rows_and_ends_early_when_a_batch_is_full():
             await asyncio.sleep(0.02)
             await asyncio.gather(first, scheduler.submit(rows(2), None))
             assert backbone.batches == [[1, 2]]
-    async with scheduling(Backbone(), max_delay=30) as scheduler, asyncio.timeout(10):
-        await asyncio.gather(*(scheduler.submit(rows(i), None) for i in range(MAX_BATCH)))
+        async with scheduling(Backbone(), inline=inline, max_delay=30) as scheduler, asyncio.timeout(10):
+            await asyncio.gather(*(scheduler.submit(rows(i), None) for i in range(MAX_BATCH)))
+            await scheduler.submit(rows(0, MAX_BATCH), None)
 
 
 async def test_windows_of_nearly_one_length_share_a_batch_with_their_true_lengths():

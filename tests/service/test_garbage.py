@@ -44,7 +44,7 @@ def post(path: bytes, head: bytes = HEAD) -> bytes:
 async def test_answers_and_refusals_leave_no_cycles(settings):
     app = create_app(settings)
     async with running(app):
-        config = uvicorn.Config(app, http=protocol_of(app.state.services), ws="none")
+        config = uvicorn.Config(app, http=protocol_of(app.state.services.plane), ws="none")
         config.load()
         protocol = config.http_protocol_class(
             config=config, server_state=ServerState(), app_state={}, _loop=asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from service.app import create_app
 from service.commands.process import running_service
 from service.config import Settings
+from service.engine.statistics import Cell
 from tests.conftest import running
 from tests.tiny import write_tiny_bundle
 
@@ -75,7 +76,7 @@ async def test_requests_in_flight_end_on_the_version_they_began_on(app, client, 
     monkeypatch.setattr(old.scheduler, "_forward", gated)
     began = [asyncio.create_task(answered(client)) for _ in range(3)]
     assert await asyncio.to_thread(entered.wait, 10)
-    while old.statistics.rows + old.scheduler.pending < 2:
+    while old.memory.counts[0, Cell.ROWS] + old.scheduler.pending < 2:
         await asyncio.sleep(0.001)
     write_tiny_bundle(models, version=2, scale=3.0)
     shutil.rmtree(models / "tiny" / "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,11 @@ def serve(
         str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
+    frontends: Annotated[
+        int | None, typer.Option(help="Processes that answer predictions (default 0: one a core, 8 at most).")
+    ] = None,
     threads: Annotated[
-        int | None,
-        typer.Option(help="ONNX Runtime threads inside one forward (default 0: half the usable cores, 1 to 4)."),
+        int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 0: by the machine).")
     ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
     queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")] = None,
@@ -56,10 +59,10 @@ def serve(
         os.environ.setdefault(variable, "1")
 
     from service.config import load
-    from service.server import serve as run_server
+    from service.frontends.folder import shared_folder
 
     file = flags.pop("config")
-    settings = load(flags, file)
+    settings = load(flags, file).resolved()
 
     def announce(base: str, metrics_url: str) -> None:
         """Say where it answers, and what to try."""
@@ -69,8 +72,11 @@ def serve(
         names = list(bundles.find(settings.models))
         typer.echo(welcome(base, metrics_url, settings.models, names))
 
-    if not run_server(settings, announce):
-        raise typer.Exit(1)
+    with shared_folder() if settings.frontends > 1 else contextlib.nullcontext():
+        from service.server import serve as run_server
+
+        if not run_server(settings, announce):
+            raise typer.Exit(1)
 
 
 @app.command()

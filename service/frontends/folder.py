@@ -1,0 +1,28 @@
+"""A folder of this service's processes: their counters, and the socket of the primary."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+SOCKET = "primary.sock"
+
+_MEMORY = "/dev/shm"  # noqa: S108 - one of its own is made in it
+
+
+@contextmanager
+def shared_folder() -> Iterator[str]:
+    """Make the folder, in memory where there is a file system for that, and remove it at the end.
+
+    prometheus-client keeps counters in it that outlive their process; it reads the variable when it is imported.
+    """
+    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="headway-", dir=parent, ignore_cleanup_errors=True) as folder:
+        os.environ[VARIABLE] = folder
+        try:
+            yield folder
+        finally:
+            del os.environ[VARIABLE]

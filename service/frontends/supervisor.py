@@ -1,0 +1,271 @@
+"""The primary's side: start front ends, give them connections, answer their questions, replace those that end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.config import Settings
+from service.engine.statistics import Cell
+from service.errors import HeadwayError
+from service.frontends.board import Board
+from service.frontends.channel import Channel, ChannelClosed
+from service.frontends.heads import Found, refusal
+from service.loaded import BrokenModel, LoadedModel
+from service.state import Services
+
+log = logging.getLogger("headway")
+
+LONGEST_PAUSE = 10.0
+"""Seconds between attempts to replace a front end that keeps ending."""
+PING_SECONDS, SILENCE_SECONDS = 5.0, 30.0
+"""How often a front end is asked whether it is there, and for how long it may not say so before it is ended."""
+ACCEPTED_AT_ONCE = 64
+
+Protocol = Callable[[], asyncio.Protocol]
+
+
+class FrontendError(RuntimeError):
+    """The front ends did not start."""
+
+
+class _Frontend:
+    """One front end."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        self.number, self.process = number, process
+        self.channel: Channel
+        self.begin = time.monotonic()
+        self.ready = False
+        self.given = 0
+
+
+class Frontends:
+    """All front ends of a service; belongs to the event loop of the primary."""
+
+    def __init__(
+        self, services: Services, settings: Settings, listener: socket.socket, path: str, protocol: Protocol
+    ) -> None:
+        self._services, self._settings, self._path = services, settings, path
+        self._listener, self._protocol = listener, protocol
+        self._board = Board(settings.frontends)
+        self._loop = asyncio.get_running_loop()
+        self._frontends: dict[int, _Frontend] = {}
+        self._pauses = dict.fromkeys(range(settings.frontends), 0.0)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._serials: dict[int, LoadedModel] = {}
+        self._ending = False
+
+    async def start(self) -> None:
+        """Start them and accept connections.
+
+        Raises:
+            FrontendError: none could be started.
+        """
+        models = self._services.models
+        self._services.resolver.on_move = self._board.changed
+        models.on_change = self._changed
+        on_unload = models.on_unload
+
+        def unloaded(model: LoadedModel) -> None:
+            on_unload(model)
+            self._serials.pop(model.serial, None)
+
+        models.on_unload = unloaded
+        started = await asyncio.gather(*(self._start(number) for number in self._pauses))
+        if not any(started):
+            raise FrontendError("no front end could be started; the log says why")
+        self._spawn_task(self._watch())
+        self._listener.setblocking(False)
+        self._listen()
+
+    async def stop(self, seconds: float, forced: Callable[[], bool]) -> None:
+        """Accept no more, and let every front end answer what it has; those that take longer are ended."""
+        self._ending = True
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        for frontend in list(self._frontends.values()):
+            with contextlib.suppress(ChannelClosed):
+                frontend.channel.post("drain")
+        deadline = time.monotonic() + seconds + 1.0
+        while (left := self._alive()) and time.monotonic() < deadline and not forced():  # noqa: ASYNC110 - processes
+            await asyncio.sleep(0.02)
+        for frontend in left:
+            log.error("front end %d did not end in time", frontend.number)
+            frontend.process.kill()
+        for frontend in self._frontends.values():
+            frontend.channel.close()
+            frontend.process.wait()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _alive(self) -> list[_Frontend]:
+        return [frontend for frontend in self._frontends.values() if frontend.process.poll() is None]
+
+    async def _start(self, number: int) -> bool:
+        """Start one front end and tell it all models; returns whether it is ready."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = subprocess.Popen(  # noqa: ASYNC220 - a process is begun, not waited for
+                [sys.executable, "-m", "service.frontends.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        finally:
+            theirs.close()
+        frontend = _Frontend(number, process)
+        self._frontends[number] = frontend
+        frontend.channel = Channel(ours, {"heads": self._heads}, lambda: self._ended(frontend))
+        channel, settings = frontend.channel, self._settings.model_dump(mode="json")
+        try:
+            begun = channel.call(
+                "start", {"settings": settings, "number": number, "path": self._path}, [os.dup(self._board.fd)]
+            )
+            # All at once: what changes from here on comes behind it.
+            told = [
+                self._tell(channel, m.name, m.version, m) for ms in self._services.models.by_name().values() for m in ms
+            ]
+            await asyncio.gather(begun, *told)
+        except (ChannelClosed, RuntimeError) as e:
+            log.error("front end %d (process %d) did not start: %s", number, process.pid, e)
+            channel.close()
+            return False
+        frontend.ready = True
+        log.info("front end %d is ready (process %d)", number, process.pid)
+        return True
+
+    def _tell(
+        self, channel: Channel, name: str, version: int, model: LoadedModel | BrokenModel | None
+    ) -> asyncio.Future[Any]:
+        """Tell a front end what a version is now."""
+        content: dict[str, Any] = {"name": name, "version": version}
+        if isinstance(model, LoadedModel):
+            assert model.memory.fd is not None
+            self._serials[model.serial] = model
+            content |= {
+                "path": str(Path(self._settings.models / name / str(version)).resolve()),
+                "digest": model.bundle.digest,
+                "serial": model.serial,
+                "inline": model.scheduler.inline,
+                "layout": list(model.memory.layout),
+            }
+            return channel.call("load", content, [os.dup(model.memory.fd)])
+        if model is not None:
+            content["reason"] = model.reason
+        return channel.call("unload", content)
+
+    async def _changed(self, name: str, version: int, model: LoadedModel | BrokenModel | None) -> None:
+        """Bring every front end to a change before it is answered; one that cannot follow is replaced."""
+
+        async def tell(frontend: _Frontend) -> None:
+            try:
+                await self._tell(frontend.channel, name, version, model)
+            except (ChannelClosed, RuntimeError) as e:
+                log.error("front end %d cannot serve model %s version %s: %s", frontend.number, name, version, e)
+                frontend.process.kill()
+
+        await asyncio.gather(*map(tell, self._frontends.values()))
+
+    async def _heads(self, content: dict[str, Any], fds: list[int]) -> Found:
+        """Make heads resident that a front end asks for, and say where they are."""
+        model, users, version = self._serials.get(content["serial"]), content["users"], content["version"]
+        if model is None:
+            return refusal("the version was unloaded meanwhile", len(users))
+        resolver, table = self._services.resolver, model.memory.table
+
+        async def one(user: str) -> list[int | str]:
+            try:
+                held = resolver.resident(model, [user], version, "shared")
+                if held is None:
+                    held = await resolver.fetched(model, [user], version, "shared")
+            except HeadwayError as e:
+                return [type(e).__name__, e.message]
+            (head,) = held
+            handle = table.handle(head.slot)
+            resolver.release(model, held)  # its lease begins
+            return [head.version, handle]
+
+        return list(await asyncio.gather(*map(one, users)))
+
+    def _listen(self) -> None:
+        if not self._ending:
+            self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        """Give each new connection to the front end that has the fewest."""
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as e:  # no descriptors left: those who wait may be taken when some are closed
+                log.error("no connection can be accepted: %s", e)
+                self._loop.remove_reader(self._listener.fileno())
+                self._loop.call_later(1.0, self._listen)
+                return
+            connection.setblocking(False)
+            self._give(connection)
+
+    def _give(self, connection: socket.socket) -> None:
+        ready = [f for f in self._frontends.values() if f.ready and not f.channel.closed]
+        if not ready:  # the primary can do all that they can
+            self._spawn_task(self._loop.connect_accepted_socket(self._protocol, connection))
+            return
+        chosen = min(ready, key=lambda f: f.given - self._board.closed[f.number])
+        chosen.given += 1
+        chosen.channel.post("connection", fds=[connection.detach()])
+
+    def _ended(self, frontend: _Frontend) -> None:
+        """Replace a front end whose channel was closed."""
+        frontend.ready = False
+        self._spawn_task(self._replace(frontend))
+
+    async def _replace(self, frontend: _Frontend) -> None:
+        number, process = frontend.number, frontend.process
+        if not self._ending:
+            process.kill()
+        status = await asyncio.to_thread(process.wait)
+        self._board.closed[number] = 0
+        for model in self._serials.values():
+            model.memory.counts[1 + number, Cell.PENDING] = 0
+        if self._ending:
+            return
+        lived = time.monotonic() - frontend.begin
+        pause = 0.0 if lived > LONGEST_PAUSE else min(LONGEST_PAUSE, 2 * self._pauses[number] + 0.1)
+        self._pauses[number] = pause
+        log.error("front end %d (process %d) ended with status %d and is replaced", number, process.pid, status)
+        await asyncio.sleep(pause)
+        if not self._ending:
+            await self._start(number)
+
+    async def _watch(self) -> None:
+        """End front ends that do not answer any more."""
+
+        async def ping(frontend: _Frontend) -> None:
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    await frontend.channel.call("ping")
+            except TimeoutError:
+                log.error("front end %d has not answered for %g s and is ended", frontend.number, SILENCE_SECONDS)
+                frontend.process.kill()
+            except (ChannelClosed, RuntimeError):
+                return  # it is being replaced
+
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            await asyncio.gather(*(ping(f) for f in list(self._frontends.values()) if f.ready))
+
+    def _spawn_task(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,178 @@
+"""A front end: the data plane in a process of its own. Started by the primary, with one end of a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from service import loading
+from service.catalogue import Catalogue
+from service.config import Settings
+from service.data_plane import DataPlane
+from service.engine.memory import Layout, ModelMemory
+from service.frontends.board import Board
+from service.frontends.channel import Channel
+from service.frontends.heads import Found, RemoteHeads
+from service.frontends.proxy import Proxy
+from service.http import Protocol, config_of, keep_collections_short
+from service.loaded import BrokenModel, LoadedModel
+from service.observability import Metrics
+
+log = logging.getLogger("headway")
+
+
+class _Server(uvicorn.Server):
+    """Ends when the primary says so; signals, which a terminal sends to all processes, are the primary's to judge."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let the primary have them."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        yield
+
+
+class Worker:
+    """What a front end does for the primary."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        handlers = {
+            "start": self._start,
+            "load": self._load,
+            "unload": self._unload,
+            "connection": self._connection,
+            "drain": self._drain,
+            "ping": lambda content, fds: None,
+        }
+        self._channel = Channel(end, handlers, self._orphaned)
+        self._catalogue = Catalogue()
+        self._changing = asyncio.Lock()  # versions change in the order in which the primary says so
+        self._running = asyncio.Event()
+        self.ended = self._loop.create_future()
+
+    def _start(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Take the settings and begin to serve."""
+        self._settings = settings = Settings(**content["settings"])
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._number: int = content["number"]
+        board = Board(settings.frontends, fds[0])
+        metrics = Metrics(self._catalogue)
+        self._catalogue.on_batch = metrics.batch
+        self._heads = RemoteHeads(self._ask, board)
+        self._catalogue.on_unload = self._unloaded
+        self._metrics = metrics
+        self._plane = plane = DataPlane(self._catalogue, metrics, settings.max_body_bytes)
+        plane.heads = self._heads
+        number = self._number
+
+        class Connection(Protocol):
+            """A connection that the primary gave."""
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                """Count it."""
+                super().connection_lost(exc)
+                board.closed[number] += 1
+
+        Connection.plane = plane
+        config = config_of(Proxy(content["path"]), Connection, settings, lifespan="off")
+        self._server = _Server(config)
+        self._protocol = partial(
+            Connection, config=config, server_state=self._server.server_state, app_state={}, _loop=self._loop
+        )
+        self._serving = self._loop.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        try:
+            await self._server.serve(sockets=[])
+            await self._catalogue.retired()
+            await asyncio.to_thread(self._catalogue.stop)
+        finally:
+            self.ended.set_result(None)
+
+    async def _load(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Serve a version; returns when it is warmed up."""
+        async with self._changing:
+            memory = ModelMemory(Layout(*content["layout"]), fds[0])
+            follow = partial(
+                loading.follow,
+                Path(content["path"]),
+                self._settings,
+                self._catalogue.on_batch,
+                memory,
+                inline=content["inline"],
+                serial=content["serial"],
+                process=1 + self._number,
+            )
+            model = await asyncio.to_thread(follow)
+            if model.bundle.digest != content["digest"]:
+                raise RuntimeError("the bundle has changed since the primary loaded it")
+            self._catalogue.put(content["name"], content["version"], model)
+            keep_collections_short()
+
+    async def _unload(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Serve a version no more, and know why where it could not be served."""
+        async with self._changing:
+            name, version = content["name"], content["version"]
+            if "reason" in content:
+                self._catalogue.put(name, version, BrokenModel(name, version, content["reason"]))
+            else:
+                self._catalogue.take(name, version)
+
+    def _connection(self, content: dict[str, Any], fds: list[int]) -> None:
+        connection = socket.socket(fileno=fds[0])
+        task = self._loop.create_task(self._connect(connection))
+        self._server.server_state.tasks.add(task)
+        task.add_done_callback(self._server.server_state.tasks.discard)
+
+    async def _connect(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, connection)
+        except OSError:  # the client went away on the way here
+            connection.close()
+
+    def _drain(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Answer what has come, then end."""
+        self._plane.draining = True
+        self._server.should_exit = True
+
+    async def _ask(self, serial: int, users: list[str], version: int | None) -> Found:
+        found: Found = await self._channel.call("heads", {"serial": serial, "users": users, "version": version})
+        return found
+
+    def _unloaded(self, model: LoadedModel) -> None:
+        self._metrics.forget(model)
+        self._heads.forget(model)
+
+    def _orphaned(self) -> None:
+        """End with the primary: what it has not told this process, nobody will."""
+        if hasattr(self, "_server"):
+            self._plane.draining = self._server.should_exit = self._server.force_exit = True
+        elif not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def _run(fd: int) -> None:
+    worker = Worker(socket.socket(fileno=fd))
+    await worker.ended
+
+
+def main() -> None:
+    """Run a front end on the channel whose descriptor is the argument."""
+    config = uvicorn.Config(lambda: None)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_run(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""From a bundle to a version that answers: verify, open, warm up."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from exporters import bundle as bundles
+from exporters.bundle import Bundle, BundleError
+from models.heads.calibration import shared_head
+from service.config import Settings
+from service.engine.head_bank import SPARE_SLOTS, HeadBank, capacity_of
+from service.engine.head_table import HeadReader
+from service.engine.jobs import BatchReport
+from service.engine.machine import this_machine
+from service.engine.memory import Layout, ModelMemory
+from service.engine.runtime import Runtime
+from service.engine.scheduler import Scheduler
+from service.engine.statistics import ModelStatistics
+from service.loaded import LoadedModel
+
+INLINE_ROW_SECONDS = 0.001
+"""A forward of one row shorter than this runs on the event loop: handing it to a thread and back costs more."""
+LEASE_SECONDS = 2.0
+"""Time for which a head that a front end was told of stays where it is: longer than rows mostly wait."""
+
+OnBatch = Callable[[LoadedModel, BatchReport], None]
+
+_serials = itertools.count(1)
+
+
+def threads_of(settings: Settings) -> int:
+    """Threads of one forward: as set, or else by the machine."""
+    if settings.threads:
+        return settings.threads
+    return this_machine().threads_of(max(1, settings.frontends)) if settings.device == "cpu" else 1
+
+
+def load(path: Path, settings: Settings, on_batch: OnBatch) -> LoadedModel:
+    """Load a version in the process that owns the store.
+
+    Raises:
+        BundleError, RuntimeUnavailable: it cannot be served; the message says why.
+    """
+    bundle = _read(path)
+    runtime = _open(bundle, settings)
+    quick = settings.device == "cpu" and _row_seconds(bundle, runtime) < INLINE_ROW_SECONDS
+    head = shared_head(bundle.prior)
+    k, d = head.weight.shape
+    capacity = capacity_of(k, d, settings.resident_heads, settings.head_bank_bytes)
+    followers = settings.frontends if settings.frontends > 1 else 0
+    layout = Layout(capacity + SPARE_SLOTS, k, d, settings.max_batch, 1 + followers)
+    memory = ModelMemory.shared(layout) if followers else ModelMemory(layout)
+    bank = HeadBank(head, capacity, table=memory.table, lease=LEASE_SECONDS if followers else 0.0)
+    inline = settings.dispatch == "inline" or (settings.dispatch == "auto" and quick)
+    return _assemble(bundle, runtime, settings, memory, on_batch, inline=inline, serial=next(_serials), bank=bank)
+
+
+def follow(
+    path: Path, settings: Settings, on_batch: OnBatch, memory: ModelMemory, *, inline: bool, serial: int, process: int
+) -> LoadedModel:
+    """Load the same version in a front end, number `process` of those that share its memory.
+
+    Raises:
+        BundleError, RuntimeUnavailable: it cannot be served here.
+    """
+    bundle = _read(path)
+    runtime = _open(bundle, settings)
+    return _assemble(bundle, runtime, settings, memory, on_batch, inline=inline, serial=serial, process=process)
+
+
+def _assemble(
+    bundle: Bundle,
+    runtime: Runtime,
+    settings: Settings,
+    memory: ModelMemory,
+    on_batch: OnBatch,
+    *,
+    inline: bool,
+    serial: int,
+    process: int = 0,
+    bank: HeadBank | None = None,
+) -> LoadedModel:
+    def report(batch: BatchReport) -> None:
+        model.statistics.batch(batch)
+        on_batch(model, batch)
+
+    manifest = bundle.manifest
+    statistics = ModelStatistics(memory.counts[process])
+    scheduler = Scheduler(
+        f"{manifest.name}-{manifest.version}",
+        runtime.run,
+        HeadReader(memory.table).scores if bank is None else memory.table.scores,
+        max_batch=settings.max_batch,
+        queue_rows=settings.queue_rows,
+        max_delay=settings.max_delay_us / 1e6,
+        padding=manifest.input.padding,
+        inline=inline,
+        on_batch=report,
+        level=statistics.pending,
+    )
+    model = LoadedModel(bundle, runtime, scheduler, memory, statistics, serial, bank)
+    return model
+
+
+def _read(path: Path) -> Bundle:
+    bundle = bundles.load(path)
+    manifest = bundle.manifest
+    if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
+        raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
+    return bundle
+
+
+def _open(bundle: Bundle, settings: Settings) -> Runtime:
+    return Runtime.of(bundle, device=settings.device, threads=threads_of(settings), max_batch=settings.max_batch)
+
+
+def _row_seconds(bundle: Bundle, runtime: Runtime) -> float:
+    """Seconds of a forward of one row."""
+    spec, seconds = bundle.manifest.input, []
+    one = np.zeros((1, *spec.sized(None if spec.padding is None else spec.padding.multiple_of)), spec.dtype)
+    for _ in range(5):
+        begin = time.monotonic()
+        runtime.run(one)
+        seconds.append(time.monotonic() - begin)
+    return min(seconds)
