@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ def shared_folder() -> Iterator[str]:
 
     prometheus-client keeps counters in it that outlive their process; it reads the variable when it is imported.
     """
+    # uvicorn gives a signal, when it has drained, to whoever had it before: by default that ends the process at once.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="headway-", dir=parent, ignore_cleanup_errors=True) as folder:
         os.environ[VARIABLE] = folder
@@ -26,3 +30,4 @@ def shared_folder() -> Iterator[str]:
             yield folder
         finally:
             del os.environ[VARIABLE]
+            signal.signal(signal.SIGTERM, before)

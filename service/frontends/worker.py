@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import shutil
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ from service.data_plane import DataPlane
 from service.engine.memory import Layout, ModelMemory
 from service.frontends.board import Board
 from service.frontends.channel import Channel
+from service.frontends.folder import VARIABLE
 from service.frontends.heads import Found, RemoteHeads
 from service.frontends.proxy import Proxy
 from service.http import Protocol, config_of, keep_collections_short
@@ -155,7 +158,8 @@ class Worker:
         self._heads.forget(model)
 
     def _orphaned(self) -> None:
-        """End with the primary: what it has not told this process, nobody will."""
+        """End with the primary: what it has not told this process, nobody will. A folder it left is removed."""
+        shutil.rmtree(os.environ[VARIABLE], ignore_errors=True)
         if hasattr(self, "_server"):
             self._plane.draining = self._server.should_exit = self._server.force_exit = True
         elif not self.ended.done():

@@ -20,9 +20,10 @@ from tests.tiny import tiny_windows
 OFFSET = np.array([3.0, 3.0, 0.0, 0.0])
 
 
-@pytest.fixture(scope="module")
-def service(tiny_models, tmp_path_factory):
-    with running_service(tiny_models, tmp_path_factory.mktemp("store"), "--drain-seconds", "5") as running:
+@pytest.fixture(scope="module", params=["1", "2"], ids=["one-process", "front-ends"])
+def service(request, tiny_models, tmp_path_factory):
+    options = ("--drain-seconds", "5", "--frontends", request.param)
+    with running_service(tiny_models, tmp_path_factory.mktemp("store"), *options) as running:
         yield running
 
 
@@ -147,10 +148,11 @@ def test_an_altered_bundle_is_not_ready_and_says_why(tiny_models, tmp_path):
         process.stdout.close()
 
 
-def test_sigterm_lets_requests_in_flight_finish(tiny_models, tmp_path, rng):
+@pytest.mark.parametrize("frontends", ["1", "2"])
+def test_sigterm_lets_requests_in_flight_finish(frontends, tiny_models, tmp_path, rng):
     x = np.repeat(rng.standard_normal((1, 2, 4)), 60000, 0)
     results = []
-    with running_service(tiny_models, tmp_path) as service:
+    with running_service(tiny_models, tmp_path, "--frontends", frontends) as service:
 
         def ask():
             results.append(httpx.post(f"{service.url}/v2/models/tiny/predict", json={"inputs": x.tolist()}, timeout=60))

@@ -1,5 +1,6 @@
 """Resident heads: what is held stays, what is not is dropped oldest first, and nothing of it is left behind."""
 
+import os
 import sys
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from models.heads.head import Head
-from service.engine.head_bank import SPARE_SLOTS, HeadBank, capacity_of
-from service.engine.head_table import SHARED
+from service.engine.head_bank import SECOND_CHANCES, SPARE_SLOTS, HeadBank, capacity_of
+from service.engine.head_table import SHARED, HeadMoved, HeadReader
+from service.engine.memory import Layout, ModelMemory
 from service.errors import TooManyRequests
 
 K, D = 3, 4
@@ -242,3 +244,53 @@ class BankAgainstDict(RuleBasedStateMachine):
 
 BankAgainstDict.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestBankAgainstDict = BankAgainstDict.TestCase
+
+
+def read(table, *handles):
+    return HeadReader(table).scores(np.repeat(Z, len(handles), 0), np.array(handles))[:, :K].tolist()
+
+
+def test_a_reader_elsewhere_sees_heads_by_handles_and_never_what_took_their_place():
+    layout = Layout(slots=8 + SPARE_SLOTS, k=K, d=D, largest_batch=4, processes=2)
+    memory = ModelMemory.shared(layout)
+    there = ModelMemory(layout, os.dup(memory.fd))
+    bank = HeadBank(head(0), 8, table=memory.table)
+    slots = [bank.insert((user, 1), head(value)) for value, user in enumerate(("ana", "bo"), 1)]
+    ana, bo = (memory.table.handle(slot) for slot in slots)
+    assert read(there.table, ana, bo, SHARED) == [*expected(1), *expected(2), *expected(0)]
+    assert there.table.valid(ana)
+    bank.unpin(slots)
+    bank.forget("ana")
+    assert not there.table.valid(ana)
+    assert there.table.weight[slots[0]].max() == 0  # nothing of it is left
+    for handles in ((ana,), (bo, ana)):
+        with pytest.raises(HeadMoved):
+            read(there.table, *handles)
+    assert bank.insert(("cleo", 1), head(3)) == slots[0]
+    with pytest.raises(HeadMoved):
+        read(there.table, ana)
+    assert read(there.table, memory.table.handle(slots[0])) == expected(3)
+
+
+def test_what_was_used_elsewhere_stays_and_what_was_just_looked_up_too(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("service.engine.head_bank.time.monotonic", lambda: now)
+    bank = HeadBank(head(0), 3, lease=2.0)
+    filled(bank, 3)
+    handles = [bank.table.handle(slot) for slot in (bank.pin((f"u{i}", 1)) for i in range(3))]
+    bank.unpin([h & 0xFFFF for h in handles])
+    bank.unpin([bank.insert(("early", 1), head(8))])
+    assert (len(bank), bank.evictions) == (4, 0)  # all are leased: the bank grows
+    now = 3.0
+    read(bank.table, handles[0], handles[1])
+    bank.unpin([bank.insert(("late", 1), head(9))])
+    assert [held(bank, user) for user in ("u0", "u1", "u2", "early", "late")] == [True, True, False, False, True]
+    assert read(bank.table, handles[0]) == expected(0)
+
+
+def test_many_that_were_used_elsewhere_cost_a_bounded_search():
+    bank = filled(HeadBank(head(0), 1000), 1000)
+    bank.table.used[:] = 1
+    bank.unpin([bank.insert(("new", 1), head(1))])
+    assert (len(bank), bank.evictions) == (1000, 1)
+    assert (bank.table.used[1:1001] == 0).sum() in (SECOND_CHANCES, SECOND_CHANCES + 1)

@@ -19,9 +19,9 @@ PATH = "/v2/models/tiny/predict"
 CLOSE = ("Connection: close",)
 
 
-@pytest.fixture(scope="module")
-def service(tiny_models, tmp_path_factory):
-    with running_service(tiny_models, tmp_path_factory.mktemp("store")) as service:
+@pytest.fixture(scope="module", params=["1", "2"], ids=["one-process", "front-ends"])
+def service(request, tiny_models, tmp_path_factory):
+    with running_service(tiny_models, tmp_path_factory.mktemp("store"), "--frontends", request.param) as service:
         yield service
 
 
