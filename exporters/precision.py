@@ -155,6 +155,7 @@ def _forward(graph: bytes, spec: InputSpec) -> Callable[[Windows], Features]:
     name = next(node.name for node in session.get_inputs() if node.name != lengths)
 
     def forward(x: Windows) -> Features:
+        """Run the graph on whole windows."""
         feeds = {name: x}
         if spec.padding is not None and lengths is not None:
             feeds[lengths] = np.full(len(x), x.shape[spec.padding.axis], np.int64)

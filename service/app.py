@@ -19,6 +19,7 @@ from service.personal.store import Store
 from service.registry import Registry
 from service.routes import calibrations, health, infer, metadata, repository, users
 from service.state import Services
+from service.verbs import Verbs
 
 STORE_CHECK_SECONDS = 5.0
 
@@ -71,6 +72,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             return Response(generate_latest(metrics.exposed), media_type=CONTENT_TYPE_LATEST)
 
     error_handlers.install(app)
+    app.add_middleware(Verbs)
     app.add_middleware(RequestScope, metrics=metrics)
     return app
 

@@ -19,6 +19,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
     """Decorate a factory of backbones (keyword settings to module) to make it known as `name`."""
 
     def add(factory: Factory) -> Factory:
+        """Note the factory, and give it back unchanged."""
         if name in _FACTORIES:
             raise BackboneError(f"A backbone named '{name}' is registered already.")
         _FACTORIES[name] = factory

@@ -49,6 +49,7 @@ def own_lda(classes: int) -> Fit:
     """
 
     def fit(z: NDArray[np.floating], y: NDArray[np.int64], _: NDArray[np.int64]) -> Head:
+        """Fit the discriminant of these windows alone."""
         means, residual, shown = _means(z, y, classes)
         if residual.any():
             covariance = _shrunk(residual, max(len(z) - int(shown.sum()), 1))
@@ -79,6 +80,7 @@ def euclidean_ncm(classes: int) -> Fit:
     """Nearest class mean, Euclidean."""
 
     def fit(z: NDArray[np.floating], y: NDArray[np.int64], _: NDArray[np.int64]) -> Head:
+        """Take the class means as they are."""
         means, _residual, shown = _means(z, y, classes)
         return _discriminant(means, means, shown)
 
@@ -89,6 +91,7 @@ def whitened_ncm(prior: Prior) -> Fit:
     """Nearest class mean under the population's covariance within users."""
 
     def fit(z: NDArray[np.floating], y: NDArray[np.int64], _: NDArray[np.int64]) -> Head:
+        """Whiten the personal features; the others have no weight."""
         means, _residual, shown = _means(z[:, : prior.personal], y, prior.classes)
         weight = np.linalg.solve(prior.within, means.T).T
         head = _discriminant(means, weight, shown)
@@ -101,6 +104,7 @@ def from_statistics(method: str, prior: Prior) -> Fit:
     """One of the product's own fits, unguarded."""
 
     def fit(z: NDArray[np.floating], y: NDArray[np.int64], repetition: NDArray[np.int64]) -> Head:
+        """Fit by the statistics of the personal features."""
         return FITS[method](Statistics.of(z[:, : prior.personal], y, repetition, prior.classes), prior)
 
     return fit

@@ -102,50 +102,71 @@ def evaluate(
     local = personaliser if isinstance(personaliser, LocalPersonaliser) else None
     k = len(protocol.labels)
     extra = baselines(k, local, protocol.population, protocol.labels, protocol.spec) if with_baselines else []
-    users: dict[str, dict[str, dict[str, Scores]]] = {}
-    outcomes: dict[str, dict[str, int]] = {}
-    recordings = scored = 0
-    conditions = [ZERO_SHOT]
-    notes: list[str] = []
+    tally = _Tally()
     for i, subject in enumerate(protocol.subjects()):
         progress(subject.name, i, len(protocol.test))
-        recordings += sum(subject.recordings.values())
-        scored += sum(len(w) for w in subject.tests.values())
-        conditions += [c.name for c in subject.conditions if c.name not in conditions]
-        notes += subject.notes
-        notes += [
-            f"{subject.name}, {t}: {n} recordings shorter than a window" for t, n in subject.too_short.items() if n
-        ]
-        _generic(users, subject, personaliser)
-        _personal(users, outcomes, subject, personaliser)
+        tally.count(subject)
+        _generic(tally, subject, personaliser)
+        _personal(tally, subject, personaliser)
         for baseline in extra:
-            _baseline(users, subject, baseline, protocol.labels)
+            _baseline(tally, subject, baseline, protocol.labels)
         for name, method in (trained or {}).items():
-            _trained(users, subject, name, method, set(trained_conditions), protocol.labels)
+            _trained(tally, subject, name, method, set(trained_conditions), protocol.labels)
         if local is not None:
             local.forget_features()
     progress("done", len(protocol.test), len(protocol.test))
-    generic = users[GENERIC][ZERO_SHOT]
-    table = {m: {c: summarise(row[c], generic) for c in conditions if c in row} for m, row in users.items()}
     spec, fs = protocol.spec, personaliser.manifest.input.sample_rate
-    result = Evaluation(
+    return Evaluation(
         protocol.name,
         protocol.description,
-        conditions,
-        table,
-        users,
-        outcomes,
-        recordings,
-        scored,
+        tally.conditions,
+        tally.table(),
+        tally.users,
+        tally.outcomes,
+        tally.recordings,
+        tally.windows,
         ((10 - 1) * spec.stride + spec.length) / fs * 1e3,
+        _made_of(personaliser, protocol, command, time.monotonic() - begin),
+        tally.notes,
     )
-    result.notes = notes
-    result.made_of = _made_of(personaliser, protocol, command, time.monotonic() - begin)
-    return result
 
 
-def _put(users: dict[str, Any], method: str, condition: str, user: str, scores: Scores) -> None:
-    users.setdefault(method, {}).setdefault(condition, {})[user] = scores
+@dataclass(slots=True)
+class _Tally:
+    """What was scored so far, as `Evaluation` has it."""
+
+    users: dict[str, dict[str, dict[str, Scores]]] = field(default_factory=dict)
+    outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
+    conditions: list[str] = field(default_factory=lambda: [ZERO_SHOT])
+    notes: list[str] = field(default_factory=list)
+    recordings: int = 0
+    windows: int = 0
+
+    def count(self, subject: Subject) -> None:
+        """Take up a subject: how much there is to score, in which conditions, and what is odd about it."""
+        self.recordings += sum(subject.recordings.values())
+        self.windows += sum(len(w) for w in subject.tests.values())
+        self.conditions += [c.name for c in subject.conditions if c.name not in self.conditions]
+        self.notes += subject.notes
+        self.notes += [
+            f"{subject.name}, {t}: {n} recordings shorter than a window" for t, n in subject.too_short.items() if n
+        ]
+
+    def put(self, method: str, condition: str, user: str, scores: Scores) -> None:
+        """Note a subject's scores."""
+        self.users.setdefault(method, {}).setdefault(condition, {})[user] = scores
+
+    def decided(self, condition: str, said: str) -> None:
+        """Count a verdict of the guard."""
+        count = self.outcomes.setdefault(condition, {})
+        count[said] = count.get(said, 0) + 1
+
+    def table(self) -> dict[str, dict[str, Summary]]:
+        """Summaries over subjects, beside the generic head's."""
+        generic = self.users[GENERIC][ZERO_SHOT]
+        return {
+            m: {c: summarise(row[c], generic) for c in self.conditions if c in row} for m, row in self.users.items()
+        }
 
 
 def _over_tests(
@@ -160,35 +181,33 @@ def _over_tests(
     return mean_scores(found)
 
 
-def _generic(users: dict[str, Any], subject: Subject, p: Personaliser) -> None:
+def _generic(tally: _Tally, subject: Subject, p: Personaliser) -> None:
     scores = _over_tests(subject, p.manifest.labels, lambda x: p.predict(None, x))
-    _put(users, GENERIC, ZERO_SHOT, subject.name, scores)
+    tally.put(GENERIC, ZERO_SHOT, subject.name, scores)
 
 
-def _personal(users: dict[str, Any], outcomes: dict[str, Any], subject: Subject, p: Personaliser) -> None:
+def _personal(tally: _Tally, subject: Subject, p: Personaliser) -> None:
     for condition in subject.conditions:
         user, chosen = f"{subject.name} {condition.name}", condition.calibration
         p.erase(user)
         outcome = p.calibrate(user, chosen.x, chosen.y, chosen.repetition)
-        count = outcomes.setdefault(condition.name, {})
-        said = f"{outcome.outcome} ({outcome.evidence})"
-        count[said] = count.get(said, 0) + 1
+        tally.decided(condition.name, f"{outcome.outcome} ({outcome.evidence})")
         scores = _over_tests(subject, p.manifest.labels, lambda x, user=user: p.predict(user, x))  # type: ignore[misc]
-        _put(users, PERSONAL, condition.name, subject.name, scores)
+        tally.put(PERSONAL, condition.name, subject.name, scores)
         p.erase(user)
 
 
-def _baseline(users: dict[str, Any], subject: Subject, baseline: Baseline, labels: tuple[str, ...]) -> None:
+def _baseline(tally: _Tally, subject: Subject, baseline: Baseline, labels: tuple[str, ...]) -> None:
     tests = {id(t.x): baseline.extract(t.x) for t in subject.tests.values()}
     for condition in subject.conditions:
         chosen = condition.calibration
         head = baseline.fit(baseline.extract(chosen.x), chosen.y, chosen.repetition)
         scores = _over_tests(subject, labels, lambda x, head=head: softmax(head.logits(tests[id(x)])))  # type: ignore[misc]
-        _put(users, baseline.name, condition.name, subject.name, scores)
+        tally.put(baseline.name, condition.name, subject.name, scores)
 
 
 def _trained(
-    users: dict[str, Any], subject: Subject, name: str, method: Trained, wanted: set[str], labels: tuple[str, ...]
+    tally: _Tally, subject: Subject, name: str, method: Trained, wanted: set[str], labels: tuple[str, ...]
 ) -> None:
     for condition in subject.conditions:
         if condition.name in wanted:
@@ -197,7 +216,7 @@ def _trained(
             parts = np.split(logits, np.cumsum([len(t) for t in subject.tests.values()])[:-1])
             by_test = {id(t.x): part for t, part in zip(subject.tests.values(), parts, strict=True)}
             scores = _over_tests(subject, labels, lambda x, by_test=by_test: softmax(by_test[id(x)]))  # type: ignore[misc]
-            _put(users, name, condition.name, subject.name, scores)
+            tally.put(name, condition.name, subject.name, scores)
 
 
 def configuration_hash(personaliser: Personaliser) -> str:

@@ -28,6 +28,7 @@ def methods(classes: int, run: Path | None) -> dict[str, Method]:
         loaded = load_run(run)
 
         def fine_tune(w: Windows, x: NDArray[np.float32]) -> NDArray[np.floating]:
+            """Train the run's backbone and its generic head on the windows `w`; gives logits of `x`."""
             backbone = copy.deepcopy(loaded.backbone())
             head = nn.Linear(loaded.prior.dim, classes)
             with torch.no_grad():

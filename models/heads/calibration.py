@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,54 +94,86 @@ def calibrate(
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
-    z64: Array = np.asarray(z, np.float64)
-    fitted_in = z64[:, : prior.personal]
+    shown = _together(prior, np.asarray(z, np.float64), y, repetition, before)
+    _check(shown, method, prior)
+    begin = time.perf_counter()
+    # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
+    prior = placed(shown.whole, prior)
+    folds = plan_folds(shown.y, shown.repetition, overlap)
+    chosen, logits, temperature = _choose(method, shown, folds, prior)
+    evaluated = time.perf_counter()
+    candidate = _fit(chosen, shown.whole, prior, shown.z, shown.y).scaled(temperature)
+    fitted = time.perf_counter()
+    doubts = _warnings(shown.whole, prior)
+    verdict = _judge(shown, folds, prior, logits / temperature, previous, doubts, margin)
+    head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
+    warnings = (*doubts, *_sent_before(shown.again))
+    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
+    return Calibration(head, candidate, chosen, shown.whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The windows of this call, and all of the user's by their statistics.
+
+    Attributes:
+        z: features `(n, d)` of this call.
+        y: labels `(n,)`.
+        repetition: repetition ids `(n,)`, which no earlier call had.
+        earlier: statistics of earlier calls, without what this call sends again.
+        whole: statistics of all windows.
+        again: repetitions that were sent before: their id in this call, and then.
+    """
+
+    z: Array
+    y: NDArray[np.integer]
+    repetition: NDArray[np.integer]
+    earlier: Statistics
+    whole: Statistics
+    again: dict[int, int]
+
+    def without(self, removed: NDArray[np.bool_]) -> Statistics:
+        """Statistics of all windows but these of this call."""
+        dim, classes = self.whole.dim, self.whole.classes
+        z, y, repetition = self.z[removed, :dim], self.y[removed], self.repetition[removed]
+        return minus(self.whole, Statistics.of(z, y, repetition, classes))
+
+
+def _together(
+    prior: Prior, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], before: Statistics | None
+) -> _Shown:
+    """Add the windows to what earlier calls brought; what is sent again counts once."""
+    fitted_in = z[:, : prior.personal]
     base = before if before is not None else Statistics.empty(prior.classes, prior.personal)
-    first = max(base.repetitions, default=-1) + 1
-    repetition = np.unique(repetition, return_inverse=True)[1]
-    new = Statistics.of(fitted_in, y, repetition + first, prior.classes)
+    repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
+    new = Statistics.of(fitted_in, y, repetition, prior.classes)
     again = repeated(base, new)
     for later, earlier in again.items():
         # Left in, the earlier copy would be in the fit that judges the later one.
-        shown = repetition + first == later
-        base = minus(base, Statistics.of(fitted_in[shown], y[shown], np.full(int(shown.sum()), earlier), prior.classes))
-    whole = base + new
-    _check(whole, base, method, prior)
+        mask = repetition == later
+        base = minus(base, Statistics.of(fitted_in[mask], y[mask], np.full(int(mask.sum()), earlier), prior.classes))
+    return _Shown(z, y, repetition, base, base + new, again)
 
-    begin = time.perf_counter()
-    # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
-    prior = placed(whole, prior)
-    folds = plan_folds(y, repetition, overlap)
-    parts = [
-        minus(whole, Statistics.of(fitted_in[f.removed], y[f.removed], repetition[f.removed] + first, prior.classes))
-        for f in folds
-    ]
 
-    def held_logits(name: str) -> Array:
-        fits = (_fit(name, part, prior, z64[~f.removed], y[~f.removed]) for f, part in zip(folds, parts, strict=True))
-        return np.concatenate([head.logits(z64[f.scored]) for head, f in zip(fits, folds, strict=True)])
-
-    labels = np.concatenate([y[f.scored] for f in folds]) if folds else np.empty(0, np.int64)
-    chosen, logits, temperature = _choose(method, labels, held_logits)
-    evaluated = time.perf_counter()
-    candidate = _fit(chosen, whole, prior, z64, y).scaled(temperature)
-    fitted = time.perf_counter()
-
-    doubts = _warnings(whole, prior)
+def _judge(
+    shown: _Shown,
+    folds: Sequence[Fold],
+    prior: Prior,
+    candidate: Array,
+    previous: Head | None,
+    doubts: tuple[str, ...],
+    margin: float,
+) -> Verdict:
+    """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
+    whole = shown.whole
     windows = float(whole.n[whole.seen].mean())
     repetitions = float(whole.repetitions_seen[whole.seen].mean())
-    shared = shared_head(prior)
     if (refusal := unseen_classes(whole, prior)) is not None:
-        verdict = refusal
-    elif folds:
-        held = _held_out(folds, z64, y, shared, logits / temperature, previous)
-        verdict = judge_held_out(held, prior, windows, repetitions, margin)
-    else:
-        verdict = judge_by_population(prior, windows, repetitions, doubts)
-    head = blend(shared, candidate, verdict.weight) if verdict.weight else None
-    warnings = (*doubts, *_sent_before(again))
-    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
-    return Calibration(head, candidate, chosen, whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+        return refusal
+    if folds:
+        held = _held_out(folds, shown.z, shown.y, shared_head(prior), candidate, previous)
+        return judge_held_out(held, prior, windows, repetitions, margin)
+    return judge_by_population(prior, windows, repetitions, doubts)
 
 
 def _swap_text(cycle: tuple[str, ...]) -> str:
@@ -171,13 +203,14 @@ def _held_out(
     return HeldOut(y[order], block, len(folds), shared.logits(z[order]), candidate, earlier)
 
 
-def _check(whole: Statistics, base: Statistics, method: str, prior: Prior) -> None:
+def _check(shown: _Shown, method: str, prior: Prior) -> None:
     if method not in METHODS:
         raise CalibrationError(f"method {method!r} is not known; the methods are {', '.join(METHODS)}")
-    if whole.seen.sum() < 2:
-        only = prior.labels[int(whole.seen.argmax())]
+    seen = shown.whole.seen
+    if seen.sum() < 2:
+        only = prior.labels[int(seen.argmax())]
         raise CalibrationError(f"all windows are labelled {only!r}; a head needs windows of at least two classes")
-    if method == "logistic" and base.n.sum():
+    if method == "logistic" and shown.earlier.n.sum():
         raise CalibrationError(
             "method 'logistic' needs the features of earlier calls, and only their statistics were retained; "
             "send all windows in one call with mode 'replace', or use 'map'"
@@ -188,20 +221,35 @@ def _fit(name: str, stats: Statistics, prior: Prior, z: Array, y: NDArray[np.int
     return fit_logistic(z, y, prior) if name == "logistic" else FITS[name](stats, prior)
 
 
-def _choose(method: str, y: NDArray[np.integer], held_logits: Callable[[str], Array]) -> tuple[str, Array, float]:
-    """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it."""
+def _choose(method: str, shown: _Shown, folds: Sequence[Fold], prior: Prior) -> tuple[str, Array, float]:
+    """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it.
+
+    Returns:
+        The method, its logits of the folds' scored windows one fold after the other, and the temperature.
+    """
     names = tuple(FITS) if method == "auto" else (method,)
-    if not len(y):
+    if not folds:
         return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
+    parts = [shown.without(f.removed) for f in folds]
+    y = np.concatenate([shown.y[f.scored] for f in folds])
     best: tuple[float, str, Array, float] | None = None
     for name in names:
-        logits = held_logits(name)
+        logits = _held_logits(name, shown, folds, parts, prior)
         for t in TEMPERATURES:
             loss = float(log_loss(logits / t, y).mean())
             if best is None or loss < best[0]:
                 best = (loss, name, logits, t)
     assert best is not None
     return best[1:]
+
+
+def _held_logits(name: str, shown: _Shown, folds: Sequence[Fold], parts: Sequence[Statistics], prior: Prior) -> Array:
+    """Logits of each fold's scored windows by a head fitted on the rest, whose statistics are in `parts`."""
+    found = []
+    for f, part in zip(folds, parts, strict=True):
+        head = _fit(name, part, prior, shown.z[~f.removed], shown.y[~f.removed])
+        found.append(head.logits(shown.z[f.scored]))
+    return np.concatenate(found)
 
 
 def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:

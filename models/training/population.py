@@ -52,6 +52,7 @@ def ring_placements(channels: int) -> tuple[Placement, ...]:
         turns = [t for t in turns if min(t, channels - t) <= 3.5]
 
     def weight(turn: float, flipped: bool) -> float:
+        """Log weight of a placement: the farther turned the rarer, and flipped the rarest."""
         away = min(turn, channels - turn)
         if flipped:
             return -3.5

@@ -71,6 +71,7 @@ def trials_of(number: int, person: LeftOut, shots: Sequence[int] = (1, 5), start
     found: list[Trial] = []
 
     def add(shot: tuple[int, int], shown: NDArray[np.bool_], kept: NDArray[np.bool_], hidden: bool = False) -> None:
+        """Add the calibration with the windows `shown`, scored on `kept`: in its own session, and in others."""
         if len(np.unique(person.y[shown])) < 2:
             return
         stats = Statistics.of(person.z[shown], person.y[shown], repetition[shown], classes)

@@ -72,6 +72,7 @@ def train_on(
     with Progress(*columns, console=console) as bar:
 
         def tick(stage: str, done: int, total: int) -> None:
+            """Move the stage's bar, which is there from its first step on."""
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)

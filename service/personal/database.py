@@ -42,6 +42,7 @@ def connect(url: str) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
+        """Make every connection durable, and erasing in truth."""
         connection.isolation_level = None  # transactions are begun below, and nowhere else
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=10000"):
@@ -50,6 +51,7 @@ def connect(url: str) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
+        """Begin as a reader or as a writer."""
         # A writer takes its lock at once: a read that turns into a write later could not wait for another writer.
         write = connection.get_execution_options().get("headway_write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

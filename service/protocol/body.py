@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service import errors
-from service.protocol import compression
+from service.protocol import compression, pieces
 
 STALL_SECONDS = 20.0
 SLOWEST_BYTES_PER_SECOND = 16 * 1024
@@ -118,11 +118,13 @@ def parse_json(data: bytes | memoryview) -> Any:
 
 
 def parse_json_object(data: bytes | memoryview) -> dict[str, Any]:
-    """Parse a JSON object.
+    """Parse a JSON object; in a large one `inputs` is an array of numbers already, where it is nested lists of them.
 
     Raises:
         InvalidRequest: anything else.
     """
+    if len(data) > pieces.PIECE and (found := pieces.parse_inputs(bytes(data))) is not None:
+        return found
     message = parse_json(data)
     if not isinstance(message, dict):
         raise errors.InvalidRequest(f"the body must be a JSON object, not {type(message).__name__}")

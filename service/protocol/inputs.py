@@ -120,11 +120,13 @@ def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]
 
 
 def nested(values: Any) -> NDArray[Any]:
-    """Read a nested list of numbers.
+    """Read a nested list of numbers, or the array that `parse_json_object` made of a large one.
 
     Raises:
         InvalidRequest: it is ragged or holds something else.
     """
+    if isinstance(values, np.ndarray):
+        return values
     if not isinstance(values, list):
         raise InvalidRequest(f"inputs must be a nested array of numbers, not {type(values).__name__}")
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
+from service.data_plane import DECODED_HERE
 from service.errors import InvalidRequest, Unavailable
 from service.protocol import calibration, oip
 from service.protocol.body import json_response, read_body
@@ -37,7 +39,10 @@ async def calibrate(
     if idempotency_key is not None and not 0 < len(idempotency_key) <= 255:
         raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
     body = await read_body(request)
-    decoded = calibration.decode(body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest)
+    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest
+    # A large one on a thread even where it is binary: its digest is over every byte.
+    large = len(body) > DECODED_HERE
+    decoded = await asyncio.to_thread(calibration.decode, *asked) if large else calibration.decode(*asked)
     report, again = await own.calibrator.run(model, user, decoded, idempotency_key)
     headers = {"Idempotent-Replay": "true"} if again else {}
     if not again:

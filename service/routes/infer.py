@@ -68,6 +68,7 @@ async def _answer(request: Request, endpoint: str, model: str, version: str | No
     future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
     def reply(status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
+        """Take the data plane's answer, unless the client no longer waits."""
         response = Response(content, status)
         response.raw_headers = [(b"content-length", str(len(content)).encode()), *headers]
         if not future.done():

@@ -54,6 +54,16 @@ def test_help_and_version():
     assert re.match(r"headway \d+\.\d+", run("--version").stdout)
 
 
+def test_help_imports_nothing_that_a_command_needs():
+    heavy = "numpy", "torch", "onnxruntime", "sqlalchemy", "fastapi", "pydantic"
+    code = (
+        "import sys\nfrom service.cli import main\nsys.argv = ['headway', '--help']\n"
+        f"try:\n    main()\nfinally:\n    assert not set({heavy!r}) & set(sys.modules), sys.modules.keys()\n"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 0, shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

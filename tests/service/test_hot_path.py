@@ -130,7 +130,7 @@ def test_chunked_bodies_and_bodies_in_many_segments(service):
         assert chunked[2] == split[2]
 
 
-@pytest.mark.parametrize("method", ["GET", "OPTIONS", "HEAD", "PUT"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
 def test_verbs_that_a_path_does_not_know_are_405_in_the_one_shape(service, method):
     for endpoint in ("infer", "predict", "features"):
         answer = httpx.request(method, f"{service.url}/v2/models/tiny/{endpoint}")
@@ -177,7 +177,7 @@ def test_a_client_that_goes_away_leaves_nothing_waiting(service):
 
 
 def test_names_may_be_percent_encoded_and_health_answers_head(service):
-    assert httpx.head(f"{service.url}/v2/health/live").status_code in (200, 405)
+    assert httpx.head(f"{service.url}/v2/health/live").status_code == 200
     with Wire(service) as wire:
         wire.send(request(BODY, "/v2/models/%74iny/predict"))
         assert wire.answer()[0] == 200

@@ -1,6 +1,7 @@
 """Calibrate, versions, pointer, rollback, erasure."""
 
 import asyncio
+import threading
 
 import numpy as np
 import orjson
@@ -8,6 +9,8 @@ import pytest
 import safetensors.numpy
 
 from service.app import create_app
+from service.data_plane import DECODED_HERE
+from service.protocol import calibration
 from tests.conftest import running
 from tests.tiny import LABELS, tiny_windows
 
@@ -109,6 +112,26 @@ async def test_mislabelled_windows_are_kept_out_and_not_remembered(client, rng):
     assert report["active_version"] == 1
     assert await who(client) == ("personal", 1)
     assert (await calibrate(client, rng))["classes"]["rest"]["samples"] == 40
+
+
+async def test_while_a_large_body_is_decoded_others_are_answered(client, rng, monkeypatch):
+    begun, answered = threading.Event(), threading.Event()
+    decode = calibration.decode
+
+    def gated(*asked):
+        begun.set()
+        assert answered.wait(5), "nothing was answered while the body was decoded"
+        return decode(*asked)
+
+    monkeypatch.setattr(calibration, "decode", gated)
+    payload = orjson.dumps(body(rng, per_class=800))
+    assert len(payload) > DECODED_HERE
+    call = asyncio.create_task(client.post(f"{URL}/calibrations", content=payload))
+    assert await asyncio.to_thread(begun.wait, 5)
+    assert (await client.get("/v2/health/live")).status_code == 200
+    assert not call.done()
+    answered.set()
+    assert (await call).status_code == 201
 
 
 async def test_dry_run_stores_nothing(client, rng):

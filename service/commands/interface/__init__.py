@@ -1,0 +1,1 @@
+"""What the commands take, a file a group; none imports what it does before it is run."""

@@ -1,0 +1,69 @@
+"""`headway bundle`: what is in a folder of bundles, and variants of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.commands.interface.options import Seed, Subjects, console
+
+app = typer.Typer(help="List, verify and show bundles.", no_args_is_help=True)
+
+
+@app.command("list")
+def bundle_list(
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of bundles; by default the shipped ones.")
+    ] = None,
+) -> None:
+    """List the bundles of a folder."""
+    from exporters import bundle as bundles
+    from service.commands.tables import bundles_table
+    from service.config import ZOO
+
+    console.print(bundles_table(models or ZOO, bundles.find(models or ZOO)))
+
+
+@app.command("verify")
+def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")]) -> None:
+    """Check a bundle's digests and prior, and that its graph runs."""
+    from exporters import bundle as bundles
+    from service.engine.runtime import Runtime
+
+    bundle = bundles.load(bundles.resolve(path))
+    Runtime.of(bundle, max_batch=2)
+    console.print(
+        f"{bundle.manifest.name} version {bundle.manifest.version}: {len(bundle.manifest.files)} files as listed, "
+        f"features {bundle.manifest.feature_dim}, digest {bundle.digest[:16]}",
+        highlight=False,
+    )
+
+
+@app.command("convert")
+def bundle_convert(
+    path: Annotated[Path, typer.Argument(help="FP32 bundle: DIR/NAME or DIR/NAME/VERSION.")],
+    models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write the variant into.")],
+    precision: Annotated[str, typer.Option(help="fp16.")] = "fp16",
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Recordings to compare on; synthetic windows without.")
+    ] = None,
+    subjects: Subjects = "*",
+    seed: Seed = 0,
+) -> None:
+    """Convert a bundle to half precision, through a gate on features and on what heads decide."""
+    if precision != "fp16":
+        raise typer.BadParameter(f"unknown precision {precision!r}; there is: fp16")
+    from service.commands.conversion import run_conversion
+
+    console.print(run_conversion(path, models, data=data, subjects=subjects, seed=seed), highlight=False)
+
+
+@app.command("show")
+def bundle_show(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")]) -> None:
+    """Print a bundle's manifest."""
+    from exporters import bundle as bundles
+
+    manifest, _ = bundles.read_manifest(bundles.resolve(path))
+    typer.echo(manifest.model_dump_json(indent=2))

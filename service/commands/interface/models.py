@@ -1,0 +1,121 @@
+"""`headway train`, `export` and `evaluate`: from recordings to a bundle, and what it is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.commands.interface.options import DataDir, Out, Seed, Subjects, command_line, console
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    data: DataDir,
+    out: Out,
+    subjects: Subjects = "*",
+    recipe: Annotated[
+        str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")
+    ] = "episodic",
+    steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network (default 2500).")] = None,
+    unit: Annotated[
+        str, typer.Option(help="Unit of the samples, for the model card: 'mV', 'armband counts'.")
+    ] = "counts",
+    quick: Annotated[bool, typer.Option(help="A small budget: minutes become seconds, for demos and tests.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a backbone and its population prior on recordings."""
+    from service.commands.training import run_training
+
+    run_training(
+        data,
+        out,
+        subjects=subjects,
+        recipe=recipe,
+        steps=steps,
+        unit=unit,
+        quick=quick,
+        resume=resume,
+        seed=seed,
+        command=command_line(),
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder that `headway train` wrote.")],
+    models: Annotated[Path, typer.Option("--models", help="Folder of bundles to export into.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model; by default the run's folder name.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest and the card.")] = "Apache-2.0",
+    citation: Annotated[str, typer.Option(help="What to cite, for the card.")] = "",
+    description: Annotated[str, typer.Option(help="One sentence, for the card.")] = "",
+) -> None:
+    """Export a run to an ONNX bundle, through the parity gate."""
+    from exporters.export import export_run
+
+    path = export_run(run, models, name=name, licence=licence, citation=citation, description=description)
+    from exporters import bundle as bundles
+
+    parity = bundles.load(path).manifest.parity
+    console.print(
+        f"parity on {parity['windows']} real windows, batches {parity['batches']}: "
+        f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e})\nwritten to {path}",
+        highlight=False,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Option("--model", help="Bundle: DIR/NAME or DIR/NAME/VERSION.")],
+    data: DataDir,
+    subjects: Annotated[str | None, typer.Option("--subjects", help="Globs of the subjects to score.")] = None,
+    population: Annotated[
+        str | None, typer.Option("--population", help="Globs of the population, for baselines that need one.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="myo or cycles (docs/evaluation.md).")] = "cycles",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
+    log: Annotated[
+        Path | None, typer.Option("--log", help="Append the run to a log, so that runs are counted.")
+    ] = None,
+    via: Annotated[
+        str, typer.Option(help="local, or http: the same calibrations through a running service.")
+    ] = "local",
+    url: Annotated[
+        str | None, typer.Option("--url", help="Service for --via http; without it one is started here.")
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Score the closed-form baselines too.")] = True,
+    trained_baselines: Annotated[
+        bool, typer.Option("--trained-baselines", help="Also train from scratch and fine-tune per user (slow).")
+    ] = False,
+    run: Annotated[Path | None, typer.Option("--run", help="Training run, for the fine-tuning baseline.")] = None,
+    allow_training_subjects: Annotated[
+        bool, typer.Option("--allow-training-subjects", help="Score subjects that the model was trained on.")
+    ] = False,
+) -> None:
+    """Score a bundle: generic, baselines and the personal head, by labelled windows."""
+    from service.commands.evaluation import run_evaluation
+
+    run_evaluation(
+        model,
+        data,
+        subjects=subjects,
+        population=population,
+        protocol=protocol,
+        json_file=json_file,
+        markdown=markdown,
+        log=log,
+        via=via,
+        url=url,
+        baselines=baselines,
+        trained_baselines=trained_baselines,
+        run=run,
+        allow_training_subjects=allow_training_subjects,
+        command=command_line(),
+    )

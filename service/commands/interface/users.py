@@ -1,0 +1,52 @@
+"""`headway calibrate` and `headway predict`: a user on a running service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.commands.interface.options import ModelName, Url, User
+
+app = typer.Typer()
+
+
+@app.command()
+def calibrate(
+    model: ModelName,
+    user: User,
+    file: Annotated[Path, typer.Option("--file", help="A subject's recordings (.npz).")],
+    url: Url = "http://127.0.0.1:8000",
+    session: Annotated[str | None, typer.Option(help="Session to use; by default the first.")] = None,
+    repetitions: Annotated[str, typer.Option(help="Repetitions to use: '0', '0,1' or '0-3'.")] = "0",
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many windows a class, from the first recordings.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="map, lda, ncm, ridge, logistic or auto.")] = "map",
+    mode: Annotated[str, typer.Option(help="update or replace.")] = "update",
+    activate: Annotated[str, typer.Option(help="if_better, always or never.")] = "if_better",
+) -> None:
+    """Calibrate a user on a running service from recordings, and print the guard's verdict."""
+    from service.commands.client import run_calibration
+
+    run_calibration(
+        url, model, user, file, session, repetitions, windows, {"method": method, "mode": mode, "activate": activate}
+    )
+
+
+@app.command()
+def predict(
+    model: ModelName,
+    file: Annotated[Path, typer.Option("--file", help="A subject's recordings (.npz).")],
+    user: Annotated[str | None, typer.Option("--user", help="Whose head answers; without it the shared one.")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    session: Annotated[str | None, typer.Option(help="Session to use; by default the last.")] = None,
+    repetitions: Annotated[
+        str | None, typer.Option(help="Repetitions to use: '0', '0,1' or '1-3'; by default all.")
+    ] = None,
+) -> None:
+    """Predict a subject's recordings on a running service, and print accuracy by gesture."""
+    from service.commands.client import run_prediction
+
+    run_prediction(url, model, file, user, session, repetitions)
