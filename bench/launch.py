@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -9,22 +10,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from bench import protocols, users
+from bench import heads, protocols
 from bench.bundles import Case, models_folder
-from bench.load import post
+from bench.load import Body
 from bench.places import ENVIRONMENTS, LOGS, SERVERS, STORES
-from bench.processes import free_port, started
+from bench.processes import free_port, owner, started
 from bench.protocols import Protocol
 from service.commands.process import running_service
 
 START_SECONDS = 120.0
+TRIES = 64
+"""Connections that are opened for each process that should answer, before it is said not to."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -82,10 +86,10 @@ def python(environment: str | None) -> str:
 def clean_environment(model: Case, count: int) -> dict[str, str]:
     """Return the environment of a competitor: nothing of Headway's, the graph and the heads named."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HEADWAY_", "PYTHON"))}
-    heads = users.table(model, count)
+    table = heads.table(model, count)
     return kept | ONE_THREAD | {
         "BENCH_GRAPH": str(model.graph),
-        "BENCH_HEADS": str(heads),
+        "BENCH_HEADS": str(table),
         "BENCH_USERS": str(count),
         "PYTHONPATH": str(SERVERS),
     }  # fmt: skip
@@ -141,30 +145,64 @@ def served(
 
 @contextmanager
 def headway(
-    model: Case, count: int, workers: int, *options: str, models: Path | None = None, store: Path | None = None
+    model: Case,
+    count: int,
+    _workers: int = 0,
+    *,
+    options: Sequence[str] = (),
+    frontends: int | None = None,
+    models: Path | None = None,
+    store: Path | None = None,
 ) -> Iterator[Endpoint]:
-    """Start `headway serve` with a store of so many calibrated users; `models` may hold others beside the one."""
+    """Start `headway serve` with a store of so many calibrated users, all of them in memory.
+
+    `frontends` is its own option, given only if it is not None; `models` may hold others beside the one.
+    """
     folder = store or STORES / f"{model.name}-{count}"
     if not (folder / "headway.db").exists():
-        users.fill(folder / "headway.db", model, count)
-    with running_service(models or models_folder(model.name), folder, *frontends(workers), *options) as service:
-        touch(model, service.url, count)
+        heads.fill(folder / "headway.db", model, count)
+    chosen = () if frontends is None else ("--frontends", str(frontends))
+    with running_service(models or models_folder(model.name), folder, *chosen, *options) as service:
+        touch(model, service.url, service.pid, count, frontends or 1)
         yield Endpoint(service.url, service.pid)
 
 
-def touch(model: Case, url: str, count: int, rows: int = 64) -> None:
-    """Ask once for every user, many in a request, so that heads are in memory when the measurement begins."""
-    path = f"{url}/v2/models/{model.name}/infer"
-    windows = np.repeat(model.windows(1), rows, 0)
-    for first in range(0, count, rows):
-        names = [users.user_name(i) for i in range(first, min(count, first + rows))]
-        post(path, protocols.headway_rows(model, windows[: len(names)], names), 0)
+def touch(model: Case, url: str, pid: int, count: int, processes: int = 1, rows: int = 64) -> None:
+    """Ask every process that answers for every user, so that heads are in memory when the measurement begins.
+
+    Raises:
+        ContenderError: fewer processes answer than should.
+    """
+    path, windows = f"/v2/models/{model.name}/infer", np.repeat(model.windows(1), rows, 0)
+    bodies = [
+        protocols.headway_rows(model, windows[: len(users)], [heads.user_name(i) for i in users])
+        for users in (range(first, min(count, first + rows)) for first in range(0, count, rows))
+    ]
+    with ExitStack() as stack:
+        for connection in _one_to_each(stack, url, pid, processes, path, bodies[0]):
+            for body in bodies:
+                _post(connection, path, body)
 
 
-def frontends(workers: int) -> tuple[str, ...]:
-    """Return the option that sets the number of front ends, where this Headway has it."""
-    told = subprocess.run(
-        [sys.executable, "-m", "service.cli", "serve", "--help"], capture_output=True, text=True, check=False,
-        env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
-    )  # fmt: skip
-    return ("--frontends", str(workers)) if "--frontends" in told.stdout else ()
+def _one_to_each(
+    stack: ExitStack, url: str, pid: int, processes: int, path: str, body: Body
+) -> list[http.client.HTTPConnection]:
+    """Open connections until each process has accepted one: the kernel chooses whose a connection is."""
+    parts = urlsplit(url)
+    found: dict[int | None, http.client.HTTPConnection] = {}
+    for _ in range(TRIES * processes):
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        stack.callback(connection.close)
+        _post(connection, path, body)
+        found.setdefault(owner(pid, parts.port or 80, connection.sock.getsockname()[1]), connection)
+        if len(found) == processes:
+            return list(found.values())
+    raise ContenderError(f"of {processes} processes that should answer at {url}, {len(found)} do")
+
+
+def _post(connection: http.client.HTTPConnection, path: str, body: Body) -> None:
+    connection.request("POST", path, body.filled(0), body.headers)
+    answer = connection.getresponse()
+    said = answer.read()
+    if answer.status != 200:
+        raise ContenderError(f"{path} answered {answer.status}: {said[:300]!r}")

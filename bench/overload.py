@@ -14,12 +14,12 @@ import numpy as np
 
 from bench import machine, protocols
 from bench.bundles import Case, case
+from bench.heads import user_name
 from bench.launch import headway
 from bench.load import Body
 from bench.open_loop import Answer, Connections, offer
 from bench.places import RESULTS
 from bench.processes import cost
-from bench.users import user_name
 
 ROWS = 64
 """Rows of a request, of as many users: rows are what costs, and one client must offer three times too many."""
@@ -39,7 +39,7 @@ def main() -> None:
     chosen = parser.parse_args()
     model = case(chosen.model)
     options = () if chosen.queue_rows is None else ("--queue-rows", str(chosen.queue_rows))
-    with headway(model, chosen.users, 2, *options) as service:
+    with headway(model, chosen.users, options=options) as service:
         found = asyncio.run(_measure(model, service.url, service.pid, chosen))
     found |= {"machine": machine.describe(), "model": model.name, "users": chosen.users, "rows_a_request": ROWS}
     found |= {"seconds": chosen.seconds, "factor": chosen.factor}

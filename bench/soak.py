@@ -18,11 +18,11 @@ import safetensors.numpy
 
 from bench import machine, protocols
 from bench.bundles import Case, case, models_folder
+from bench.heads import head, user_name
 from bench.launch import headway
 from bench.open_loop import Connections
 from bench.places import HOME, RESULTS
 from bench.processes import cost
-from bench.users import head, user_name
 from models.heads.head import Head, softmax
 from service.engine.runtime import Runtime
 
@@ -185,7 +185,7 @@ def main() -> None:
     for name in (model.name, SECOND):
         case(name)
         shutil.copytree(models_folder(name) / name, folder / "models" / name)
-    with headway(model, chosen.users, 2, models=folder / "models", store=folder / "store") as service:
+    with headway(model, chosen.users, models=folder / "models", store=folder / "store") as service:
         soak = Soak(model, service.url, chosen.users)
         samples = asyncio.run(run(soak, 60 * chosen.minutes, service.pid))
     growth = flat(samples)
