@@ -27,7 +27,7 @@ from bench.protocols import Protocol
 from service.commands.process import running_service
 
 START_SECONDS = 120.0
-TRIES = 64
+TRIES = 32
 """Connections that are opened for each process that should answer, before it is said not to."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -163,12 +163,14 @@ def headway(
         heads.fill(folder / "headway.db", model, count)
     chosen = () if frontends is None else ("--frontends", str(frontends))
     with running_service(models or models_folder(model.name), folder, *chosen, *options) as service:
-        touch(model, service.url, service.pid, count, frontends or 1)
+        touch(model, service.url, service.pid, count, frontends or None)
         yield Endpoint(service.url, service.pid)
 
 
-def touch(model: Case, url: str, pid: int, count: int, processes: int = 1, rows: int = 64) -> None:
+def touch(model: Case, url: str, pid: int, count: int, processes: int | None, rows: int = 64) -> None:
     """Ask every process that answers for every user, so that heads are in memory when the measurement begins.
+
+    Where it is not known how many `processes` there are, some tries are taken to find all.
 
     Raises:
         ContenderError: fewer processes answer than should.
@@ -185,18 +187,20 @@ def touch(model: Case, url: str, pid: int, count: int, processes: int = 1, rows:
 
 
 def _one_to_each(
-    stack: ExitStack, url: str, pid: int, processes: int, path: str, body: Body
+    stack: ExitStack, url: str, pid: int, processes: int | None, path: str, body: Body
 ) -> list[http.client.HTTPConnection]:
     """Open connections until each process has accepted one: the kernel chooses whose a connection is."""
     parts = urlsplit(url)
     found: dict[int | None, http.client.HTTPConnection] = {}
-    for _ in range(TRIES * processes):
+    for _ in range(TRIES * (processes or 1)):
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         stack.callback(connection.close)
         _post(connection, path, body)
         found.setdefault(owner(pid, parts.port or 80, connection.sock.getsockname()[1]), connection)
         if len(found) == processes:
             return list(found.values())
+    if processes is None:
+        return list(found.values())
     raise ContenderError(f"of {processes} processes that should answer at {url}, {len(found)} do")
 
 

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 from bench.load import Body
 
-TIMEOUT_SECONDS = 30.0
+TIMEOUT_SECONDS = 120.0
+"""Longer than a full queue takes to be served."""
+IDLE_SECONDS = 30.0
+"""After which a connection is not used again: the server may be closing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +31,31 @@ class Connections:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter, float]] = []
 
     async def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
         """Send one request and return the status and the body; `(0, b"")` where none came."""
         lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
         head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
-        pair = None
+        writer = None
         try:
-            pair = self._free.pop() if self._free else await asyncio.open_connection(self._host, self._port)
-            pair[1].write(head.encode() + body)
-            status, content = await asyncio.wait_for(_answer(pair[0]), TIMEOUT_SECONDS)
+            reader, writer = await self._connection()
+            writer.write(head.encode() + body)
+            status, content = await asyncio.wait_for(_answer(reader), TIMEOUT_SECONDS)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
-            if pair is not None:
-                pair[1].close()
+            if writer is not None:
+                writer.close()
             return 0, b""
-        self._free.append(pair)
+        self._free.append((reader, writer, time.monotonic()))
         return status, content
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._free:
+            reader, writer, last = self._free.pop()
+            if time.monotonic() - last < IDLE_SECONDS:
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self._host, self._port)
 
     async def abandon(self, path: str, body: bytes, headers: dict[str, str], share: float) -> None:
         """Send a part of a request, or all of it, and hang up without reading."""
@@ -57,7 +68,7 @@ class Connections:
 
     def close(self) -> None:
         """Hang up."""
-        for _, writer in self._free:
+        for _, writer, _ in self._free:
             writer.close()
         self._free.clear()
 
