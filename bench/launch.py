@@ -27,7 +27,9 @@ from bench.protocols import Protocol
 from service.commands.process import running_service
 
 START_SECONDS = 120.0
-TRIES = 32
+TOUCHED = 64
+"""Users of one request that only brings their heads into memory."""
+TRIES = 16
 """Connections that are opened for each process that should answer, before it is said not to."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -167,41 +169,38 @@ def headway(
         yield Endpoint(service.url, service.pid)
 
 
-def touch(model: Case, url: str, pid: int, count: int, processes: int | None, rows: int = 64) -> None:
+def touch(
+    model: Case, url: str, pid: int, count: int, processes: int | None = None, *, everywhere: bool = False
+) -> None:
     """Ask every process that answers for every user, so that heads are in memory when the measurement begins.
 
-    Where it is not known how many `processes` there are, some tries are taken to find all.
+    Where it is not known how many `processes` there are, some tries are taken to find all. `everywhere` asks on many
+    connections instead: in one process, too, connections may belong to different loops.
 
     Raises:
         ContenderError: fewer processes answer than should.
     """
-    path, windows = f"/v2/models/{model.name}/infer", np.repeat(model.windows(1), rows, 0)
+    windows = np.repeat(model.windows(1), TOUCHED, 0)
     bodies = [
         protocols.headway_rows(model, windows[: len(users)], [heads.user_name(i) for i in users])
-        for users in (range(first, min(count, first + rows)) for first in range(0, count, rows))
+        for users in (range(first, min(count, first + TOUCHED)) for first in range(0, count, TOUCHED))
     ]
+    path, parts = f"/v2/models/{model.name}/infer", urlsplit(url)
+    owners: dict[int | None, http.client.HTTPConnection] = {}
     with ExitStack() as stack:
-        for connection in _one_to_each(stack, url, pid, processes, path, bodies[0]):
+        for _ in range(TRIES * (processes or 1)):
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+            stack.callback(connection.close)
+            _post(connection, path, bodies[0])
+            who = owner(pid, parts.port or 80, connection.sock.getsockname()[1])
+            owners.setdefault(len(owners) if everywhere else who, connection)
+            if len(owners) == processes:
+                break
+        if processes is not None and len(owners) < processes:
+            raise ContenderError(f"of {processes} processes that should answer at {url}, {len(owners)} do")
+        for connection in owners.values():
             for body in bodies:
                 _post(connection, path, body)
-
-
-def _one_to_each(
-    stack: ExitStack, url: str, pid: int, processes: int | None, path: str, body: Body
-) -> list[http.client.HTTPConnection]:
-    """Open connections until each process has accepted one: the kernel chooses whose a connection is."""
-    parts = urlsplit(url)
-    found: dict[int | None, http.client.HTTPConnection] = {}
-    for _ in range(TRIES * (processes or 1)):
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
-        stack.callback(connection.close)
-        _post(connection, path, body)
-        found.setdefault(owner(pid, parts.port or 80, connection.sock.getsockname()[1]), connection)
-        if len(found) == processes:
-            return list(found.values())
-    if processes is None:
-        return list(found.values())
-    raise ContenderError(f"of {processes} processes that should answer at {url}, {len(found)} do")
 
 
 def _post(connection: http.client.HTTPConnection, path: str, body: Body) -> None:

@@ -83,8 +83,9 @@ def shown(cell: dict[str, Any]) -> str:
     """Return a cell as a line of text."""
     beside = "" if cell["share"] is None else f", {cell['share']:.2f} of raw"
     bad = f", refused {cell['refused']}, failed {cell['failed']}" if cell["refused"] or cell["failed"] else ""
+    rows = f"{cell['rows']} row{'s' * (cell['rows'] > 1)}"
     return (
-        f"[{cell['round']}] {cell['model']} {cell['server']} {cell['note']}, {cell['users']} users, "
-        f"{cell['rows']} rows, c={cell['concurrency']}: {cell['rate']:.0f}/s{beside}, p50 {cell['p50'] / 1e3:.2f} ms, "
+        f"[{cell['round']}] {cell['model']} {cell['server']} {cell['note']}, {cell['users']} users, {rows}, "
+        f"c={cell['concurrency']}: {cell['rate']:.0f}/s{beside}, p50 {cell['p50'] / 1e3:.2f} ms, "
         f"p99 {cell['p99'] / 1e3:.2f} ms, {cell['cpu_us']:.0f} CPU-µs, {cell['memory'] / 2**20:.0f} MiB{bad}"
     )

@@ -69,7 +69,11 @@ def table(results: dict[str, Any]) -> str:
 
 def _head(results: dict[str, Any]) -> list[str]:
     where = results["machine"]
-    lines = ["# Serving compared", "", f"`make bench`, {results['options']['at']}, commit {where['commit'][:12]}: "]
+    lines = [
+        f"# {results['title']}",
+        "",
+        f"`{results['command']}`, {results['options']['at']}, commit {where['commit'][:12]}: ",
+    ]
     lines[-1] += f"{where['processor']}, {where['cores']} cores, Linux {where['kernel']}, {where['wrk']}."
     lines += ["", LEGEND]
     raw: dict[tuple[str, int], list[float]] = defaultdict(list)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, measure, raw, report
-from bench.bundles import Case, case
+from bench.bundles import MAKERS, Case, case
 from bench.contenders import CONTENDERS, with_frontends
 from bench.launch import Contender, ContenderError
 from bench.load import LoadError
@@ -22,9 +22,14 @@ FAILURES = (ContenderError, LoadError, ServiceStartError, ValueError)
 def main() -> None:
     """Run the comparison and write it to docs/benchmarks/serving.{json,md} and plots."""
     chosen = _arguments()
-    results: dict[str, Any] = {"machine": machine.describe(), "options": _options(chosen), "raw": [], "cells": []}
-    results |= {"failures": {}, "versions": {}}
     servers = [server for name in chosen.servers for server in _servers(name, chosen.frontends)]
+    compare(chosen, servers, {"title": "Serving compared", "command": "make bench"})
+
+
+def compare(chosen: argparse.Namespace, servers: list[Contender], about: dict[str, str]) -> None:
+    """Measure servers in rounds, print the table and write it; `about` is its title and command."""
+    results: dict[str, Any] = {**about, "machine": machine.describe(), "options": _options(chosen), "raw": []}
+    results |= {"cells": [], "failures": {}, "versions": {}}
     for number in range(chosen.rounds):
         for name in chosen.models:
             _round(chosen, results, case(name), servers, number)
@@ -90,29 +95,36 @@ def _measure(
 def _arguments() -> argparse.Namespace:
     servers = ["raw", *CONTENDERS]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--servers", type=_names(servers), default=servers, help=f"of {','.join(servers)}")
-    parser.add_argument("--models", type=_names(None), default=["fixed"], help="of fixed,semg-myo,lite0")
-    parser.add_argument("--bodies", type=_names(["binary", "json"]), default=["binary", "json"], help="binary,json")
-    parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 64], help="connections")
+    parser.add_argument("--servers", type=one_of(servers), default=servers, help=f"of {','.join(servers)}")
+    parser.add_argument("--bodies", type=one_of(["binary", "json"]), default=["binary", "json"], help="binary,json")
     parser.add_argument("--rows", type=_numbers, default=[1], help="windows of a request, all of one user")
+    parser.add_argument(
+        "--frontends", type=_numbers, default=[], help="of Headway, e.g. 1,2; by default what it chooses itself"
+    )
+    common_arguments(parser)
+    return parser.parse_args()
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every comparison."""
+    parser.add_argument("--models", type=one_of(list(MAKERS)), default=["fixed"], help=f"of {','.join(MAKERS)}")
+    parser.add_argument("--concurrency", type=_numbers, default=[1, 8, 64], help="connections")
     parser.add_argument("--users", type=_numbers, default=[1000], help="calibrated users, drawn uniformly")
     parser.add_argument("--seconds", type=float, default=4, help="of one measurement")
     parser.add_argument("--raw-seconds", type=float, default=1.0, help="of the raw session, a batch size")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds of load before the measurements of a body")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes or instances that a server is given")
-    parser.add_argument(
-        "--frontends", type=_numbers, default=[], help="of Headway, e.g. 1,2; by default what it chooses itself"
-    )
     parser.add_argument("--out", type=Path, help=f"write NAME.json, NAME.md and plots, e.g. {RESULTS / 'serving'}")
-    return parser.parse_args()
 
 
-def _names(known: list[str] | None) -> Any:
+def one_of(known: list[str]) -> Any:
+    """Return what reads an option of names with commas between, all of them known."""
+
     def read(text: str) -> list[str]:
         found = [part.strip() for part in text.split(",") if part.strip()]
         for name in found:
-            if known is not None and name not in known:
+            if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
         return found
 
