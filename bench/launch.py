@@ -40,10 +40,11 @@ class ContenderError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a started server answers, and the process its tree grows from."""
+    """Where a started server answers, the process its tree grows from, and how many of it were seen to answer."""
 
     url: str
     pid: int
+    answering: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +166,14 @@ def headway(
         heads.fill(folder / "headway.db", model, count)
     chosen = () if frontends is None else ("--frontends", str(frontends))
     with running_service(models or models_folder(model.name), folder, *chosen, *options) as service:
-        touch(model, service.url, service.pid, count, frontends or None)
-        yield Endpoint(service.url, service.pid)
+        answering = touch(model, service.url, service.pid, count, frontends or None)
+        yield Endpoint(service.url, service.pid, answering)
 
 
 def touch(
     model: Case, url: str, pid: int, count: int, processes: int | None = None, *, everywhere: bool = False
-) -> None:
-    """Ask every process that answers for every user, so that heads are in memory when the measurement begins.
+) -> int:
+    """Ask every process that answers for every user, so that heads are in memory; returns how many answered.
 
     Where it is not known how many `processes` there are, some tries are taken to find all. `everywhere` asks on many
     connections instead: in one process, too, connections may belong to different loops.
@@ -201,6 +202,7 @@ def touch(
         for connection in owners.values():
             for body in bodies:
                 _post(connection, path, body)
+    return len(owners)
 
 
 def _post(connection: http.client.HTTPConnection, path: str, body: Body) -> None:

@@ -1,9 +1,15 @@
-"""Overload: three times what Headway can do, for a minute. What is accepted must be answered soon, the rest refused."""
+"""Overload: three times what Headway can do, for a minute. What is accepted must be answered soon, the rest refused.
+
+The client shares the server's cores. It is given a higher priority, if it may have one, so that latencies are the
+server's: a client elsewhere would not wait for a core.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import sys
 import threading
 import time
@@ -65,13 +71,22 @@ def main() -> None:
     rows = chosen.rows or max(1, min(MOST_ROWS, BODY_BYTES // model.windows(1).nbytes))
     options = () if chosen.queue_rows is None else ("--queue-rows", str(chosen.queue_rows))
     with headway(model, chosen.users, options=options, frontends=chosen.frontends) as service:
+        niceness = _go_first()
         found = asyncio.run(_measure(model, service.url, service.pid, rows, chosen))
     queue = chosen.queue_rows or int(Settings.model_fields["queue_rows"].default)
     found |= {"machine": machine.describe(), "model": model.name, "users": chosen.users, "rows_a_request": rows}
     found |= {"seconds": chosen.seconds, "factor": chosen.factor, "frontends": chosen.frontends, "queue_rows": queue}
+    found |= {"answering_processes": service.answering, "client_niceness": niceness}
     judged = _targets(found)
     targets.write(chosen.out or RESULTS / f"overload-{model.name}.json", found, judged)
     sys.exit(1 if targets.missed(judged) else 0)
+
+
+def _go_first() -> int:
+    """Raise the priority of this process, and not of the server, which has been started; returns its niceness."""
+    with contextlib.suppress(PermissionError):
+        os.nice(-10)
+    return os.nice(0)
 
 
 async def _measure(model: Case, url: str, pid: int, rows: int, chosen: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +136,7 @@ def _targets(found: dict[str, Any]) -> list[Target]:
     least = GOODPUT.get(found["model"], SMALL_GOODPUT)
     goodput, refused, accepted = found["goodput_of_peak"], found["refused_ms"], found["accepted_ms"]
     # Every process that answers has a queue of its own.
-    rows = found["queue_rows"] * max(1, found["frontends"] or 1)
+    rows = found["queue_rows"] * found["answering_processes"]
     bound = QUEUE_SLACK * 1e3 * rows / found["goodput_rows_s"] if found["goodput_rows_s"] else 0.0
     recovered, growth = found["recovered_after_s"], found["memory_growth_mib"]
     others = sum(n for status, n in found["answers"].items() if status not in ("200", "429"))

@@ -89,13 +89,16 @@ def _proportional(folder: Path) -> int:
 
 
 def owner(root: int, server_port: int, client_port: int) -> int | None:
-    """Return which process of a tree answers an IPv4 connection on this machine; None: none has accepted it."""
+    """Return which process of a tree answers an IPv4 connection on this machine; None: none has accepted it.
+
+    Where a process hands connections to its children, it may have this one open for a moment yet: children come first.
+    """
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         ports = [int(fields[i].rpartition(":")[2], 16) for i in (1, 2)]
         if ports == [server_port, client_port]:
             wanted = f"socket:[{fields[9]}]"
-            return next((pid for pid in tree(root) if wanted in _open_files(pid)), None)
+            return next((pid for pid in reversed(tree(root)) if wanted in _open_files(pid)), None)
     return None
 
 
