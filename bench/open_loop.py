@@ -13,6 +13,7 @@ from bench.load import Body
 
 TIMEOUT_SECONDS = 120.0
 """Longer than a full queue takes to be served."""
+TURN_SECONDS = 0.002
 IDLE_SECONDS = 30.0
 """After which a connection is not used again: the server may be closing it."""
 
@@ -81,8 +82,12 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(lines[0].split(b" ", 2)[1]), await reader.readexactly(length)
 
 
-async def offer(url: str, path: str, bodies: Sequence[Body], rate: float, seconds: float) -> list[Answer]:
+async def offer(
+    url: str, path: str, bodies: Sequence[Body], rate: float, seconds: float
+) -> tuple[list[Answer], list[float]]:
     """Send `rate` requests a second for a while, going round the bodies; wait for all answers.
+
+    Returns them, and by how many seconds this client came late to its turns: no latency is known better than that.
 
     Garbage is not collected meanwhile: with thousands of requests under way that would be pauses of this client.
     """
@@ -94,8 +99,10 @@ async def offer(url: str, path: str, bodies: Sequence[Body], rate: float, second
         gc.enable()
 
 
-async def _offer(url: str, path: str, bodies: Sequence[Body], rate: float, seconds: float) -> list[Answer]:
-    connections, answers, tasks = Connections(url), [], set()
+async def _offer(
+    url: str, path: str, bodies: Sequence[Body], rate: float, seconds: float
+) -> tuple[list[Answer], list[float]]:
+    connections, answers, tasks, late = Connections(url), [], set(), []
     start = time.perf_counter()
 
     async def one(number: int) -> None:
@@ -111,7 +118,9 @@ async def _offer(url: str, path: str, bodies: Sequence[Body], rate: float, secon
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             number += 1
-        await asyncio.sleep(0.002)
+        asleep = time.perf_counter()
+        await asyncio.sleep(TURN_SECONDS)
+        late.append(time.perf_counter() - asleep - TURN_SECONDS)
     await asyncio.gather(*tasks)
     connections.close()
-    return answers
+    return answers, late

@@ -36,6 +36,8 @@ MOST_ROWS = 64
 IN_FLIGHT = (4, 16, 64)
 """Requests under way in the closed loops of which the best is the peak."""
 PEAK_SECONDS = 4.0
+SETTLE_SECONDS = 0.5
+"""In which a server notices that connections were closed, before new ones are opened."""
 RECOVERY_SECONDS = 10.0
 
 GOODPUT = {"lite0": 0.9}
@@ -99,11 +101,12 @@ async def _measure(model: Case, url: str, pid: int, rows: int, chosen: argparse.
     watcher = threading.Thread(target=_watch, args=(pid, memory, stop), daemon=True)
     watcher.start()
     before = cost(pid)
-    answers = await offer(url, path, bodies, chosen.factor * peak.rate, chosen.seconds)
+    answers, late = await offer(url, path, bodies, chosen.factor * peak.rate, chosen.seconds)
     used = cost(pid).cpu - before.cpu
     recovered = await _recovery(url, path, bodies[0], usual)
     stop.set()
     watcher.join()
+    await asyncio.sleep(SETTLE_SECONDS)
     later = await _peak(url, path, bodies, pid, peak.in_flight)
     kinds = {s: [a for a in answers if a.status == s] for s in sorted({a.status for a in answers})}
     accepted, refused = kinds.get(200, []), kinds.get(429, [])
@@ -120,6 +123,7 @@ async def _measure(model: Case, url: str, pid: int, rows: int, chosen: argparse.
         "answers": {str(s): len(a) for s, a in kinds.items()},
         "accepted_ms": _quantiles(accepted),
         "refused_ms": _quantiles(refused),
+        "client_late_ms": {"p50": 1e3 * float(np.median(late)), "p99": 1e3 * float(np.quantile(late, 0.99))},
         "cpu_ms_a_request": peak.cpu * 1e3,
         "cpu_ms_a_refusal": (used - len(accepted) * peak.cpu) * 1e3 / len(refused) if refused else None,
         "unloaded_ms": usual * 1e3,
@@ -140,14 +144,14 @@ def _targets(found: dict[str, Any]) -> list[Target]:
     bound = QUEUE_SLACK * 1e3 * rows / found["goodput_rows_s"] if found["goodput_rows_s"] else 0.0
     recovered, growth = found["recovered_after_s"], found["memory_growth_mib"]
     others = sum(n for status, n in found["answers"].items() if status not in ("200", "429"))
-    refusal = found["cpu_ms_a_refusal"]
+    refusal, late = found["cpu_ms_a_refusal"], found["client_late_ms"]["p99"]
     costs = "" if refusal is None else f"; CPU {found['cpu_ms_a_request']:.2f} ms a request, {refusal:.2f} a refusal"
     offered = f"{found['offered_of_peak']:.2f} × peak"
     long_enough = found["seconds"] >= 20
     return [
         Target("offered", f"{found['factor']} × peak", offered, found["offered_of_peak"] >= 0.9 * found["factor"]),
         Target("goodput of peak", f"≥ {least}", f"{goodput:.2f}{costs}", goodput >= least),
-        _at_most("refused, p99", refused.get("p99"), REFUSED_MS, "ms"),
+        _at_most("refused, p99", refused.get("p99"), REFUSED_MS, "ms", f"; client late by {late:.1f}"),
         _at_most("accepted, p99: bound of the queue", accepted.get("p99"), bound, "ms"),
         Target("neither answered nor refused", "0", str(others), others == 0),
         Target(
@@ -160,8 +164,8 @@ def _targets(found: dict[str, Any]) -> list[Target]:
     ]
 
 
-def _at_most(name: str, value: float | None, most: float, unit: str) -> Target:
-    measured = "none" if value is None else f"{value:.2f} {unit}"
+def _at_most(name: str, value: float | None, most: float, unit: str, more: str = "") -> Target:
+    measured = "none" if value is None else f"{value:.2f} {unit}{more}"
     return Target(name, f"≤ {most:.4g} {unit}", measured, value is not None and value <= most)
 
 
@@ -198,8 +202,10 @@ async def _peak(url: str, path: str, bodies: list[Body], pid: int, in_flight: in
 
     await asyncio.gather(*(loop() for _ in range(in_flight)))
     seconds = time.perf_counter() - start
+    used = cost(pid, memory=False).cpu - before
     connections.close()
-    return Peak(done / seconds, (cost(pid, memory=False).cpu - before) / max(1, done), in_flight)
+    await asyncio.sleep(SETTLE_SECONDS)
+    return Peak(done / seconds, used / max(1, done), in_flight)
 
 
 async def _recovery(url: str, path: str, body: Body, usual: float) -> float | None:
