@@ -11,7 +11,10 @@ from typing import Any
 
 from bench import plots
 
-COLUMNS = ("share of raw", "answers/s", "rows/s", "p50 ms", "p99 ms", "CPU-µs", "MiB", "processes", "foreign cores")
+COLUMNS = (
+    "share of raw", "answers/s", "rows/s", "p50 ms", "p99 ms", "CPU-µs", "client CPU-µs", "MiB", "processes",
+    "foreign cores",
+)  # fmt: skip
 LEGEND = """\
 Shares are of the raw rate measured right before and after that server, rows against rows: of its best batch size
 for one window a request, of the same batch size for more. CPU-µs: of the server's whole process tree, a request;
@@ -21,7 +24,8 @@ answers with the user's own head, was checked to do so before it was timed, and 
 front ends as its name says, else its own default). Only Headway keeps heads in a store and calibrates; the others
 read a table."""
 FIELDS = (
-    "share", "rate", "row_rate", "p50", "p99", "cpu_us", "memory", "processes", "foreign_cores", "refused", "failed",
+    "share", "rate", "row_rate", "p50", "p99", "cpu_us", "client_us", "memory", "processes", "foreign_cores",
+    "refused", "failed",
 )  # fmt: skip
 
 
@@ -57,7 +61,7 @@ def table(results: dict[str, Any]) -> str:
         for server, connections, v in sorted(rows, key=lambda r: (r[1], -r[2]["rate"])):
             cells = (
                 f"{v['share']:.2f} | {v['rate']:.0f} | {v['row_rate']:.0f} | {v['p50'] / 1e3:.2f} "
-                f"| {v['p99'] / 1e3:.2f} | {v['cpu_us']:.0f}"
+                f"| {v['p99'] / 1e3:.2f} | {v['cpu_us']:.0f} | {v['client_us']:.0f}"
             )
             bad = f" ({v['refused']:.0f} refused, {v['failed']:.0f} failed)" if v["refused"] or v["failed"] else ""
             lines.append(
