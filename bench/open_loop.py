@@ -37,12 +37,20 @@ class Connections:
 
     async def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
         """Send one request and return the status and the body; `(0, b"")` where none came."""
+        return await self.send(self.message(path, body, headers))
+
+    def message(self, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+        """Return a request as it goes over the wire."""
         lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
         head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+        return head.encode() + body
+
+    async def send(self, message: bytes) -> tuple[int, bytes]:
+        """Do the same with a request that was made before."""
         writer = None
         try:
             reader, writer = await self._connection()
-            writer.write(head.encode() + body)
+            writer.write(message)
             status, content = await asyncio.wait_for(_answer(reader), TIMEOUT_SECONDS)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
             if writer is not None:
@@ -61,10 +69,9 @@ class Connections:
 
     async def abandon(self, path: str, body: bytes, headers: dict[str, str], share: float) -> None:
         """Send a part of a request, or all of it, and hang up without reading."""
-        lines = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
-        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
+        message = self.message(path, body, headers)
         _, writer = await asyncio.open_connection(self._host, self._port)
-        writer.write(head.encode() + body[: int(share * len(body))])
+        writer.write(message[: len(message) - int((1 - share) * len(body))])
         await writer.drain()
         writer.close()
 
@@ -103,12 +110,12 @@ async def _offer(
     url: str, path: str, bodies: Sequence[Body], rate: float, seconds: float
 ) -> tuple[list[Answer], list[float]]:
     connections, answers, tasks, late = Connections(url), [], set(), []
+    messages = [connections.message(path, body.filled(0), body.headers) for body in bodies]
     start = time.perf_counter()
 
     async def one(number: int) -> None:
-        body = bodies[number % len(bodies)]
         left = time.perf_counter()
-        status, _ = await connections.post(path, body.filled(0), body.headers)
+        status, _ = await connections.send(messages[number % len(messages)])
         answers.append(Answer(left - start, time.perf_counter() - left, status))
 
     number = 0

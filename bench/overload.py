@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from bench import machine, protocols, targets
 from bench.bundles import Case, case
@@ -74,7 +75,7 @@ def main() -> None:
     options = () if chosen.queue_rows is None else ("--queue-rows", str(chosen.queue_rows))
     with headway(model, chosen.users, options=options, frontends=chosen.frontends) as service:
         niceness = _go_first()
-        found = asyncio.run(_measure(model, service.url, service.pid, rows, chosen))
+        found = uvloop.run(_measure(model, service.url, service.pid, rows, chosen))
     queue = chosen.queue_rows or int(Settings.model_fields["queue_rows"].default)
     found |= {"machine": machine.describe(), "model": model.name, "users": chosen.users, "rows_a_request": rows}
     found |= {"seconds": chosen.seconds, "factor": chosen.factor, "frontends": chosen.frontends, "queue_rows": queue}
@@ -100,9 +101,10 @@ async def _measure(model: Case, url: str, pid: int, rows: int, chosen: argparse.
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(pid, memory, stop), daemon=True)
     watcher.start()
-    before = cost(pid)
+    before, client_before = cost(pid), time.process_time()
+    offering = asyncio.create_task(_cores(pid, chosen.seconds))
     answers, late = await offer(url, path, bodies, chosen.factor * peak.rate, chosen.seconds)
-    used = cost(pid).cpu - before.cpu
+    used, client = cost(pid).cpu - before.cpu, time.process_time() - client_before
     recovered = await _recovery(url, path, bodies[0], usual)
     stop.set()
     watcher.join()
@@ -126,6 +128,8 @@ async def _measure(model: Case, url: str, pid: int, rows: int, chosen: argparse.
         "client_late_ms": {"p50": 1e3 * float(np.median(late)), "p99": 1e3 * float(np.quantile(late, 0.99))},
         "cpu_ms_a_request": peak.cpu * 1e3,
         "cpu_ms_a_refusal": (used - len(accepted) * peak.cpu) * 1e3 / len(refused) if refused else None,
+        "server_cores_while_offered": await offering,
+        "client_cores_while_offered": client / chosen.seconds,
         "unloaded_ms": usual * 1e3,
         "drained_after_s": max(a.at + a.seconds for a in answers) - chosen.seconds,
         "recovered_after_s": recovered,
@@ -167,6 +171,13 @@ def _targets(found: dict[str, Any]) -> list[Target]:
 def _at_most(name: str, value: float | None, most: float, unit: str, more: str = "") -> Target:
     measured = "none" if value is None else f"{value:.2f} {unit}{more}"
     return Target(name, f"≤ {most:.4g} {unit}", measured, value is not None and value <= most)
+
+
+async def _cores(pid: int, seconds: float) -> float:
+    """Return how many cores the server keeps busy in so many seconds from now."""
+    before, start = cost(pid, memory=False).cpu, time.perf_counter()
+    await asyncio.sleep(seconds)
+    return (cost(pid, memory=False).cpu - before) / (time.perf_counter() - start)
 
 
 def _bodies(model: Case, count: int, rows: int) -> list[Body]:
