@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bench import protocols
@@ -63,6 +65,18 @@ def _dense(_model: Case) -> dict[str, Protocol]:
 
 
 ORT = ("onnxruntime", "numpy")
+
+
+def with_frontends(number: int) -> Contender:
+    """Return Headway with so many front ends, as a server of its own."""
+    return replace(
+        CONTENDERS["headway"],
+        name=f"headway-{number}",
+        setup=f"headway serve --frontends {number}, heads in a SQLite store",
+        start=partial(headway, frontends=number),
+    )
+
+
 ALL = (
     Contender(
         "headway",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -9,22 +10,27 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 
-from bench import protocols, users
+from bench import heads, protocols
 from bench.bundles import Case, models_folder
-from bench.load import post
+from bench.load import Body
 from bench.places import ENVIRONMENTS, LOGS, SERVERS, STORES
-from bench.processes import free_port, started
+from bench.processes import free_port, owner, started
 from bench.protocols import Protocol
 from service.commands.process import running_service
 
 START_SECONDS = 120.0
+TOUCHED = 64
+"""Users of one request that only brings their heads into memory."""
+TRIES = 16
+"""Connections that are opened for each process that should answer, before it is said not to."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -34,10 +40,11 @@ class ContenderError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a started server answers, and the process its tree grows from."""
+    """Where a started server answers, the process its tree grows from, and how many of it were seen to answer."""
 
     url: str
     pid: int
+    answering: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +89,10 @@ def python(environment: str | None) -> str:
 def clean_environment(model: Case, count: int) -> dict[str, str]:
     """Return the environment of a competitor: nothing of Headway's, the graph and the heads named."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HEADWAY_", "PYTHON"))}
-    heads = users.table(model, count)
+    table = heads.table(model, count)
     return kept | ONE_THREAD | {
         "BENCH_GRAPH": str(model.graph),
-        "BENCH_HEADS": str(heads),
+        "BENCH_HEADS": str(table),
         "BENCH_USERS": str(count),
         "PYTHONPATH": str(SERVERS),
     }  # fmt: skip
@@ -141,30 +148,66 @@ def served(
 
 @contextmanager
 def headway(
-    model: Case, count: int, workers: int, *options: str, models: Path | None = None, store: Path | None = None
+    model: Case,
+    count: int,
+    _workers: int = 0,
+    *,
+    options: Sequence[str] = (),
+    frontends: int | None = None,
+    models: Path | None = None,
+    store: Path | None = None,
 ) -> Iterator[Endpoint]:
-    """Start `headway serve` with a store of so many calibrated users; `models` may hold others beside the one."""
+    """Start `headway serve` with a store of so many calibrated users, all of them in memory.
+
+    `frontends` is its own option, given only if it is not None; `models` may hold others beside the one.
+    """
     folder = store or STORES / f"{model.name}-{count}"
     if not (folder / "headway.db").exists():
-        users.fill(folder / "headway.db", model, count)
-    with running_service(models or models_folder(model.name), folder, *frontends(workers), *options) as service:
-        touch(model, service.url, count)
-        yield Endpoint(service.url, service.pid)
+        heads.fill(folder / "headway.db", model, count)
+    chosen = () if frontends is None else ("--frontends", str(frontends))
+    with running_service(models or models_folder(model.name), folder, *chosen, *options) as service:
+        answering = touch(model, service.url, service.pid, count, frontends or None)
+        yield Endpoint(service.url, service.pid, answering)
 
 
-def touch(model: Case, url: str, count: int, rows: int = 64) -> None:
-    """Ask once for every user, many in a request, so that heads are in memory when the measurement begins."""
-    path = f"{url}/v2/models/{model.name}/infer"
-    windows = np.repeat(model.windows(1), rows, 0)
-    for first in range(0, count, rows):
-        names = [users.user_name(i) for i in range(first, min(count, first + rows))]
-        post(path, protocols.headway_rows(model, windows[: len(names)], names), 0)
+def touch(
+    model: Case, url: str, pid: int, count: int, processes: int | None = None, *, everywhere: bool = False
+) -> int:
+    """Ask every process that answers for every user, so that heads are in memory; returns how many answered.
+
+    Where it is not known how many `processes` there are, some tries are taken to find all. `everywhere` asks on many
+    connections instead: in one process, too, connections may belong to different loops.
+
+    Raises:
+        ContenderError: fewer processes answer than should.
+    """
+    windows = np.repeat(model.windows(1), TOUCHED, 0)
+    bodies = [
+        protocols.headway_rows(model, windows[: len(users)], [heads.user_name(i) for i in users])
+        for users in (range(first, min(count, first + TOUCHED)) for first in range(0, count, TOUCHED))
+    ]
+    path, parts = f"/v2/models/{model.name}/infer", urlsplit(url)
+    owners: dict[int | None, http.client.HTTPConnection] = {}
+    with ExitStack() as stack:
+        for _ in range(TRIES * (processes or 1)):
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+            stack.callback(connection.close)
+            _post(connection, path, bodies[0])
+            who = owner(pid, parts.port or 80, connection.sock.getsockname()[1])
+            owners.setdefault(len(owners) if everywhere else who, connection)
+            if len(owners) == processes:
+                break
+        if processes is not None and len(owners) < processes:
+            raise ContenderError(f"of {processes} processes that should answer at {url}, {len(owners)} do")
+        for connection in owners.values():
+            for body in bodies:
+                _post(connection, path, body)
+    return len(owners)
 
 
-def frontends(workers: int) -> tuple[str, ...]:
-    """Return the option that sets the number of front ends, where this Headway has it."""
-    told = subprocess.run(
-        [sys.executable, "-m", "service.cli", "serve", "--help"], capture_output=True, text=True, check=False,
-        env={**os.environ, "COLUMNS": "200", "TERM": "dumb"},
-    )  # fmt: skip
-    return ("--frontends", str(workers)) if "--frontends" in told.stdout else ()
+def _post(connection: http.client.HTTPConnection, path: str, body: Body) -> None:
+    connection.request("POST", path, body.filled(0), body.headers)
+    answer = connection.getresponse()
+    said = answer.read()
+    if answer.status != 200:
+        raise ContenderError(f"{path} answered {answer.status}: {said[:300]!r}")

@@ -5,38 +5,38 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.places import HOME, ROOT
+from bench.places import ROOT
 
 SCRIPT = ROOT / "bench" / "wrk" / "request.lua"
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request body with a hole for the user's number: `prefix`, the number by `shape` (C's), `suffix`."""
+    """A request body with a hole: `prefix`, the user's number by `shape` (C's) `repeat` times, `suffix`."""
 
     prefix: bytes
     shape: str
     suffix: bytes
     headers: dict[str, str]
+    repeat: int = 1
 
     def filled(self, user: int) -> bytes:
         """Return the body of one user."""
         number = (self.shape % user).encode() if self.shape else b""
-        return self.prefix + number + self.suffix
+        return self.prefix + b",".join([number] * self.repeat) + self.suffix
 
-    def store(self, folder: Path) -> Path:
+    def store(self, folder: Path) -> None:
         """Write the parts where wrk's script reads them."""
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "prefix").write_bytes(self.prefix)
         (folder / "suffix").write_bytes(self.suffix)
         (folder / "headers").write_text("".join(f"{k}: {v}\n" for k, v in self.headers.items()))
-        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,12 @@ def wrk(url: str, body: Body, *, connections: int, seconds: float, users: int, s
     program = shutil.which("wrk")
     if program is None:
         raise LoadError("wrk is not installed: apt-get install wrk")
-    folder = body.store(HOME / "requests" / f"{abs(hash((body.prefix, body.suffix)))}")
-    command = [program, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
-    command += ["--latency", "-s", str(SCRIPT), url, "--", str(folder), str(users), body.shape, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
+    with tempfile.TemporaryDirectory(prefix="headway-bench-") as folder:
+        body.store(Path(folder))
+        command = [program, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
+        command += ["--latency", "-s", str(SCRIPT), url, "--", folder, str(users), body.shape, str(seed)]
+        command.append(str(body.repeat))
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     line = next((part for part in done.stdout.splitlines() if part.startswith("RESULT ")), None)
     if line is None:
         raise LoadError(f"wrk said: {(done.stdout + done.stderr)[-500:]}")

@@ -15,11 +15,13 @@ Found = dict[tuple[Any, ...], dict[str, float]]
 
 
 def draw(found: Found, out: Path) -> list[Path]:
-    """Draw one picture a model and number of users from `report.medians`; returns the files."""
+    """Draw one picture a model, number of users and of rows from `report.medians`; returns the files."""
     files = []
-    for model, users in sorted({key[:2] for key in found}):
-        file = out.with_name(f"{out.name}-{model}-{users}.png")
-        _picture({k[2:]: v for k, v in found.items() if k[:2] == (model, users)}, f"{model}, {users:,} users", file)
+    for model, users, rows in sorted({key[:3] for key in found}):
+        batch = f"-batch{rows}" if rows > 1 else ""
+        file = out.with_name(f"{out.name}-{model}-{users}{batch}.png")
+        title = f"{model}, {users:,} user{'s' * (users > 1)}, {rows} window{'s' * (rows > 1)} a request"
+        _picture({k[3:]: v for k, v in found.items() if k[:3] == (model, users, rows)}, title, file)
         files.append(file)
     return files
 
@@ -36,7 +38,9 @@ def _picture(found: Found, title: str, file: Path) -> None:
         for i, c in enumerate(loads):
             heights = [best[s, c][field] if (s, c) in best else 0.0 for s in servers]
             width = 0.8 / len(loads)
-            axis.bar([x + i * width for x in range(len(servers))], heights, width, label=f"{c} connections")
+            axis.bar(
+                [x + i * width for x in range(len(servers))], heights, width, label=f"{c} connection{'s' * (c > 1)}"
+            )
         axis.set_xticks([x + 0.4 - 0.4 / len(loads) for x in range(len(servers))], servers, rotation=30, ha="right")
         axis.set_title(f"{label} a request" if field == "cpu_us" else label)
     axes[1].set_yscale("log")

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,9 @@ class Cost:
 
 
 def tree(root: int) -> list[int]:
-    """Return a process and all its descendants."""
+    """Return a process, all its descendants, and the session it leads: a parent that ended is not in the way."""
     parents: dict[int, list[int]] = {}
+    session: list[int] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -37,23 +38,28 @@ def tree(root: int) -> list[int]:
             except OSError:
                 continue
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, queue = [], [root]
+            if int(fields[3]) == root:
+                session.append(int(entry.name))
+    found, queue = {root: None}, [root, *session]
     while queue:
         pid = queue.pop()
-        found.append(pid)
-        queue += parents.get(pid, [])
-    return found
+        found[pid] = None
+        queue += [child for child in parents.get(pid, []) if child not in found]
+    return list(found)
 
 
 def cost(root: int, *, memory: bool = True) -> Cost:
-    """Return what a process tree has cost so far; without `memory` only the processor time, which is cheap to read."""
+    """Return what a process tree has cost so far; without `memory` only the processor time, which is cheap to read.
+
+    A worker that ended in between still counts, by what its parent is told of it.
+    """
     cpu, resident, descriptors = 0.0, 0, 0
     pids = tree(root)
     for pid in pids:
         folder = Path("/proc") / str(pid)
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            cpu += (int(fields[11]) + int(fields[12])) / TICKS
+            cpu += sum(map(int, fields[11:15])) / TICKS
             if memory:
                 resident += _proportional(folder)
                 descriptors += sum(1 for _ in (folder / "fd").iterdir())
@@ -80,6 +86,27 @@ def _proportional(folder: Path) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def owner(root: int, server_port: int, client_port: int) -> int | None:
+    """Return which process of a tree answers an IPv4 connection on this machine; None: none has accepted it.
+
+    Where a process hands connections to its children, it may have this one open for a moment yet: children come first.
+    """
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        ports = [int(fields[i].rpartition(":")[2], 16) for i in (1, 2)]
+        if ports == [server_port, client_port]:
+            wanted = f"socket:[{fields[9]}]"
+            return next((pid for pid in reversed(tree(root)) if wanted in _open_files(pid)), None)
+    return None
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    with suppress(OSError):  # the process, or the file, is gone
+        for file in (Path("/proc") / str(pid) / "fd").iterdir():
+            with suppress(OSError):
+                yield str(file.readlink())
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""How a window and a user's number become a request of each server, and its answer probabilities."""
+"""How windows and their user's number become a request of each server, and its answer probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bench.bundles import Case
 from bench.load import Body
 
-Window = NDArray[Any]
+Windows = NDArray[Any]
 HOLE = "@USER@"
 OCTETS, JSON = {"Content-Type": "application/octet-stream"}, {"Content-Type": "application/json"}
 
@@ -24,76 +24,71 @@ class Protocol:
     """One kind of body: where it is posted, how it is made, how its answer is read, and a word on it."""
 
     path: str
-    make: Callable[[Case, Window], Body]
+    make: Callable[[Case, Windows], Body]
     read: Callable[[bytes, dict[str, str]], NDArray[np.floating]]
     note: str
 
 
-def numbers(window: Window) -> list[Any]:
-    """Return a window as nested lists, in as many decimals as it was made with."""
-    nested: list[Any] = window.tolist() if window.dtype == np.uint8 else np.round(window.astype(float), 3).tolist()
+def numbers(windows: Windows) -> list[Any]:
+    """Return windows as nested lists, in as many decimals as they were made with."""
+    nested: list[Any] = windows.tolist() if windows.dtype == np.uint8 else np.round(windows.astype(float), 3).tolist()
     return nested
 
 
-def _holed(message: dict[str, Any], shape: str, tail: bytes = b"", *, quoted: bool = True) -> Body:
+def _holed(message: dict[str, Any], shape: str, tail: bytes = b"", *, quoted: bool = True, repeat: int = 1) -> Body:
     """Cut a JSON message at the hole; `shape` has a fixed width wherever a binary tail follows."""
     hole = f'"{HOLE}"' if quoted else HOLE
     before, after = json.dumps(message, separators=(",", ":")).encode().split(hole.encode())
     headers = dict(JSON)
     if tail:
-        length = len(before) + len(shape % 0) + len(after)
+        length = len(before) + repeat * (len(shape % 0) + 1) - 1 + len(after)
         headers = {**OCTETS, "Inference-Header-Content-Length": str(length)}
-    return Body(before, shape, after + tail, headers)
+    return Body(before, shape, after + tail, headers, repeat)
 
 
-def _tensor(model: Case, rows: int = 1) -> dict[str, Any]:
+def _tensor(model: Case, rows: int) -> dict[str, Any]:
     name = model.bundle.manifest.input.name
     return {"name": name, "shape": [rows, *model.shape], "datatype": model.datatype}
 
 
-def _oip(model: Case, window: Window, *, binary: bool) -> Body:
+def _oip(model: Case, windows: Windows, *, binary: bool) -> Body:
     parameters = {"user_id": f"u{HOLE}"}
-    tail = window.tobytes() if binary else b""
-    data = {"parameters": {"binary_data_size": len(tail)}} if binary else {"data": window_flat(window)}
+    tail = windows.tobytes() if binary else b""
+    data = {"parameters": {"binary_data_size": len(tail)}} if binary else {"data": numbers(windows.ravel())}
     output: dict[str, Any] = {"name": "probabilities"}
     if binary:
         output["parameters"] = {"binary_data": True}
-    message = {"parameters": parameters, "inputs": [_tensor(model) | data], "outputs": [output]}
+    message = {"parameters": parameters, "inputs": [_tensor(model, len(windows)) | data], "outputs": [output]}
     return _holed(message, "%06d", tail, quoted=False)
 
 
-def window_flat(window: Window) -> list[Any]:
-    """Return a window as one flat list of numbers."""
-    flat: list[Any] = numbers(window.ravel())
-    return flat
-
-
-def _triton(model: Case, window: Window, *, binary: bool, batched: bool) -> Body:
+def _triton(model: Case, windows: Windows, *, binary: bool, batched: bool) -> Body:
     """`batched` models take the user as a tensor `[rows, 1]`, so that the server may put requests together."""
-    tail = window.tobytes() if binary else b""
-    data = {"parameters": {"binary_data_size": len(tail)}} if binary else {"data": window_flat(window)}
-    user = {"name": "user", "shape": [1, 1] if batched else [1], "datatype": "INT64", "data": [HOLE]}
+    tail, rows = windows.tobytes() if binary else b"", len(windows)
+    data = {"parameters": {"binary_data_size": len(tail)}} if binary else {"data": numbers(windows.ravel())}
+    user = {"name": "user", "shape": [rows, 1] if batched else [1], "datatype": "INT64", "data": [HOLE]}
     output: dict[str, Any] = {"name": "probabilities"}
     if binary:
         output["parameters"] = {"binary_data": True}
-    return _holed({"inputs": [user, _tensor(model) | data], "outputs": [output]}, "%8d", tail)
+    message = {"inputs": [user, _tensor(model, rows) | data], "outputs": [output]}
+    return _holed(message, "%8d", tail, repeat=rows if batched else 1)
 
 
-def _dense(_model: Case, window: Window) -> Body:
-    return Body(b"", "%08d", window.tobytes(), dict(OCTETS))
+def _dense(_model: Case, windows: Windows) -> Body:
+    return Body(b"", "%08d", windows.tobytes(), dict(OCTETS))
 
 
-def _json(_model: Case, window: Window) -> Body:
-    return _holed({"user": HOLE, "input": numbers(window)}, "%d")
+def _json(_model: Case, windows: Windows) -> Body:
+    return _holed({"user": HOLE, "input": numbers(windows)}, "%d")
 
 
-def _base64(_model: Case, window: Window) -> Body:
-    return _holed({"user": HOLE, "input": base64.b64encode(window.tobytes()).decode()}, "%d")
+def _base64(_model: Case, windows: Windows) -> Body:
+    return _holed({"user": HOLE, "input": base64.b64encode(windows.tobytes()).decode()}, "%d")
 
 
-def _mlserver_base64(model: Case, window: Window) -> Body:
+def _mlserver_base64(model: Case, windows: Windows) -> Body:
     user = {"name": "user", "shape": [1], "datatype": "INT64", "data": [HOLE]}
-    text = base64.b64encode(window.tobytes()).decode()
+    text = base64.b64encode(windows.tobytes()).decode()
     return _holed({"inputs": [user, {"name": "input", "shape": [1], "datatype": "BYTES", "data": [text]}]}, "%d")
 
 
@@ -107,7 +102,7 @@ def _read_oip(content: bytes, headers: dict[str, str]) -> NDArray[np.floating]:
 
 
 def _read_bytes(content: bytes, _headers: dict[str, str]) -> NDArray[np.floating]:
-    return np.frombuffer(content, np.float32)[None]
+    return np.frombuffer(content, np.float32)
 
 
 def _read_json(content: bytes, _headers: dict[str, str]) -> NDArray[np.floating]:
@@ -130,7 +125,7 @@ def headway(model: str) -> dict[str, Protocol]:
     }
 
 
-def headway_rows(model: Case, windows: Window, names: list[str], outputs: Sequence[str] = ("probabilities",)) -> Body:
+def headway_rows(model: Case, windows: Windows, names: list[str], outputs: Sequence[str] = ("probabilities",)) -> Body:
     """Return one request whose rows are of many users."""
     users = {"name": "user_id", "shape": [len(names)], "datatype": "BYTES", "data": names}
     tail = windows.tobytes()

@@ -1,4 +1,4 @@
-"""The limit without HTTP: one-thread ONNX Runtime sessions, a process a core, the best of a few batch sizes."""
+"""The limit without HTTP: one-thread ONNX Runtime sessions, a process a core, at a few batch sizes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ import onnxruntime as ort
 from bench.bundles import Case, case
 
 BATCHES = (1, 8, 64)
+"""The best of them is the limit for one window a request; for client batches it is the batch's own size."""
 PROCESSES = 2
 
 
-def rate(model: Case, seconds: float) -> dict[int, float]:
+def batches(rows: list[int]) -> tuple[int, ...]:
+    """Return the batch sizes to be measured beside requests of so many rows."""
+    return tuple(sorted({*(BATCHES if 1 in rows else ()), *rows}))
+
+
+def limit(rates: dict[int, float], rows: int) -> float:
+    """Return the rows a second that requests of so many rows are compared with."""
+    return max(rates[batch] for batch in BATCHES) if rows == 1 else rates[rows]
+
+
+def rate(model: Case, seconds: float, sizes: tuple[int, ...] = BATCHES) -> dict[int, float]:
     """Return rows a second by batch size, all processes together, each batch size for `seconds`."""
     found = {}
-    for batch in BATCHES:
+    for batch in sizes:
         command = [sys.executable, "-m", "bench.raw", model.name, str(batch), str(seconds)]
         running = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,8 @@
-"""Soak: minutes of mixed traffic; every row is compared with the head it is said to be from, memory must be flat."""
+"""Soak: minutes of mixed traffic; every row is compared with the head it is said to be from, memory must be flat.
+
+Under way at the same time: predictions of many users in one request, calibrations, clients that hang up, the model
+under load swapped to another version and back, another model unloaded, loaded and asked.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,15 @@ import httpx
 import numpy as np
 import safetensors.numpy
 
-from bench import machine, protocols
+from bench import machine, protocols, targets
 from bench.bundles import Case, case, models_folder
+from bench.heads import head, user_name
 from bench.launch import headway
 from bench.open_loop import Connections
 from bench.places import HOME, RESULTS
 from bench.processes import cost
-from bench.users import head, user_name
+from bench.targets import Target
+from exporters import bundle as bundles
 from models.heads.head import Head, softmax
 from service.engine.runtime import Runtime
 
@@ -35,11 +41,21 @@ LEAST_MINUTES = 4
 """Of a soak whose growth says something: an unloaded version is kept for a minute, so memory rises at first."""
 
 
+class Aside:
+    """The model that comes and goes: windows, and what its shared head makes of them."""
+
+    def __init__(self, model: Case) -> None:
+        self.model, self.windows = model, model.windows(WINDOWS)
+        features, prior = Runtime(model.bundle.backbone).run(self.windows), model.bundle.prior
+        self.expected = softmax(Head(prior.generic_weight, prior.generic_bias).logits(features))
+
+
 class Soak:
     """The traffic and what is known of it: windows, their features, users' heads by version, counts and faults."""
 
-    def __init__(self, model: Case, url: str, count: int) -> None:
-        self.model, self.url, self.count = model, url, count
+    def __init__(self, model: Case, url: str, count: int, folder: Path) -> None:
+        self.model, self.url, self.count, self.folder = model, url, count, folder
+        self.second = Aside(case(SECOND))
         self.windows = model.windows(WINDOWS)
         self.features = Runtime(model.bundle.backbone).run(self.windows)
         prior = model.bundle.prior
@@ -80,15 +96,17 @@ class Soak:
         if status != 200:
             self._fault(f"infer answered {status}: {content[:200]!r}")
             return
-        outputs = {o["name"]: o for o in json.loads(content)["outputs"]}
+        answer = json.loads(content)
+        self.counts[f"answered by version {answer['model_version']}"] += 1
+        outputs = {o["name"]: o for o in answer["outputs"]}
         rows = np.reshape(outputs["probabilities"]["data"], outputs["probabilities"]["shape"])
         for i, (user, version) in enumerate(zip(who, outputs["head_version"]["data"], strict=True)):
             if version < max(at_least[user], int(int(user[1:]) < self.count)):
-                self._fault(f"{user} was answered by version {version} after {at_least[user]} was active")
+                self._wrong(f"{user} was answered by version {version} after {at_least[user]} was active")
             error = np.abs(rows[i] - await self.expected(user, version, int(which[i]))).max()
             self.counts["rows checked"] += 1
             if not error < TOLERANCE:
-                self._fault(f"{user}, version {version}, window {which[i]}: off by {error:.2g}")
+                self._wrong(f"{user}, version {version}, window {which[i]}: off by {error:.2g}")
 
     async def calibrate(self, rng: np.random.Generator, user: str) -> None:
         """Calibrate a user anew; its answers must come from that version on."""
@@ -112,19 +130,46 @@ class Soak:
         await self.connections.abandon(path, body.filled(0), body.headers, share)
         self.counts["hung up"] += 1
 
-    async def swap(self) -> None:
-        """Unload and load another model, where this Headway can."""
+    async def reload(self, _rng: np.random.Generator) -> None:
+        """Unload and load the other model."""
         for verb in ("unload", "load"):
-            answer = await self.client.post(f"/v2/repository/models/{SECOND}/{verb}")
-            self.counts[f"{verb} {answer.status_code}"] += 1
-            if answer.status_code == 404 and "repository" not in await self._routes():
-                self.counts["no repository routes"] = 1
-                return
-            if answer.status_code >= 400:
-                self._fault(f"{verb} answered {answer.status_code}: {answer.text[:200]}")
+            await self._repository(SECOND, verb, verb)
 
-    async def _routes(self) -> str:
-        return (await self.client.get("/openapi.json")).text
+    async def swap(self, _rng: np.random.Generator) -> None:
+        """Serve the model under load by a second version of the same graph, then by the first again."""
+        added = self.folder / self.model.name / "2"
+        if not added.exists():
+            await asyncio.to_thread(_second_version, self.model, self.folder)
+            await self._repository(self.model.name, "load", "swap to version 2")
+        else:
+            await asyncio.to_thread(shutil.rmtree, added)
+            await self._repository(self.model.name, "load", "swap back")
+
+    async def _repository(self, name: str, verb: str, what: str) -> None:
+        answer = await self.client.post(f"/v2/repository/models/{name}/{verb}")
+        self.counts[f"{what} {answer.status_code}"] += 1
+        if answer.status_code >= 400:
+            self._fault(f"{what} answered {answer.status_code}: {answer.text[:200]}")
+
+    async def ask_other(self, rng: np.random.Generator) -> None:
+        """Ask the model that comes and goes: its shared head answers, or it is not there."""
+        own, index = self.second, int(rng.integers(WINDOWS))
+        body = protocols.headway_rows(own.model, own.windows[index : index + 1], [user_name(0)])
+        path = f"/v2/models/{SECOND}/infer"
+        status, content = await self.connections.post(path, body.filled(0), body.headers)
+        self.counts[f"other model {status}"] += 1
+        if status == 200:
+            outputs = {o["name"]: o for o in json.loads(content)["outputs"]}
+            error = np.abs(np.asarray(outputs["probabilities"]["data"]) - own.expected[index]).max()
+            self.counts["rows checked"] += 1
+            if not error < TOLERANCE:
+                self._wrong(f"{SECOND}, window {index}: off by {error:.2g}")
+        elif status not in (404, 503):
+            self._fault(f"{SECOND} answered {status}: {content[:200]!r}")
+
+    def _wrong(self, what: str) -> None:
+        self.counts["wrong rows"] += 1
+        self._fault(what)
 
     def _fault(self, what: str) -> None:
         self.counts["faults"] += 1
@@ -145,57 +190,81 @@ async def run(soak: Soak, seconds: float, pid: int) -> list[dict[str, float]]:
     async def calibrations(rng: np.random.Generator) -> None:
         await soak.calibrate(rng, user_name(soak.count + int(rng.integers(CALIBRATED))))
 
-    async def swaps(_rng: np.random.Generator) -> None:
-        if "no repository routes" not in soak.counts:
-            await soak.swap()
-
     async def watch(_rng: np.random.Generator) -> None:
         used = await asyncio.to_thread(cost, pid)
         left = round(seconds - (end - time.monotonic()), 1)
         samples.append({"at": left, "mib": used.memory / 2**20, "descriptors": used.descriptors})
 
     kinds = [every(0, i, soak.predict) for i in range(4)]
-    kinds += [every(0.5, 10, calibrations), every(0.1, 11, soak.hang_up), every(3, 12, swaps)]
+    kinds += [every(0.5, 10, calibrations), every(0.1, 11, soak.hang_up), every(3, 12, soak.reload)]
+    kinds += [every(4, 14, soak.swap), every(0.05, 15, soak.ask_other)]
     await asyncio.gather(*kinds, every(SAMPLE_SECONDS, 13, watch))
     soak.connections.close()
     await soak.client.aclose()
     return samples
 
 
-def flat(samples: list[dict[str, float]]) -> dict[str, Any]:
+def grown(samples: list[dict[str, float]]) -> dict[str, float]:
     """Compare the second quarter of the samples with the last one."""
     quarter = max(1, len(samples) // 4)
     early, late = samples[quarter : 2 * quarter], samples[-quarter:]
-    grown = {
+    return {
         k: float(np.median([s[k] for s in late]) - np.median([s[k] for s in early])) for k in ("mib", "descriptors")
     }
-    return grown | {"flat": grown["mib"] < GROWTH_MIB and grown["descriptors"] < GROWTH_DESCRIPTORS}
+
+
+def _second_version(model: Case, folder: Path) -> None:
+    """Write version 2 of the model: the same files, so that heads and answers are the same."""
+    manifest = model.bundle.manifest
+    files = {name: (model.bundle.path / name).read_bytes() for name in manifest.files}
+    bundles.write(folder, manifest.model_copy(update={"version": 2}), files)
+
+
+def _targets(soak: Soak, growth: dict[str, float], minutes: float) -> list[Target]:
+    counts = soak.counts
+    unanswered, judged = counts["infer 0"] + counts["other model 0"], minutes >= LEAST_MINUTES
+    wanted = ("calibration 201", "hung up", "unload 200", "load 200", "swap to version 2 200", "swap back 200")
+    done = ", ".join(f"{counts[what]} {what}" for what in wanted)
+    fewest = min(counts[what] for what in wanted)
+    return [
+        Target("wrong rows", "0", f"{counts['wrong rows']} of {counts['rows checked']}", not counts["wrong rows"]),
+        Target("requests without an answer", "0", str(unanswered), not unanswered),
+        Target("other faults", "0", str(counts["faults"] - counts["wrong rows"]), counts["faults"] == 0),
+        Target("everything took place", "each at least once", done, fewest > 0),
+        *(
+            Target(f"{name}, last quarter against second", f"< {most}", f"{growth[key]:+.1f}", fine if judged else None)
+            for name, key, most, fine in (
+                ("MiB of the tree", "mib", GROWTH_MIB, growth["mib"] < GROWTH_MIB),
+                ("open descriptors", "descriptors", GROWTH_DESCRIPTORS, growth["descriptors"] < GROWTH_DESCRIPTORS),
+            )
+        ),
+    ]
 
 
 def main() -> None:
-    """Soak, print and write; exit status 1 after a wrong answer, or growth in a long enough run."""
+    """Soak, print it against the targets and write it; exit status 1 if one is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--users", type=int, default=1000, help="stored users, beside those calibrated here")
-    parser.add_argument("--out", type=Path, default=RESULTS / "serving-soak.json")
+    parser.add_argument("--frontends", type=int, help="of Headway; by default what it chooses itself")
+    parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     chosen = parser.parse_args()
-    model = case("fixed")
-    folder = HOME / "soak"
+    model, folder = case("fixed"), HOME / "soak"
     shutil.rmtree(folder, ignore_errors=True)
     for name in (model.name, SECOND):
         case(name)
         shutil.copytree(models_folder(name) / name, folder / "models" / name)
-    with headway(model, chosen.users, 2, models=folder / "models", store=folder / "store") as service:
-        soak = Soak(model, service.url, chosen.users)
+    served, store = folder / "models", folder / "store"
+    with headway(model, chosen.users, frontends=chosen.frontends, models=served, store=store) as service:
+        soak = Soak(model, service.url, chosen.users, served)
         samples = asyncio.run(run(soak, 60 * chosen.minutes, service.pid))
-    growth = flat(samples)
-    too_short = chosen.minutes < LEAST_MINUTES
-    growth["judged"] = not too_short
-    found = {"machine": machine.describe(), "minutes": chosen.minutes, "counts": dict(soak.counts)}
-    found |= {"faults": soak.faults, "growth": growth, "samples": samples}
-    chosen.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in found.items() if k != "samples"}, indent=1))
-    sys.exit(1 if soak.counts["faults"] or not (growth["flat"] or too_short) else 0)
+    growth = grown(samples)
+    found = {"machine": machine.describe(), "minutes": chosen.minutes, "frontends": chosen.frontends}
+    found |= {"counts": dict(sorted(soak.counts.items())), "faults": soak.faults, "growth": growth, "samples": samples}
+    judged = _targets(soak, growth, chosen.minutes)
+    print(json.dumps({"counts": found["counts"], "faults": soak.faults}, indent=1))
+    targets.write(chosen.out, found, judged)
+    sys.exit(1 if targets.missed(judged) else 0)
 
 
 if __name__ == "__main__":

@@ -1,146 +1,177 @@
-"""Users by the thousand: deterministic heads, written straight into a SQLite store, or as a table for others."""
+"""Many users against one, in one run, interleaved; beside them the naive way, a session a user."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import hashlib
-import sqlite3
+import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
-from sqlalchemy import insert
-from sqlalchemy.dialects import sqlite
-
+from bench import machine, measure, targets
 from bench.bundles import Case, case
-from bench.places import HEADS
-from models.heads.head import Head, softmax
-from service.personal.records import head_to_bytes
-from service.personal.schema import activations, users, versions
-from service.personal.store import Store
+from bench.contenders import CONTENDERS
+from bench.launch import Contender, Endpoint, headway
+from bench.load import Body, wrk
+from bench.places import RESULTS
+from bench.processes import cost
+from bench.targets import Target
 
-CHUNK = 2000
-
-
-def user_name(index: int) -> str:
-    """Return the id of user `index`: always seven characters, so that a request's header has one length."""
-    return f"u{index:06d}"
+THROUGHPUT, TAIL = 0.95, 1.2
+"""Of many users against one: the least share of the answers a second, and the most of the 99th percentile."""
+SETTLE_SECONDS = 3.0
 
 
-def head(index: int, classes: int, dim: int) -> Head:
-    """Return the head of user `index`: the same wherever and whenever it is made."""
-    values = np.random.default_rng([7, index]).standard_normal((classes, dim + 1), np.float32)
-    return Head(values[:, :dim] / np.float32(np.sqrt(dim)), values[:, dim])
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A server with so many users, and how it is started."""
 
+    name: str
+    server: Contender
+    users: int
+    start: Callable[[], AbstractContextManager[Endpoint]]
 
-def expected(features: NDArray[np.float32], indices: list[int], classes: int) -> NDArray[np.floating]:
-    """Return the probabilities `(n, K)` that users must be answered with, for features `(n, d)`."""
-    rows = zip(features, indices, strict=True)
-    return np.stack([softmax(head(i, classes, len(z)).logits(z[None])[0]) for z, i in rows])
-
-
-def table(model: Case, count: int) -> Path:
-    """Return a .npy file of the heads of users 0 to count - 1, `(count, K, d + 1)`, bias last; made on first use."""
-    HEADS.mkdir(parents=True, exist_ok=True)
-    file = HEADS / f"{model.name}-{count}.npy"
-    if not file.exists():
-        partial = file.with_suffix(".part")
-        heads = open_memmap(partial, "w+", np.float32, (count, model.classes, model.dim + 1))
-        for i in range(count):
-            own = head(i, model.classes, model.dim)
-            heads[i, :, :-1], heads[i, :, -1] = own.weight, own.bias
-        heads.flush()
-        partial.rename(file)
-    return file
-
-
-def fill(file: Path, model: Case, count: int) -> float:
-    """Write `count` calibrated users into a store; returns the seconds it took.
-
-    Raises:
-        ValueError: the store exists already.
-    """
-    if file.exists():
-        raise ValueError(f"{file} exists; a benchmark's store is filled once: delete it or choose another")
-    start = time.monotonic()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".part")
-    for leftover in file.parent.glob(f"{partial.name}*"):
-        leftover.unlink()
-
-    async def create() -> None:
-        await (await Store.open(f"sqlite+aiosqlite:///{partial}")).close()
-
-    asyncio.run(create())
-    connection = sqlite3.connect(partial)
-    statements = [str(insert(t).compile(dialect=sqlite.dialect(paramstyle="named"))) for t in (users, versions)]
-    pointer = str(
-        insert(activations)
-        .values(dict.fromkeys(_pointer(model, 0)))
-        .compile(dialect=sqlite.dialect(paramstyle="named"))
-    )
-    # Nothing to lose but a file that is made anew: durability would cost most of the time.
-    connection.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=MEMORY;")
-    for chunk in _chunks(count):
-        with connection:
-            connection.executemany(statements[0], [_user(model, i) for i in chunk])
-            connection.executemany(statements[1], [_version(model, i) for i in chunk])
-            connection.executemany(pointer, [_pointer(model, i) for i in chunk])
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
-    partial.rename(file)
-    return time.monotonic() - start
-
-
-def _chunks(count: int) -> Iterator[range]:
-    for first in range(0, count, CHUNK):
-        yield range(first, min(first + CHUNK, count))
-
-
-def _scope(model: Case, index: int) -> dict[str, Any]:
-    scope = model.scope
-    where = {"tenant": scope.tenant, "model": scope.model, "feature_space": scope.feature_space}
-    return where | {"user": user_name(index)}
-
-
-def _user(model: Case, index: int) -> dict[str, Any]:
-    return {**_scope(model, index), "active": 1, "base": 1, "last": 1, "created": 0.0, "updated": 0.0}
-
-
-def _pointer(model: Case, index: int) -> dict[str, Any]:
-    return {**_scope(model, index), "version": 1, "at": 0.0}
-
-
-def _version(model: Case, index: int) -> dict[str, Any]:
-    blob = head_to_bytes(head(index, model.classes, model.dim))
-    return {
-        **_scope(model, index),
-        "version": 1,
-        "calibration_id": f"bench-{index}",
-        "created": 0.0,
-        "head": blob,
-        "digest": hashlib.sha256(blob).hexdigest(),
-        "statistics": None,
-        "report": "{}",
-        "idempotency_key": None,
-        "request_digest": None,
-    }
+    def body(self, model: Case) -> tuple[str, Body]:
+        """Return the path and the body of its binary requests, one window each."""
+        protocol = self.server.bodies(model)["binary"]
+        return protocol.path, protocol.make(model, model.windows(1))
 
 
 def main() -> None:
-    """Fill a store from the command line."""
+    """Run the comparison, print it and write it; exit status 1 if a target is missed."""
+    chosen = _arguments()
+    model = case(chosen.model)
+    subjects = _subjects(model, chosen)
+    versions = {s.server.name: {"setup": s.server.setup, **s.server.versions()} for s in subjects}
+    found: dict[str, Any] = {
+        "machine": machine.describe(),
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(chosen).items()},
+        "at": time.strftime("%FT%TZ", time.gmtime()),
+        "versions": versions,
+        "memory": {s.name: _memory(model, s) for s in subjects},
+    }
+    found["cells"] = _cells(model, subjects, chosen)
+    ratios = {c: _ratios(found["cells"], subjects, c) for c in chosen.concurrency}
+    judged = [target for c, pairs in ratios.items() for target in _targets(c, pairs, chosen.users)]
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.with_suffix(".md").write_text(_report(found, subjects, judged))
+    targets.write(chosen.out.with_suffix(".json"), found | {"ratios": ratios}, judged)
+    sys.exit(1 if targets.missed(judged) else 0)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", type=Path, help="SQLite file to make")
-    parser.add_argument("--model", default="fixed", help="benchmark model the heads are for")
-    parser.add_argument("--users", type=int, default=100_000)
-    chosen = parser.parse_args()
-    seconds = fill(chosen.store, case(chosen.model), chosen.users)
-    print(f"{chosen.users} users in {seconds:.1f} s, {chosen.store.stat().st_size / 2**20:.0f} MiB")
+    parser.add_argument("--model", default="fixed")
+    parser.add_argument(
+        "--users", type=_numbers, default=[1, 1000, 100_000], help="the last is compared with the first"
+    )
+    parser.add_argument("--sessions", type=int, default=1000, help="users of the naive way; 0 leaves it out")
+    parser.add_argument("--concurrency", type=_numbers, default=[1, 32, 64], help="connections")
+    parser.add_argument("--seconds", type=float, default=5, help="of one measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frontends", type=int, help="of Headway; by default what it chooses itself")
+    parser.add_argument("--out", type=Path, default=RESULTS / "users", help="write NAME.json and NAME.md")
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _subjects(model: Case, chosen: argparse.Namespace) -> list[Subject]:
+    ours, naive = CONTENDERS["headway"], CONTENDERS["session-a-user"]
+    found = [
+        Subject(f"headway, {n:,}", ours, n, partial(headway, model, n, frontends=chosen.frontends))
+        for n in chosen.users
+    ]
+    if chosen.sessions:
+        start = partial(naive.start, model, chosen.sessions, 2)
+        found.append(Subject(f"session a user, {chosen.sessions:,}", naive, chosen.sessions, start))
+    return found
+
+
+def _memory(model: Case, subject: Subject) -> int:
+    """Return the bytes of a server that runs alone, after some load: side by side, servers share pages."""
+    path, body = subject.body(model)
+    with subject.start() as endpoint:
+        wrk(endpoint.url + path, body, connections=8, seconds=SETTLE_SECONDS, users=subject.users)
+        used = cost(endpoint.pid).memory
+    print(f"{subject.name}: {used / 2**20:.0f} MiB alone", flush=True)
+    return used
+
+
+def _cells(model: Case, subjects: Sequence[Subject], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure all servers, which are up together, in turns; every other round goes backwards."""
+    cells = []
+    with ExitStack() as stack:
+        running = [(s, stack.enter_context(s.start())) for s in subjects]
+        for subject, endpoint in running:
+            path, body = subject.body(model)
+            protocol = subject.server.bodies(model)["binary"]
+            measure.check(model, protocol, endpoint.url + path, body, 1, subject.users)
+            wrk(endpoint.url + path, body, connections=32, seconds=SETTLE_SECONDS, users=subject.users)
+        for number in range(chosen.rounds):
+            for connections in chosen.concurrency:
+                for subject, endpoint in running if number % 2 else running[::-1]:
+                    path, body = subject.body(model)
+                    url, users = endpoint.url + path, subject.users
+                    cell = measure.loaded(endpoint, url, body, connections, chosen.seconds, users)
+                    cells.append({"round": number, "subject": subject.name, **cell})
+                    print(_line(cells[-1]), flush=True)
+    return cells
+
+
+def _line(cell: dict[str, Any]) -> str:
+    return (
+        f"[{cell['round']}] {cell['subject']}, c={cell['concurrency']}: {cell['rate']:.0f}/s, "
+        f"p50 {cell['p50'] / 1e3:.2f} ms, p99 {cell['p99'] / 1e3:.2f} ms, {cell['cpu_us']:.0f} CPU-µs, "
+        f"refused {cell['refused']}, failed {cell['failed']}"
+    )
+
+
+def _ratios(cells: list[dict[str, Any]], subjects: Sequence[Subject], connections: int) -> dict[str, list[float]]:
+    """Return last against first number of users, round by round: the two were measured within seconds."""
+    ours = [s.name for s in subjects if s.server.name == "headway"]
+    at = {(c["round"], c["subject"]): c for c in cells if c["concurrency"] == connections}
+    rounds = sorted({number for number, _ in at})
+    return {f: [at[r, ours[-1]][f] / at[r, ours[0]][f] for r in rounds] for f in ("rate", "p50", "p99", "cpu_us")}
+
+
+def _targets(connections: int, ratios: dict[str, list[float]], users: list[int]) -> list[Target]:
+    rate, tail = (statistics.median(ratios[f]) for f in ("rate", "p99"))
+    what = f"{users[-1]:,} users against {users[0]:,}, c={connections}"
+    spread = {f: f"({min(ratios[f]):.2f} to {max(ratios[f]):.2f})" for f in ratios}
+    return [
+        Target(f"{what}: answers/s", f"≥ {THROUGHPUT}", f"{rate:.3f} {spread['rate']}", rate >= THROUGHPUT),
+        Target(f"{what}: p99", f"≤ {TAIL}", f"{tail:.2f} {spread['p99']}", tail <= TAIL),
+    ]
+
+
+def _report(found: dict[str, Any], subjects: Sequence[Subject], judged: Sequence[Target]) -> str:
+    where, options = found["machine"], found["options"]
+    lines = ["# Users: many against one", ""]
+    lines.append(
+        f"`python bench/users.py`, {found['at']}, commit {where['commit'][:12]}: {where['processor']}, "
+        f"{where['cores']} cores. Model {options['model']}, one window a request, binary, users drawn uniformly. All "
+        f"servers were up together and measured in turns, {options['rounds']} rounds of {options['seconds']:g} s; "
+        "ratios are medians of the rounds' own (least to most). MiB: of the tree, with no other server up."
+    )
+    lines += ["", targets.table(judged), "| server, users | c | answers/s | p50 ms | p99 ms | CPU-µs | MiB |"]
+    lines.append("|--|" + "--:|" * 6)
+    for connections in options["concurrency"]:
+        for subject in subjects:
+            cells = [c for c in found["cells"] if (c["subject"], c["concurrency"]) == (subject.name, connections)]
+            rate, p50, p99, cpu = (statistics.median(c[f] for c in cells) for f in ("rate", "p50", "p99", "cpu_us"))
+            lines.append(
+                f"| {subject.name} | {connections} | {rate:.0f} | {p50 / 1e3:.2f} | {p99 / 1e3:.2f} | {cpu:.0f} "
+                f"| {found['memory'][subject.name] / 2**20:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

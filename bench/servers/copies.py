@@ -40,6 +40,6 @@ sessions = [session(user) for user in range(int(os.environ["BENCH_USERS"]))]
 async def dense(request: Request) -> Response:
     """Answer float32 probabilities to a dense body."""
     body = await request.body()
-    x = np.frombuffer(body, DTYPE, offset=USER_DIGITS).reshape(1, *SHAPE)
+    x = np.frombuffer(body, DTYPE, offset=USER_DIGITS).reshape(-1, *SHAPE)
     probabilities = sessions[int(body[:USER_DIGITS])].run(None, {INPUT.name: x})[0]
     return Response(probabilities.tobytes(), media_type="application/octet-stream")

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 USER_DIGITS = 8
-"""A dense body is the user's number in so many digits, then the window's bytes."""
+"""A dense body is the user's number in so many digits, then the windows' bytes."""
 
 
 class PersonalModel:
@@ -37,9 +37,10 @@ class PersonalModel:
 
     def dense(self, body: bytes) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Read a dense body."""
-        x = np.frombuffer(body, self.dtype, offset=USER_DIGITS).reshape(1, *self.shape)
-        return x, np.array([int(body[:USER_DIGITS])])
+        x = np.frombuffer(body, self.dtype, offset=USER_DIGITS).reshape(-1, *self.shape)
+        return x, np.full(len(x), int(body[:USER_DIGITS]))
 
-    def nested(self, window: list[Any], user: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    def nested(self, windows: list[Any], user: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Read a JSON body's fields."""
-        return np.asarray(window, self.dtype).reshape(1, *self.shape), np.array([user])
+        x = np.asarray(windows, self.dtype).reshape(-1, *self.shape)
+        return x, np.full(len(x), user)

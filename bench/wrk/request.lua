@@ -1,6 +1,7 @@
--- One request a call: prefix .. user .. suffix, the user drawn uniformly. Arguments: folder, users, number format.
+-- One request a call: prefix .. user .. suffix, the user drawn uniformly.
+-- Arguments: folder, users, number format, seed, how often the number is there (commas between).
 -- The user is formatted to one width, so that the JSON header before the binary tensor keeps its length.
-local prefix, suffix, shape, users
+local prefix, suffix, shape, users, times
 local head = {}
 
 local function read(path)
@@ -12,7 +13,7 @@ end
 
 function init(args)
   prefix, suffix = read(args[1] .. "/prefix"), read(args[1] .. "/suffix")
-  users, shape = tonumber(args[2]), args[3]
+  users, shape, times = tonumber(args[2]), args[3], tonumber(args[5])
   for line in io.lines(args[1] .. "/headers") do
     local name, value = line:match("^(.-): (.*)$")
     head[name] = value
@@ -21,7 +22,8 @@ function init(args)
 end
 
 function request()
-  return wrk.format("POST", nil, head, prefix .. string.format(shape, math.random(users) - 1) .. suffix)
+  local user = string.format(shape, math.random(users) - 1)
+  return wrk.format("POST", nil, head, prefix .. user .. string.rep("," .. user, times - 1) .. suffix)
 end
 
 function done(summary, latency, requests)
