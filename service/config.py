@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     queue_rows: int = Field(
         4096, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
     )
+    queue_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=3600,
+        description="s that rows may wait, by the measured rate; past it 429 (ten times that for bulk rows)",
+    )
     max_body_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest request body; past it 413")
     resident_heads: int = Field(100_000, ge=1, description="personal heads kept in memory, a model")
     head_bank_bytes: int = Field(

@@ -20,6 +20,8 @@ from service.errors import TooManyRequests, Unavailable
 
 log = logging.getLogger("headway")
 
+BULK_PATIENCE = 10
+"""How many times longer than predictions bulk rows may wait."""
 TURN_SECONDS = 0.004
 """About how long one batch may hold the event loop, when it runs there."""
 
@@ -60,6 +62,7 @@ class Scheduler:
         *,
         max_batch: int = 64,
         queue_rows: int = 4096,
+        queue_seconds: float = 2.0,
         max_delay: float = 0.0,
         padding: Padding | None = None,
         inline: bool = False,
@@ -67,7 +70,8 @@ class Scheduler:
         level: memoryview | None = None,
     ) -> None:
         self._forward, self._apply_heads, self._on_batch = forward, apply_heads, on_batch
-        self._max_batch, self._queue_rows, self._max_delay, self._inline = max_batch, queue_rows, max_delay, inline
+        self._max_batch, self._max_delay, self._inline = max_batch, max_delay, inline
+        self._queue_rows, self._queue_seconds = queue_rows, queue_seconds
         self._padding = padding
         self._lanes: dict[Hashable, deque[Job]] = {}
         self._pending = [0, 0]
@@ -86,6 +90,11 @@ class Scheduler:
     def pending(self) -> int:
         """Rows that wait."""
         return self._pending[0] + self._pending[1]
+
+    @property
+    def max_batch(self) -> int:
+        """Most rows of one forward."""
+        return self._max_batch
 
     @property
     def inline(self) -> bool:
@@ -123,9 +132,9 @@ class Scheduler:
             if self._stopping:
                 raise Unavailable("the model is being unloaded", retry_after=1)
             waiting = self._pending[bulk]
-            if waiting and waiting + job.rows > self._queue_rows:
+            if waiting and waiting + job.rows > (most := self._most_rows(bulk)):
                 raise TooManyRequests(
-                    f"{waiting} rows wait already and {self._queue_rows} may; try again later",
+                    f"{waiting} rows wait already and {most} may; try again later",
                     retry_after=waiting * self._row_seconds or 1.0,
                 )
             queue = self._lanes.get(lane)
@@ -147,6 +156,13 @@ class Scheduler:
                 self._timer = None
                 job.loop.call_soon(self._inline_turn, job.loop)
         return job
+
+    def _most_rows(self, bulk: bool) -> int:
+        """Rows that may wait: fewer than `queue_rows` if they would take longer than `queue_seconds`."""
+        if not self._row_seconds:
+            return self._queue_rows
+        seconds = self._queue_seconds * (BULK_PATIENCE if bulk else 1)
+        return min(self._queue_rows, max(self._max_batch, int(seconds / self._row_seconds)))
 
     async def submit(
         self,
@@ -187,6 +203,7 @@ class Scheduler:
                 self._condition.wait_for(lambda: not self._lanes, timeout)
         if self._thread is not None:
             self._thread.join(timeout)
+        self._on_batch = lambda _: None  # it knows the model that knows this scheduler: no cycle is left
 
     def _inline_turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run one batch on the event loop; what is left has the loop's next turn, after new requests were read."""

@@ -23,8 +23,8 @@ def shared_folder() -> Iterator[str]:
     """
     # uvicorn gives a signal, when it has drained, to whoever had it before: by default that ends the process at once.
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="headway-", dir=parent, ignore_cleanup_errors=True) as folder:
+    parent, prefix = _MEMORY if os.access(_MEMORY, os.W_OK) else None, f"headway-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
         os.environ[VARIABLE] = folder
         try:
             yield folder

@@ -32,7 +32,6 @@ class _Known(NamedTuple):
     epoch: int
 
 
-_Key = tuple[str, int | None]
 _Waiting = dict[str, list[asyncio.Future[ResolvedHead]]]
 
 
@@ -41,7 +40,7 @@ class RemoteHeads:
 
     def __init__(self, ask: Ask, board: Board) -> None:
         self._ask, self._board, self._epochs = ask, board, board.epochs
-        self._known: dict[LoadedModel, OrderedDict[_Key, _Known]] = {}
+        self._known: dict[LoadedModel, OrderedDict[str, dict[int | None, _Known]]] = {}
         self._wanted: dict[tuple[LoadedModel, int | None], _Waiting] = {}
         self._questions: set[asyncio.Task[None]] = set()
 
@@ -98,11 +97,17 @@ class RemoteHeads:
         """Let go of what is known of a model that was unloaded."""
         self._known.pop(model, None)
 
+    def forget_user(self, user: str) -> None:
+        """Let go of a user who was erased."""
+        for of_model in self._known.values():
+            of_model.pop(user, None)
+
     def _look_up(self, model: LoadedModel, user: str | None, version: int | None) -> ResolvedHead | None:
         if user is None or version == 0:
             return SHARED_HEAD
         of_model = self._known.get(model)
-        found = None if of_model is None else of_model.get((user, version))
+        of_user = None if of_model is None else of_model.get(user)
+        found = None if of_user is None else of_user.get(version)
         if found is None or self._epochs[found.bucket] != found.epoch or not model.memory.table.valid(found.head.slot):
             model.statistics.looked_up(hit=False)
             return None
@@ -123,8 +128,8 @@ class RemoteHeads:
         waiting.setdefault(user, []).append(future)
         head = await future
         of_model = self._known.setdefault(model, OrderedDict())
-        of_model[user, version] = _Known(head, bucket, epoch)
-        of_model.move_to_end((user, version))
+        of_model.setdefault(user, {})[version] = _Known(head, bucket, epoch)
+        of_model.move_to_end(user)
         if len(of_model) > POINTERS_KEPT:
             of_model.popitem(last=False)
         return head

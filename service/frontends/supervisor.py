@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ LONGEST_PAUSE = 10.0
 PING_SECONDS, SILENCE_SECONDS = 5.0, 30.0
 """How often a front end is asked whether it is there, and for how long it may not say so before it is ended."""
 ACCEPTED_AT_ONCE = 64
+GRACE_SECONDS = 10.0
+"""For how long heads of a version that was unloaded can be asked for."""
 
 Protocol = Callable[[], asyncio.Protocol]
 
@@ -47,6 +50,7 @@ class _Frontend:
         self.begin = time.monotonic()
         self.ready = False
         self.given = 0
+        self.untaken: deque[socket.socket] = deque()
 
 
 class Frontends:
@@ -73,12 +77,14 @@ class Frontends:
         """
         models = self._services.models
         self._services.resolver.on_move = self._board.changed
+        self._services.resolver.on_forget = self._forget
         models.on_change = self._changed
         on_unload = models.on_unload
 
         def unloaded(model: LoadedModel) -> None:
             on_unload(model)
-            self._serials.pop(model.serial, None)
+            # Front ends end a version by themselves, and may still ask for heads for the last requests to it.
+            self._loop.call_later(GRACE_SECONDS, self._serials.pop, model.serial, None)
 
         models.on_unload = unloaded
         started = await asyncio.gather(*(self._start(number) for number in self._pauses))
@@ -125,7 +131,11 @@ class Frontends:
             theirs.close()
         frontend = _Frontend(number, process)
         self._frontends[number] = frontend
-        frontend.channel = Channel(ours, {"heads": self._heads}, lambda: self._ended(frontend))
+
+        def taken(content: dict[str, Any], fds: list[int]) -> None:
+            frontend.untaken.popleft().close()
+
+        frontend.channel = Channel(ours, {"heads": self._heads, "taken": taken}, lambda: self._ended(frontend))
         channel, settings = frontend.channel, self._settings.model_dump(mode="json")
         try:
             begun = channel.call(
@@ -157,6 +167,7 @@ class Frontends:
                 "digest": model.bundle.digest,
                 "serial": model.serial,
                 "inline": model.scheduler.inline,
+                "max_batch": model.scheduler.max_batch,
                 "layout": list(model.memory.layout),
             }
             return channel.call("load", content, [os.dup(model.memory.fd)])
@@ -197,6 +208,12 @@ class Frontends:
 
         return list(await asyncio.gather(*map(one, users)))
 
+    def _forget(self, user: str) -> None:
+        """Let front ends drop what they remember of a user; that it is void they know already."""
+        for frontend in self._frontends.values():
+            with contextlib.suppress(ChannelClosed):
+                frontend.channel.post("forget", {"user": user})
+
     def _listen(self) -> None:
         if not self._ending:
             self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -223,11 +240,15 @@ class Frontends:
             return
         chosen = min(ready, key=lambda f: f.given - self._board.closed[f.number])
         chosen.given += 1
-        chosen.channel.post("connection", fds=[connection.detach()])
+        # Kept until the front end has it: if that ends before, another one gets it.
+        chosen.untaken.append(connection)
+        chosen.channel.post("connection", fds=[os.dup(connection.fileno())])
 
     def _ended(self, frontend: _Frontend) -> None:
         """Replace a front end whose channel was closed."""
         frontend.ready = False
+        while frontend.untaken:
+            self._give(frontend.untaken.popleft())
         self._spawn_task(self._replace(frontend))
 
     async def _replace(self, frontend: _Frontend) -> None:

@@ -35,13 +35,11 @@ log = logging.getLogger("headway")
 
 
 class _Server(uvicorn.Server):
-    """Ends when the primary says so; signals, which a terminal sends to all processes, are the primary's to judge."""
+    """Ends when the primary says so."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Let the primary have them."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        """Leave signals as `main` has set them."""
         yield
 
 
@@ -56,6 +54,7 @@ class Worker:
             "unload": self._unload,
             "connection": self._connection,
             "drain": self._drain,
+            "forget": self._forget,
             "ping": lambda content, fds: None,
         }
         self._channel = Channel(end, handlers, self._orphaned)
@@ -113,6 +112,7 @@ class Worker:
                 self._settings,
                 self._catalogue.on_batch,
                 memory,
+                max_batch=content["max_batch"],
                 inline=content["inline"],
                 serial=content["serial"],
                 process=1 + self._number,
@@ -134,6 +134,7 @@ class Worker:
 
     def _connection(self, content: dict[str, Any], fds: list[int]) -> None:
         connection = socket.socket(fileno=fds[0])
+        self._channel.post("taken")
         task = self._loop.create_task(self._connect(connection))
         self._server.server_state.tasks.add(task)
         task.add_done_callback(self._server.server_state.tasks.discard)
@@ -152,6 +153,10 @@ class Worker:
     async def _ask(self, serial: int, users: list[str], version: int | None) -> Found:
         found: Found = await self._channel.call("heads", {"serial": serial, "users": users, "version": version})
         return found
+
+    def _forget(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Let go of what is known of a user who was erased."""
+        self._heads.forget_user(content["user"])
 
     def _unloaded(self, model: LoadedModel) -> None:
         self._metrics.forget(model)
@@ -173,6 +178,8 @@ async def _run(fd: int) -> None:
 
 def main() -> None:
     """Run a front end on the channel whose descriptor is the argument."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; the primary judges what they mean
+        signal.signal(number, signal.SIG_IGN)
     config = uvicorn.Config(lambda: None)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_run(int(sys.argv[1])))

@@ -28,11 +28,13 @@ class Resolver:
 
     Attributes:
         on_move: called when a user's pointer moves or what is known of them is dropped, before the caller is told.
+        on_forget: called when all that is cached of a user is dropped.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.on_move: Callable[[Scope, str], None] = lambda scope, user: None
+        self.on_forget: Callable[[str], None] = lambda user: None
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
         self._fetching: dict[tuple[Scope, str], set[_Fetch]] = {}
         self._wanted: dict[Scope, dict[str, list[asyncio.Future[tuple[int, Head | None]]]]] = {}
@@ -215,6 +217,7 @@ class Resolver:
         self._outdate(model.scope, user)
         self._pointers.pop((model.scope, user), None)
         model.bank.forget(user)
+        self.on_forget(user)
 
     def _outdate(self, scope: Scope, user: str) -> None:
         self.on_move(scope, user)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+from service.config import Settings
 from service.engine.statistics import shown
 from service.errors import Unavailable
 from service.loaded import LoadedModel
@@ -88,13 +89,13 @@ async def version_statistics(model: VersionOf) -> dict[str, Any]:
 @router.get("/v2/models/{model}/config", summary="How a model is served, in the words of Triton's model configuration")
 async def config(own: ServicesOf, model: ModelOf) -> dict[str, Any]:
     """Describe inputs, outputs, batching and placement of the newest version."""
-    return _config(model, own.models.settings.max_batch, own.models.settings.max_delay_us)
+    return _config(model, own.models.settings)
 
 
 @router.get("/v2/models/{model}/versions/{version}/config", summary="The same of one version")
 async def version_config(own: ServicesOf, model: VersionOf) -> dict[str, Any]:
     """Describe one version."""
-    return _config(model, own.models.settings.max_batch, own.models.settings.max_delay_us)
+    return _config(model, own.models.settings)
 
 
 def _accepting(draining: bool) -> None:
@@ -106,7 +107,7 @@ def _statistics(model: LoadedModel) -> dict[str, Any]:
     return shown(model.name, model.version, model.memory.counts)
 
 
-def _config(model: LoadedModel, max_batch: int, max_delay_us: int) -> dict[str, Any]:
+def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     manifest = model.bundle.manifest
     spec, k = manifest.input, len(manifest.labels)
     sizes = {"features": manifest.feature_dim, "logits": k, "probabilities": k}
@@ -115,16 +116,19 @@ def _config(model: LoadedModel, max_batch: int, max_delay_us: int) -> dict[str, 
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
-        "max_batch_size": max_batch,
+        "max_batch_size": model.scheduler.max_batch,
         "input": [{"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.window_shape)}],
         "output": [
             *({"name": name, "data_type": "TYPE_FP32", "dims": [size]} for name, size in sizes.items()),
             {"name": "label", "data_type": "TYPE_STRING", "dims": [1]},
             {"name": "labels", "data_type": "TYPE_STRING", "dims": [k]},
         ],
-        "dynamic_batching": {"max_queue_delay_microseconds": max_delay_us, "priority_levels": 8},
+        "dynamic_batching": {"max_queue_delay_microseconds": settings.max_delay_us, "priority_levels": 8},
         "instance_group": [
-            {"count": 1, "kind": "KIND_CPU" if model.runtime.provider == "CPUExecutionProvider" else "KIND_GPU"}
+            {
+                "count": max(1, settings.frontends),
+                "kind": "KIND_CPU" if model.runtime.provider == "CPUExecutionProvider" else "KIND_GPU",
+            }
         ],
         "parameters": {
             "provider": {"string_value": model.runtime.provider},

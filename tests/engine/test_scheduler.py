@@ -282,3 +282,19 @@ async def test_a_stopped_scheduler_answers_what_waits_and_refuses_what_comes(inl
         assert [r.features[0, 0] for r in await asyncio.gather(*waiting)] == list(range(5))
         with pytest.raises(Unavailable, match="being unloaded"):
             await scheduler.submit(rows(1), None)
+
+
+async def test_a_slow_model_refuses_what_would_wait_too_long():
+    def forward(x, lengths=None):
+        time.sleep(0.02 * len(x))
+        return np.zeros((len(x), 2), np.float32)
+
+    async with scheduling(forward, max_batch=2, queue_rows=1000, queue_seconds=0.1) as scheduler:
+        await scheduler.submit(rows(0), None)  # from here on the rate is known: about 5 rows in 0.1 s
+        asked = [asyncio.create_task(scheduler.submit(rows(i), None)) for i in range(40)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, TooManyRequests)]
+        assert 30 <= len(refused) <= 38
+        assert all(0 < a.retry_after < 1 for a in refused)
+        bulk = [asyncio.create_task(scheduler.submit(rows(i), None, bulk=True)) for i in range(40)]
+        assert not [a for a in await asyncio.gather(*bulk, return_exceptions=True) if isinstance(a, Exception)]

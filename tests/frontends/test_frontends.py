@@ -221,11 +221,14 @@ def test_front_ends_end_with_the_service_that_was_killed(service):
     until(lambda: all(gone(pid) for pid in pids))
 
 
-def test_nothing_is_left_in_shared_memory(models, tmp_path):
-    before = set(Path("/dev/shm").glob("headway-*"))
-    with running_service(models, tmp_path / "store", "--frontends", "2"):
-        assert set(Path("/dev/shm").glob("headway-*")) != before
-    assert set(Path("/dev/shm").glob("headway-*")) == before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_in_shared_memory(number, service):
+    def folders():
+        return list(Path("/dev/shm").glob(f"headway-{service.pid}-*"))
+
+    assert folders()
+    os.kill(service.pid, number)
+    until(lambda: gone(service.pid) and not folders())
 
 
 def test_a_front_end_that_cannot_start_is_a_sentence(models, tmp_path, monkeypatch):
