@@ -32,6 +32,9 @@ def serve(
     ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
     queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")] = None,
+    queue_seconds: Annotated[
+        float | None, typer.Option(help="s that rows may wait, by the measured rate (default 2).")
+    ] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
     resident_heads: Annotated[
         int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
