@@ -27,6 +27,7 @@ _PATH = re.compile(
 )
 YOUNG_OBJECTS = 10_000
 """Container objects made between collections: requests leave no cycles, and sixty-four under way hold thousands."""
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _UNUSUAL = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 
 
@@ -70,8 +71,16 @@ class Protocol(HttpToolsProtocol):
         self._stall: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin; a client that asks nothing is not waited for longer than one that asks nothing more."""
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and watch over a body that is slow to come."""
+        if (b"pgrade:" in data or b"PGRADE:" in data) and (self.cycle is None or self.cycle.response_complete):
+            data = _without_upgrade(data)
         # uvicorn cancels and sets its keep-alive timer at each request; here one timer looks at when it rings.
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
@@ -211,6 +220,12 @@ class Protocol(HttpToolsProtocol):
             exchange.begin,
         )
         return exchange.call
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Take the offer of another protocol out of a request's head: none is spoken here, and the parser stops at it."""
+    end = data.find(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-not-upgraded:", data[:end], count=1) + data[end:] if end >= 0 else data
 
 
 def _text(quoted: bytes) -> str:

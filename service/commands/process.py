@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from service.interpreter import command
 
 START_SECONDS = 60.0
 ANNOUNCEMENT = re.compile(r"headway serves .* at (\S+)\s+\(docs: \S+, metrics: (\S+?)\)")
@@ -41,10 +42,10 @@ def running_service(models: Path, store_folder: Path, *options: str) -> Iterator
     """
     store_folder.mkdir(parents=True, exist_ok=True)
     store = f"sqlite+aiosqlite:///{store_folder.resolve()}/headway.db"
-    command = [sys.executable, "-m", "service.cli", "serve", "--models", str(models), "--store", store]
-    command += ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *options]
+    line = command("service.cli", "serve", "--models", str(models), "--store", store)
+    line += ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADWAY_")} | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     lines: list[str] = []
     reader = threading.Thread(target=_collect, args=(process, lines), daemon=True)
     reader.start()

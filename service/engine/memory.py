@@ -51,6 +51,11 @@ class ModelMemory:
         if fd is not None:
             weakref.finalize(self, os.close, fd)
 
+    def fileno(self) -> int:
+        """Return the descriptor of shared memory."""
+        assert self.fd is not None
+        return self.fd
+
     @classmethod
     def shared(cls, layout: Layout) -> ModelMemory:
         """Make memory that can be sent to other processes."""

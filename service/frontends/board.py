@@ -27,6 +27,10 @@ class Board:
             os.ftruncate(fd, self._size)
         self.fd = fd
 
+    def fileno(self) -> int:
+        """Return the descriptor, for the other processes."""
+        return self.fd
+
     @cached_property
     def _numbers(self) -> memoryview:
         return memoryview(mmap.mmap(self.fd, self._size)).cast("q")

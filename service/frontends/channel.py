@@ -12,7 +12,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -21,6 +21,14 @@ log = logging.getLogger("headway")
 Content = dict[str, Any]
 Handler = Callable[[Content, list[int]], Any | Awaitable[Any]]
 """Takes a message's content and the descriptors that came with it, which it owns from then on."""
+
+
+class File(Protocol):
+    """Something open."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+
 
 _LENGTH = struct.Struct("!I")
 _READ, _MOST_FDS = 256 * 1024, 64
@@ -41,7 +49,7 @@ class Channel:
         end.setblocking(False)
         self._socket, self._handlers, self._on_close = end, handlers, on_close
         self._loop = asyncio.get_running_loop()
-        self._out: deque[tuple[memoryview, Sequence[int]]] = deque()
+        self._out: deque[tuple[memoryview, Sequence[File]]] = deque()
         self._in, self._fds = bytearray(), deque[int]()
         self._ids = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -49,15 +57,15 @@ class Channel:
         self.closed = False
         self._loop.add_reader(end.fileno(), self._readable)
 
-    def post(self, do: str, content: Content | None = None, fds: Sequence[int] = ()) -> None:
-        """Send a message; `fds` belong to the channel from now on.
+    def post(self, do: str, content: Content | None = None, files: Sequence[File] = ()) -> None:
+        """Send a message, with open files, which are held until they are sent.
 
         Raises:
             ChannelClosed: there is nobody to send to.
         """
-        self._send({"do": do, "with": content or {}, "fds": len(fds)}, fds)
+        self._send({"do": do, "with": content or {}, "fds": len(files)}, files)
 
-    def call(self, do: str, content: Content | None = None, fds: Sequence[int] = ()) -> asyncio.Future[Any]:
+    def call(self, do: str, content: Content | None = None, files: Sequence[File] = ()) -> asyncio.Future[Any]:
         """Send a message at once, and return what its answer will be.
 
         The future fails with `ChannelClosed` if the other process ends before it answers, and with a `RuntimeError`
@@ -67,7 +75,7 @@ class Channel:
             ChannelClosed: there is nobody to send to.
         """
         number = next(self._ids)
-        self._send({"do": do, "with": content or {}, "fds": len(fds), "id": number}, fds)
+        self._send({"do": do, "with": content or {}, "fds": len(files), "id": number}, files)
         future = self._calls[number] = self._loop.create_future()
         future.add_done_callback(lambda _: self._calls.pop(number, None))
         return future
@@ -80,7 +88,7 @@ class Channel:
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
-        for fd in (*self._fds, *(fd for _, fds in self._out for fd in fds)):
+        for fd in self._fds:
             os.close(fd)
         self._out.clear()
         for future in list(self._calls.values()):
@@ -88,23 +96,22 @@ class Channel:
                 future.set_exception(ChannelClosed("the other process has ended"))
         self._on_close()
 
-    def _send(self, message: Content, fds: Sequence[int] = ()) -> None:
+    def _send(self, message: Content, files: Sequence[File] = ()) -> None:
         if self.closed:
-            for fd in fds:
-                os.close(fd)
             raise ChannelClosed("the other process has ended")
         data = orjson.dumps(message)
-        self._out.append((memoryview(_LENGTH.pack(len(data)) + data), fds))
+        self._out.append((memoryview(_LENGTH.pack(len(data)) + data), files))
         if len(self._out) == 1:
             self._flush()
 
     def _flush(self) -> None:
         try:
             while self._out:
-                data, fds = self._out[0]
-                sent = socket.send_fds(self._socket, [data], fds) if fds else self._socket.send(data)
-                for fd in fds:
-                    os.close(fd)
+                data, files = self._out[0]
+                if files:
+                    sent = socket.send_fds(self._socket, [data], [file.fileno() for file in files])
+                else:
+                    sent = self._socket.send(data)
                 if sent == len(data):
                     self._out.popleft()
                 else:
@@ -119,12 +126,15 @@ class Channel:
 
     def _readable(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _READ, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(self._socket, _READ, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
-            data, fds = b"", []
+            data, fds, flags = b"", [], 0
         self._fds.extend(fds)
+        if flags & socket.MSG_CTRUNC:  # which message the missing ones were of cannot be told any more
+            log.error("no descriptors are left for files that another process sent: raise the limit (ulimit -n)")
+            data = b""
         if not data:
             self.close()
             return

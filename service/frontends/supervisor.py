@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+import resource
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from service.errors import HeadwayError
 from service.frontends.board import Board
 from service.frontends.channel import Channel, ChannelClosed
 from service.frontends.heads import Found, refusal
+from service.interpreter import command
 from service.loaded import BrokenModel, LoadedModel
 from service.state import Services
 
@@ -30,11 +30,27 @@ LONGEST_PAUSE = 10.0
 """Seconds between attempts to replace a front end that keeps ending."""
 PING_SECONDS, SILENCE_SECONDS = 5.0, 30.0
 """How often a front end is asked whether it is there, and for how long it may not say so before it is ended."""
+START_SECONDS = 300.0
+"""Time in which a front end must have loaded all models."""
 ACCEPTED_AT_ONCE = 64
+SPARE_FILES, MOST_FILES = 64, 1 << 20
 GRACE_SECONDS = 10.0
 """For how long heads of a version that was unloaded can be asked for."""
 
 Protocol = Callable[[], asyncio.Protocol]
+
+
+def _longer(pause: float) -> float:
+    return min(LONGEST_PAUSE, 2 * pause + 0.1)
+
+
+def raise_limit_of_files() -> int:
+    """Raise the limit of open files as far as this process may, for itself and its front ends; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES)
 
 
 class FrontendError(RuntimeError):
@@ -67,6 +83,7 @@ class Frontends:
         self._pauses = dict.fromkeys(range(settings.frontends), 0.0)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._serials: dict[int, LoadedModel] = {}
+        self._most_connections = max(1, raise_limit_of_files() // 2 - SPARE_FILES)  # each may need one to the primary
         self._ending = False
 
     async def start(self) -> None:
@@ -87,8 +104,15 @@ class Frontends:
             self._loop.call_later(GRACE_SECONDS, self._serials.pop, model.serial, None)
 
         models.on_unload = unloaded
-        started = await asyncio.gather(*(self._start(number) for number in self._pauses))
-        if not any(started):
+        starting = (self._start(number) for number in self._pauses)
+        started = await asyncio.gather(*starting, return_exceptions=True)
+        for number, outcome in enumerate(started):
+            if isinstance(outcome, OSError):
+                log.error("front end %d cannot be started: %s", number, outcome)
+                self._spawn_task(self._start_again(number))
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        if True not in started:
             raise FrontendError("no front end could be started; the log says why")
         self._spawn_task(self._watch())
         self._listener.setblocking(False)
@@ -119,14 +143,21 @@ class Frontends:
         return [frontend for frontend in self._frontends.values() if frontend.process.poll() is None]
 
     async def _start(self, number: int) -> bool:
-        """Start one front end and tell it all models; returns whether it is ready."""
+        """Start one front end and tell it all models; returns whether it is ready.
+
+        Raises:
+            OSError: the system cannot start a process.
+        """
         ours, theirs = socket.socketpair()
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 - a process is begun, not waited for
-                [sys.executable, "-m", "service.frontends.worker", str(theirs.fileno())],
+                command("service.frontends.worker", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         frontend = _Frontend(number, process)
@@ -138,16 +169,16 @@ class Frontends:
         frontend.channel = Channel(ours, {"heads": self._heads, "taken": taken}, lambda: self._ended(frontend))
         channel, settings = frontend.channel, self._settings.model_dump(mode="json")
         try:
-            begun = channel.call(
-                "start", {"settings": settings, "number": number, "path": self._path}, [os.dup(self._board.fd)]
-            )
+            begun = channel.call("start", {"settings": settings, "number": number, "path": self._path}, [self._board])
             # All at once: what changes from here on comes behind it.
             told = [
                 self._tell(channel, m.name, m.version, m) for ms in self._services.models.by_name().values() for m in ms
             ]
-            await asyncio.gather(begun, *told)
-        except (ChannelClosed, RuntimeError) as e:
-            log.error("front end %d (process %d) did not start: %s", number, process.pid, e)
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.gather(begun, *told)
+        except (ChannelClosed, RuntimeError, TimeoutError) as e:
+            why = str(e) or f"it was not ready after {START_SECONDS:g} s"
+            log.error("front end %d (process %d) did not start: %s", number, process.pid, why)
             channel.close()
             return False
         frontend.ready = True
@@ -160,7 +191,6 @@ class Frontends:
         """Tell a front end what a version is now."""
         content: dict[str, Any] = {"name": name, "version": version}
         if isinstance(model, LoadedModel):
-            assert model.memory.fd is not None
             self._serials[model.serial] = model
             content |= {
                 "path": str(Path(self._settings.models / name / str(version)).resolve()),
@@ -170,7 +200,7 @@ class Frontends:
                 "max_batch": model.scheduler.max_batch,
                 "layout": list(model.memory.layout),
             }
-            return channel.call("load", content, [os.dup(model.memory.fd)])
+            return channel.call("load", content, [model.memory])
         if model is not None:
             content["reason"] = model.reason
         return channel.call("unload", content)
@@ -221,28 +251,47 @@ class Frontends:
     def _accept(self) -> None:
         """Give each new connection to the front end that has the fewest."""
         for _ in range(ACCEPTED_AT_ONCE):
+            if self._full():
+                self._pause(0.05)
+                return
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as e:  # no descriptors left: those who wait may be taken when some are closed
                 log.error("no connection can be accepted: %s", e)
-                self._loop.remove_reader(self._listener.fileno())
-                self._loop.call_later(1.0, self._listen)
+                self._pause(1.0)
                 return
             connection.setblocking(False)
             self._give(connection)
 
+    def _pause(self, seconds: float) -> None:
+        """Leave connections in the system's queue for a while."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(seconds, self._listen)
+
+    def _full(self) -> bool:
+        """Whether every front end has as many connections as it has descriptors for, with some to spare."""
+        ready = self._ready()
+        return bool(ready) and min(map(self._held, ready)) >= self._most_connections
+
+    def _ready(self) -> list[_Frontend]:
+        return [f for f in self._frontends.values() if f.ready and not f.channel.closed]
+
+    def _held(self, frontend: _Frontend) -> int:
+        """Connections that a front end has."""
+        return frontend.given - int(self._board.closed[frontend.number])
+
     def _give(self, connection: socket.socket) -> None:
-        ready = [f for f in self._frontends.values() if f.ready and not f.channel.closed]
+        ready = self._ready()
         if not ready:  # the primary can do all that they can
             self._spawn_task(self._loop.connect_accepted_socket(self._protocol, connection))
             return
-        chosen = min(ready, key=lambda f: f.given - self._board.closed[f.number])
+        chosen = min(ready, key=self._held)
         chosen.given += 1
         # Kept until the front end has it: if that ends before, another one gets it.
         chosen.untaken.append(connection)
-        chosen.channel.post("connection", fds=[os.dup(connection.fileno())])
+        chosen.channel.post("connection", files=[connection])
 
     def _ended(self, frontend: _Frontend) -> None:
         """Replace a front end whose channel was closed."""
@@ -262,12 +311,20 @@ class Frontends:
         if self._ending:
             return
         lived = time.monotonic() - frontend.begin
-        pause = 0.0 if lived > LONGEST_PAUSE else min(LONGEST_PAUSE, 2 * self._pauses[number] + 0.1)
-        self._pauses[number] = pause
+        self._pauses[number] = 0.0 if lived > LONGEST_PAUSE else _longer(self._pauses[number])
         log.error("front end %d (process %d) ended with status %d and is replaced", number, process.pid, status)
-        await asyncio.sleep(pause)
-        if not self._ending:
-            await self._start(number)
+        await self._start_again(number)
+
+    async def _start_again(self, number: int) -> None:
+        """Start a front end after its pause, which grows as long as that does not work."""
+        while not self._ending:
+            await asyncio.sleep(self._pauses[number])
+            try:
+                await self._start(number)  # one that ends after this begins the next attempt
+                return
+            except OSError as e:
+                log.error("front end %d cannot be started: %s", number, e)
+                self._pauses[number] = _longer(self._pauses[number])
 
     async def _watch(self) -> None:
         """End front ends that do not answer any more."""

@@ -30,10 +30,18 @@ def descriptors():
     return set(Path("/proc/self/fd").iterdir())
 
 
-def file_of(text):
-    fd = os.memfd_create("test")
-    os.write(fd, text.encode())
-    return fd
+class Text:
+    """An open file with a text in it, until nobody holds it."""
+
+    def __init__(self, text):
+        self.fd = os.memfd_create("test")
+        os.write(self.fd, text.encode())
+
+    def __del__(self):
+        os.close(self.fd)
+
+    def fileno(self):
+        return self.fd
 
 
 async def test_messages_of_any_size_arrive_in_order_with_their_files(rng):
@@ -56,9 +64,9 @@ async def test_messages_of_any_size_arrive_in_order_with_their_files(rng):
             content = {"number": number, "fill": "x" * size}
             sent.append((number, size, texts))
             if rng.random() < 0.5:
-                answers.append((number, one.call("take", content, [file_of(t) for t in texts])))
+                answers.append((number, one.call("take", content, [Text(t) for t in texts])))
             else:
-                one.post("take", content, [file_of(t) for t in texts])
+                one.post("take", content, [Text(t) for t in texts])
             if rng.random() < 0.2:
                 await asyncio.sleep(0)
         for number, answer in answers:
@@ -95,9 +103,8 @@ async def test_who_waits_for_one_that_ended_is_told():
             await waiting
         assert sorted(closed) == [0, 1]
         before = descriptors()
-        fd = file_of("")
         with pytest.raises(ChannelClosed):
-            one.post("never", fds=[fd])
+            one.post("never", files=[Text("")])
         assert descriptors() == before
 
 
@@ -106,7 +113,7 @@ async def test_files_that_nobody_took_are_closed():
     ends = socket.socketpair()
     one, other = Channel(ends[0], {}, lambda: None), Channel(ends[1], {}, lambda: None)
     for _ in range(50):
-        one.post("unknown", {"fill": "x" * 100_000}, [file_of("a"), file_of("b")])
+        one.post("unknown", {"fill": "x" * 100_000}, [Text("a"), Text("b")])
     await asyncio.sleep(0)
     one.close()
     other.close()

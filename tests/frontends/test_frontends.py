@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -231,10 +233,54 @@ def test_nothing_is_left_in_shared_memory(number, service):
     until(lambda: gone(service.pid) and not folders())
 
 
+def test_more_connections_than_descriptors_wait_and_the_service_outlives_them(models, tmp_path, rng):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 1024), before[1]))
+    try:
+        limit = 260  # of the service: two front ends of 66 connections
+        code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))"
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(code)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+            with running_service(models, tmp_path / "store", "--frontends", "2") as service:
+                host, port = service.url.removeprefix("http://").split(":")
+                for _ in range(3):
+                    idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(400)]
+                    for connection in idle:
+                        connection.close()
+                    for _ in range(5):
+                        assert httpx.get(f"{service.url}{BASE}/ready", timeout=10).status_code == 200
+                held = [len(targets(pid)) for pid in (service.pid, *frontends(service))]
+                assert max(held) < 100, held
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_what_lies_in_the_current_directory_is_not_run(models, tmp_path, monkeypatch):
+    for name in ("service", "socket", "asyncio", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    with running_service(models, tmp_path / "store", "--frontends", "2") as service:
+        assert len(frontends(service)) == FRONTENDS
+        assert httpx.get(f"{service.url}{BASE}/ready").status_code == 200
+
+
+def test_a_front_end_is_replaced_when_processes_can_be_started_again(service):
+    soft, hard = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)
+    old = frontends(service)[0]
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (10, hard))
+    os.kill(old, signal.SIGKILL)
+    time.sleep(1.0)
+    assert len([p for p in frontends(service) if not gone(p)]) == FRONTENDS - 1
+    resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    until(lambda: len([p for p in frontends(service) if not gone(p)]) == FRONTENDS)
+
+
 def test_a_front_end_that_cannot_start_is_a_sentence(models, tmp_path, monkeypatch):
     package = tmp_path / "broken" / "sitecustomize.py"
     package.parent.mkdir()
-    package.write_text("import sys\nif 'service.frontends.worker' in sys.orig_argv: sys.exit(3)\n")
+    package.write_text("import sys\nif any('service.frontends.worker' in a for a in sys.orig_argv): sys.exit(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
     with (
         pytest.raises(ServiceStartError, match="no front end could be started"),

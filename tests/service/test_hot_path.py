@@ -224,3 +224,16 @@ async def test_the_short_cut_and_the_routes_answer_byte_for_byte_the_same(servic
             assert (there.status_code, there.content) == (here.status_code, here.content), path
             ours, theirs = ({k: v for k, v in answer.headers.items() if k not in passing} for answer in (here, there))
             assert ours == theirs, path
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "upgrade", "UPGRADE"])
+def test_an_offer_of_another_protocol_is_not_taken_and_costs_nothing(service, name):
+    offer = ("Connection: Upgrade, HTTP2-Settings", f"{name}: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+    with Wire(service) as wire:
+        for _ in range(2):
+            wire.send(request(BODY, PATH, "POST", *offer))
+            status, _, body = wire.answer()
+            assert status == 200
+            assert label(body)
+        wire.send(request(b"", "/v2/health/live", "GET", *offer))
+        assert wire.answer()[0] == 200
