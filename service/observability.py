@@ -81,6 +81,11 @@ class Metrics:
         self.store_up = Gauge(
             "headway_store_up", "1 while the store answers.", registry=r, multiprocess_mode="mostrecent"
         )
+        self.frontends = Gauge(
+            "headway_frontends_ready", "Front ends that answer; 0 where one process does all.", registry=r,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.frontend_ends = Counter("headway_frontend_ends", "Front ends that ended and were replaced.", registry=r)
         build = Gauge(
             "headway_build_info", "What is running.", ["version", "provider", "torch_free"],
             registry=r, multiprocess_mode="max",

@@ -43,6 +43,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._services, self._announce, self._listener = services, announce, listener
         self._frontends: Frontends | None = None
+        self.failed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain."""
@@ -59,7 +60,7 @@ class _Server(uvicorn.Server):
                 await self._frontends.start()
             except FrontendError as e:
                 log.error("%s", e)
-                self.should_exit = True
+                self.failed = self.should_exit = True
                 return
         if self.started:
             keep_collections_short()
@@ -119,7 +120,7 @@ def serve(settings: Settings, announce: Announce) -> bool:
         config = config_of(app, protocol, settings, uds=path, date_header=False, server_header=False)
         server = _Server(config, services, announced, listener)
         server.run()
-    return server.started
+    return server.started and not server.failed
 
 
 async def _check_store(url: str) -> None:

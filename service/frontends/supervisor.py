@@ -182,6 +182,7 @@ class Frontends:
             channel.close()
             return False
         frontend.ready = True
+        self._services.metrics.frontends.set(len(self._ready()))
         log.info("front end %d is ready (process %d)", number, process.pid)
         return True
 
@@ -296,6 +297,7 @@ class Frontends:
     def _ended(self, frontend: _Frontend) -> None:
         """Replace a front end whose channel was closed."""
         frontend.ready = False
+        self._services.metrics.frontends.set(len(self._ready()))
         while frontend.untaken:
             self._give(frontend.untaken.popleft())
         self._spawn_task(self._replace(frontend))
@@ -312,6 +314,7 @@ class Frontends:
             return
         lived = time.monotonic() - frontend.begin
         self._pauses[number] = 0.0 if lived > LONGEST_PAUSE else _longer(self._pauses[number])
+        self._services.metrics.frontend_ends.inc()
         log.error("front end %d (process %d) ended with status %d and is replaced", number, process.pid, status)
         await self._start_again(number)
 

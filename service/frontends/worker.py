@@ -60,7 +60,6 @@ class Worker:
         self._channel = Channel(end, handlers, self._orphaned)
         self._catalogue = Catalogue()
         self._changing = asyncio.Lock()  # versions change in the order in which the primary says so
-        self._running = asyncio.Event()
         self.ended = self._loop.create_future()
 
     def _start(self, content: dict[str, Any], fds: list[int]) -> None:
@@ -78,13 +77,19 @@ class Worker:
         plane.heads = self._heads
         number = self._number
 
+        def closed() -> None:
+            """Count a connection that is no more."""
+            board.closed[number] += 1
+
         class Connection(Protocol):
             """A connection that the primary gave."""
 
             def connection_lost(self, exc: Exception | None) -> None:
                 """Count it."""
                 super().connection_lost(exc)
-                board.closed[number] += 1
+                closed()
+
+        self._closed = closed
 
         Connection.plane = plane
         config = config_of(Proxy(content["path"]), Connection, settings, lifespan="off")
@@ -144,6 +149,7 @@ class Worker:
             await self._loop.connect_accepted_socket(self._protocol, connection)
         except OSError:  # the client went away on the way here
             connection.close()
+            self._closed()
 
     def _drain(self, content: dict[str, Any], fds: list[int]) -> None:
         """Answer what has come, then end."""

@@ -122,6 +122,8 @@ async def test_one_that_dies_is_replaced_and_costs_only_its_own_requests(service
         assert counted(text, "headway_requests_total", endpoint="infer", code="200") == counts
         assert counted(text, "headway_request_duration_seconds_count", endpoint="infer") == counts
         assert counted(text, "headway_pending_rows") == 0
+        assert counted(text, "headway_frontend_ends_total") == 1
+        assert counted(text, "headway_frontends_ready") in (FRONTENDS - 1, FRONTENDS)
         stats = (await clients[0].get(f"{BASE}/stats")).json()["model_stats"][0]
         assert stats["inference_stats"]["success"]["count"] == counts
     # The new one serves as well: with the other ended too, nobody else is there.
