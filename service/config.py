@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         description="inline on the event loop, thread for one a model, auto: inline if a row takes under 1 ms of CPU",
     )
     queue_rows: int = Field(
-        4096, ge=1, description="rows that may wait, a model; past it requests are refused with 429"
+        4096,
+        ge=1,
+        description="rows that may wait, a model, in all processes; past it requests are refused with 429",
     )
     queue_seconds: float = Field(
         2.0,

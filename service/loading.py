@@ -117,7 +117,8 @@ def _assemble(
         runtime.run,
         HeadReader(memory.table).scores if bank is None else memory.table.scores,
         max_batch=max_batch,
-        queue_rows=settings.queue_rows,
+        # Of a queue of the service's size each front end has its part.
+        queue_rows=settings.queue_rows if process == 0 else max(max_batch, settings.queue_rows // settings.frontends),
         queue_seconds=settings.queue_seconds,
         max_delay=settings.max_delay_us / 1e6,
         padding=manifest.input.padding,

@@ -249,7 +249,7 @@ class Scheduler:
         expired: list[Job] = []
         lanes, now = self._lanes, time.monotonic()
         wanted: Hashable = None
-        while room > 0 and lanes:
+        while room and lanes:
             if len(lanes) == 1:
                 name, lane = next(iter(lanes.items()))
             else:
@@ -268,8 +268,7 @@ class Scheduler:
                     expired.append(job)
             else:
                 wanted = job.key
-                # A request that would fit into a batch of its own is not split for the sake of a short turn.
-                rows = min(left, room if batch else self._max_batch)
+                rows = min(left, room)
                 if not job.taken:
                     job.wait = now - job.queued
                 batch.append((job, job.taken, job.taken + rows))
