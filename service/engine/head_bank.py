@@ -45,9 +45,10 @@ class HeadBank:
         self._idle: OrderedDict[int, _Idle] = OrderedDict()  # resident and not held, the one let go first in front
         self._keys: dict[int, Key] = {}
         self._versions: dict[str, set[int]] = {}
-        self._pins = [0] * self.table.slots
+        self._pins: dict[int, int] = {}
         self._orphans: set[int] = set()
-        self._free = list(range(self.table.slots - 1, SHARED, -1))  # the end is taken first
+        self._free: list[int] = []  # of those used before
+        self._unused = SHARED + 1
         self.hits = self.misses = self.evictions = 0
 
     def __len__(self) -> int:
@@ -96,6 +97,7 @@ class HeadBank:
             self._pins[slot] -= 1
             if self._pins[slot]:
                 continue
+            del self._pins[slot]
             if slot in self._orphans:
                 self._orphans.remove(slot)
                 self._release(slot)
@@ -111,7 +113,7 @@ class HeadBank:
         return gone
 
     def _hold(self, slot: int) -> None:
-        self._pins[slot] += 1
+        self._pins[slot] = self._pins.get(slot, 0) + 1
         self._idle.pop(slot, None)
 
     def _rest(self, slot: int) -> None:
@@ -126,7 +128,7 @@ class HeadBank:
         numbers.discard(key[1])
         if not numbers:
             del self._versions[key[0]]
-        if self._pins[slot]:
+        if slot in self._pins:
             self._orphans.add(slot)
         else:
             self._release(slot)
@@ -143,11 +145,14 @@ class HeadBank:
                 break
             self.evictions += 1
             self._drop(oldest)
-        if not self._free:
+        if self._free:
+            return self._free.pop()
+        if self._unused == self.table.slots:
             raise TooManyRequests(
                 f"all {self.table.slots - 1} places of resident heads are held by requests that wait", retry_after=1
             )
-        return self._free.pop()
+        self._unused += 1
+        return self._unused - 1
 
     def _oldest(self) -> Key | None:
         """Return the head to let go next, or None where each is held or leased."""
