@@ -38,6 +38,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Load the models and open the store; end both in order."""
         await asyncio.to_thread(registry.load_all)
         try:
             store = await Store.open(settings.store)

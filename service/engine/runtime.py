@@ -187,6 +187,7 @@ class _Buffers:
         self._binding.bind_output(output, memory)
 
     def run(self, x: NDArray[Any], lengths: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Run a batch of at most this size; returns its features."""
         n = len(x)
         self._rows[:n] = x  # what fills the batch up may be of the batch before: rows do not see each other
         self._device_rows.update_inplace(self._rows)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import socket
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from service.engine.statistics import Cell
 from service.errors import HeadwayError
 from service.frontends.board import Board
 from service.frontends.channel import Channel, ChannelClosed
+from service.frontends.dealer import Dealer
+from service.frontends.frontend import Frontend
 from service.frontends.heads import Found, refusal
 from service.interpreter import command
 from service.loaded import BrokenModel, LoadedModel
@@ -32,8 +32,6 @@ PING_SECONDS, SILENCE_SECONDS = 5.0, 30.0
 """How often a front end is asked whether it is there, and for how long it may not say so before it is ended."""
 START_SECONDS = 300.0
 """Time in which a front end must have loaded all models."""
-ACCEPTED_AT_ONCE = 64
-SPARE_FILES, MOST_FILES = 64, 1 << 20
 GRACE_SECONDS = 10.0
 """For how long heads of a version that was unloaded can be asked for."""
 
@@ -44,29 +42,8 @@ def _longer(pause: float) -> float:
     return min(LONGEST_PAUSE, 2 * pause + 0.1)
 
 
-def raise_limit_of_files() -> int:
-    """Raise the limit of open files as far as this process may, for itself and its front ends; returns it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES)
-
-
 class FrontendError(RuntimeError):
     """The front ends did not start."""
-
-
-class _Frontend:
-    """One front end."""
-
-    def __init__(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        self.number, self.process = number, process
-        self.channel: Channel
-        self.begin = time.monotonic()
-        self.ready = False
-        self.given = 0
-        self.untaken: deque[socket.socket] = deque()
 
 
 class Frontends:
@@ -76,15 +53,19 @@ class Frontends:
         self, services: Services, settings: Settings, listener: socket.socket, path: str, protocol: Protocol
     ) -> None:
         self._services, self._settings, self._path = services, settings, path
-        self._listener, self._protocol = listener, protocol
-        self._board = Board(settings.frontends)
         self._loop = asyncio.get_running_loop()
-        self._frontends: dict[int, _Frontend] = {}
+        self._board = Board(settings.frontends)
+        self._frontends: dict[int, Frontend] = {}
         self._pauses = dict.fromkeys(range(settings.frontends), 0.0)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._serials: dict[int, LoadedModel] = {}
-        self._most_connections = max(1, raise_limit_of_files() // 2 - SPARE_FILES)  # each may need one to the primary
         self._ending = False
+
+        def serve(connection: socket.socket) -> None:
+            """Serve a connection here."""
+            self._spawn_task(self._loop.connect_accepted_socket(protocol, connection))
+
+        self._dealer = Dealer(listener, self._board, self._frontends.values, serve)
 
     async def start(self) -> None:
         """Start them and accept connections.
@@ -115,14 +96,12 @@ class Frontends:
         if True not in started:
             raise FrontendError("no front end could be started; the log says why")
         self._spawn_task(self._watch())
-        self._listener.setblocking(False)
-        self._listen()
+        self._dealer.start()
 
     async def stop(self, seconds: float, forced: Callable[[], bool]) -> None:
         """Accept no more, and let every front end answer what it has; those that take longer are ended."""
         self._ending = True
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._dealer.stop()
         for frontend in list(self._frontends.values()):
             with contextlib.suppress(ChannelClosed):
                 frontend.channel.post("drain")
@@ -139,7 +118,7 @@ class Frontends:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _alive(self) -> list[_Frontend]:
+    def _alive(self) -> list[Frontend]:
         return [frontend for frontend in self._frontends.values() if frontend.process.poll() is None]
 
     async def _start(self, number: int) -> bool:
@@ -160,13 +139,10 @@ class Frontends:
             raise
         finally:
             theirs.close()
-        frontend = _Frontend(number, process)
+        frontend = Frontend(number, process)
         self._frontends[number] = frontend
-
-        def taken(content: dict[str, Any], fds: list[int]) -> None:
-            frontend.untaken.popleft().close()
-
-        frontend.channel = Channel(ours, {"heads": self._heads, "taken": taken}, lambda: self._ended(frontend))
+        handlers = {"heads": self._heads, "taken": frontend.taken}
+        frontend.channel = Channel(ours, handlers, lambda: self._ended(frontend))
         channel, settings = frontend.channel, self._settings.model_dump(mode="json")
         try:
             begun = channel.call("start", {"settings": settings, "number": number, "path": self._path}, [self._board])
@@ -182,7 +158,7 @@ class Frontends:
             channel.close()
             return False
         frontend.ready = True
-        self._services.metrics.frontends.set(len(self._ready()))
+        self._services.metrics.frontends.set(len(self._dealer.ready()))
         log.info("front end %d is ready (process %d)", number, process.pid)
         return True
 
@@ -209,7 +185,8 @@ class Frontends:
     async def _changed(self, name: str, version: int, model: LoadedModel | BrokenModel | None) -> None:
         """Bring every front end to a change before it is answered; one that cannot follow is replaced."""
 
-        async def tell(frontend: _Frontend) -> None:
+        async def tell(frontend: Frontend) -> None:
+            """Tell one."""
             try:
                 await self._tell(frontend.channel, name, version, model)
             except (ChannelClosed, RuntimeError) as e:
@@ -226,6 +203,7 @@ class Frontends:
         resolver, table = self._services.resolver, model.memory.table
 
         async def one(user: str) -> list[int | str]:
+            """Find one user's head."""
             try:
                 held = resolver.resident(model, [user], version, "shared")
                 if held is None:
@@ -245,64 +223,15 @@ class Frontends:
             with contextlib.suppress(ChannelClosed):
                 frontend.channel.post("forget", {"user": user})
 
-    def _listen(self) -> None:
-        if not self._ending:
-            self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        """Give each new connection to the front end that has the fewest."""
-        for _ in range(ACCEPTED_AT_ONCE):
-            if self._full():
-                self._pause(0.05)
-                return
-            try:
-                connection, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as e:  # no descriptors left: those who wait may be taken when some are closed
-                log.error("no connection can be accepted: %s", e)
-                self._pause(1.0)
-                return
-            connection.setblocking(False)
-            self._give(connection)
-
-    def _pause(self, seconds: float) -> None:
-        """Leave connections in the system's queue for a while."""
-        self._loop.remove_reader(self._listener.fileno())
-        self._loop.call_later(seconds, self._listen)
-
-    def _full(self) -> bool:
-        """Whether every front end has as many connections as it has descriptors for, with some to spare."""
-        ready = self._ready()
-        return bool(ready) and min(map(self._held, ready)) >= self._most_connections
-
-    def _ready(self) -> list[_Frontend]:
-        return [f for f in self._frontends.values() if f.ready and not f.channel.closed]
-
-    def _held(self, frontend: _Frontend) -> int:
-        """Connections that a front end has."""
-        return frontend.given - int(self._board.closed[frontend.number])
-
-    def _give(self, connection: socket.socket) -> None:
-        ready = self._ready()
-        if not ready:  # the primary can do all that they can
-            self._spawn_task(self._loop.connect_accepted_socket(self._protocol, connection))
-            return
-        chosen = min(ready, key=self._held)
-        chosen.given += 1
-        # Kept until the front end has it: if that ends before, another one gets it.
-        chosen.untaken.append(connection)
-        chosen.channel.post("connection", files=[connection])
-
-    def _ended(self, frontend: _Frontend) -> None:
+    def _ended(self, frontend: Frontend) -> None:
         """Replace a front end whose channel was closed."""
         frontend.ready = False
-        self._services.metrics.frontends.set(len(self._ready()))
+        self._services.metrics.frontends.set(len(self._dealer.ready()))
         while frontend.untaken:
-            self._give(frontend.untaken.popleft())
+            self._dealer.give(frontend.untaken.popleft())
         self._spawn_task(self._replace(frontend))
 
-    async def _replace(self, frontend: _Frontend) -> None:
+    async def _replace(self, frontend: Frontend) -> None:
         number, process = frontend.number, frontend.process
         if not self._ending:
             process.kill()
@@ -332,7 +261,8 @@ class Frontends:
     async def _watch(self) -> None:
         """End front ends that do not answer any more."""
 
-        async def ping(frontend: _Frontend) -> None:
+        async def ping(frontend: Frontend) -> None:
+            """Ask one."""
             try:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     await frontend.channel.call("ping")
