@@ -68,9 +68,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let front ends end before what they need."""
+        log.info("ending: what has come is answered, within %d s", self._services.settings.drain_seconds)
         if self._frontends is not None:
             await self._frontends.stop(self._services.settings.drain_seconds, lambda: self.force_exit)
         await super().shutdown(sockets)
+        log.info("ended")
 
     def _protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]

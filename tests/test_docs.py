@@ -18,13 +18,14 @@ def test_generated_parts_are_up_to_date(document):
     assert file.read_text() == rendered(file), "run `make docs`"
 
 
-def test_every_setting_is_a_flag_of_serve():
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_every_setting_is_a_flag(command):
     import typer.main
 
     from service.cli import app
 
-    serve = typer.main.get_command(app).commands["serve"]
-    assert set(Settings.model_fields) <= {p.name for p in serve.params}
+    found = typer.main.get_command(app).commands[command]
+    assert set(Settings.model_fields) <= {p.name for p in found.params}
 
 
 @pytest.mark.parametrize("file", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda f: f.name)

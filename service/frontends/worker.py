@@ -65,8 +65,9 @@ class Worker:
     def _start(self, content: dict[str, Any], fds: list[int]) -> None:
         """Take the settings and begin to serve."""
         self._settings = settings = Settings(**content["settings"])
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._number: int = content["number"]
+        form = f"%(asctime)s %(levelname)s %(name)s, front end {self._number}: %(message)s"
+        logging.basicConfig(level=settings.log_level.upper(), format=form)
         board = Board(settings.frontends, fds[0])
         metrics = Metrics(self._catalogue)
         self._catalogue.on_batch = metrics.batch

@@ -86,12 +86,41 @@ def serve(
 def doctor(
     models: Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API (default 8000).")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics (default 9090).")] = None,
-    store: Annotated[str | None, typer.Option(help="URL of the store.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one (default 8000).")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Port of /metrics; the API's port serves it there; 0 takes a free one (default 9090)."),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
-    threads: Annotated[int | None, typer.Option(help="ONNX Runtime threads inside one forward.")] = None,
+    frontends: Annotated[
+        int | None, typer.Option(help="Processes that answer predictions (default 0: one a core, 8 at most).")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 0: by the machine).")
+    ] = None,
     max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
+    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")] = None,
+    queue_seconds: Annotated[
+        float | None, typer.Option(help="s that rows may wait, by the measured rate (default 2).")
+    ] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
+    resident_heads: Annotated[
+        int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
+    ] = None,
+    max_delay_us: Annotated[
+        int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")
+    ] = None,
+    dispatch: Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")] = None,
+    head_bank_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")
+    ] = None,
+    drain_seconds: Annotated[
+        int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (default info).")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
