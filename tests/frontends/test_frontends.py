@@ -221,6 +221,7 @@ def test_a_signal_ends_all_after_what_was_asked_is_answered(service, rng):
 
 def test_front_ends_end_with_the_service_that_was_killed(service):
     pids = frontends(service)
+    assert [gone(pid) for pid in pids] == [False] * FRONTENDS
     os.kill(service.pid, signal.SIGKILL)
     until(lambda: all(gone(pid) for pid in pids))
 

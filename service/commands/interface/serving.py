@@ -10,47 +10,56 @@ import typer
 
 app = typer.Typer()
 
+# One for each setting; `serve` and `doctor` take them all.
+Models = Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")]
+Port = Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one (default 8000).")]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(help="Port of /metrics; the API's port serves it there; 0 takes a free one (default 9090)."),
+]
+Store = Annotated[str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")]
+Frontends = Annotated[
+    int | None, typer.Option(help="Processes that answer predictions (default 0: one a core, 8 at most).")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 0: by the machine).")
+]
+MaxBatch = Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")]
+QueueRows = Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")]
+QueueSeconds = Annotated[float | None, typer.Option(help="s that rows may wait, by the measured rate (default 2).")]
+MaxBodyBytes = Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")]
+ResidentHeads = Annotated[int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")]
+MaxDelayUs = Annotated[int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")]
+Dispatch = Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")]
+HeadBankBytes = Annotated[int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")]
+DrainSeconds = Annotated[int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error (default info).")]
+Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
+
 
 @app.command()
 def serve(
-    models: Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one (default 8000).")] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(help="Port of /metrics; the API's port serves it there; 0 takes a free one (default 9090)."),
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
-    frontends: Annotated[
-        int | None, typer.Option(help="Processes that answer predictions (default 0: one a core, 8 at most).")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 0: by the machine).")
-    ] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
-    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")] = None,
-    queue_seconds: Annotated[
-        float | None, typer.Option(help="s that rows may wait, by the measured rate (default 2).")
-    ] = None,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
-    resident_heads: Annotated[
-        int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
-    ] = None,
-    max_delay_us: Annotated[
-        int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")
-    ] = None,
-    dispatch: Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")] = None,
-    head_bank_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")
-    ] = None,
-    drain_seconds: Annotated[
-        int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (default info).")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    models: Models = None,
+    host: Host = None,
+    port: Port = None,
+    metrics_port: MetricsPort = None,
+    store: Store = None,
+    device: Device = None,
+    frontends: Frontends = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+    queue_rows: QueueRows = None,
+    queue_seconds: QueueSeconds = None,
+    max_body_bytes: MaxBodyBytes = None,
+    resident_heads: ResidentHeads = None,
+    max_delay_us: MaxDelayUs = None,
+    dispatch: Dispatch = None,
+    head_bank_bytes: HeadBankBytes = None,
+    drain_seconds: DrainSeconds = None,
+    log_level: LogLevel = None,
+    config: Config = None,
 ) -> None:
     """Serve bundles over HTTP. Every option is also an environment variable: --max-batch is HEADWAY_MAX_BATCH."""
     flags = dict(locals())
@@ -84,44 +93,25 @@ def serve(
 
 @app.command()
 def doctor(
-    models: Annotated[Path | None, typer.Option(help="Folder of bundles; by default the shipped ones.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API; 0 takes a free one (default 8000).")] = None,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(help="Port of /metrics; the API's port serves it there; 0 takes a free one (default 9090)."),
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="URL of the store (default sqlite+aiosqlite:///headway.db).")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or tensorrt (default cpu).")] = None,
-    frontends: Annotated[
-        int | None, typer.Option(help="Processes that answer predictions (default 0: one a core, 8 at most).")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="ONNX Runtime threads inside one forward (default 0: by the machine).")
-    ] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Most rows in one forward (default 64).")] = None,
-    queue_rows: Annotated[int | None, typer.Option(help="Rows that may wait, a model (default 4096).")] = None,
-    queue_seconds: Annotated[
-        float | None, typer.Option(help="s that rows may wait, by the measured rate (default 2).")
-    ] = None,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body (default 64 MiB).")] = None,
-    resident_heads: Annotated[
-        int | None, typer.Option(help="Personal heads in memory, a model (default 100000).")
-    ] = None,
-    max_delay_us: Annotated[
-        int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")
-    ] = None,
-    dispatch: Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")] = None,
-    head_bank_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")
-    ] = None,
-    drain_seconds: Annotated[
-        int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")
-    ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error (default info).")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    models: Models = None,
+    host: Host = None,
+    port: Port = None,
+    metrics_port: MetricsPort = None,
+    store: Store = None,
+    device: Device = None,
+    frontends: Frontends = None,
+    threads: Threads = None,
+    max_batch: MaxBatch = None,
+    queue_rows: QueueRows = None,
+    queue_seconds: QueueSeconds = None,
+    max_body_bytes: MaxBodyBytes = None,
+    resident_heads: ResidentHeads = None,
+    max_delay_us: MaxDelayUs = None,
+    dispatch: Dispatch = None,
+    head_bank_bytes: HeadBankBytes = None,
+    drain_seconds: DrainSeconds = None,
+    log_level: LogLevel = None,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what `headway serve` with these settings will run on and why; exit status 1 when it would not be ready."""
