@@ -96,7 +96,9 @@ async def test_a_commit_that_becomes_visible_late_is_heard_and_holds_nobody_back
 async def test_many_at_once_are_heard_once_each(url):
     async with following(url) as a, following(url) as b:
         users = [f"u{n}" for n in range(60)]
-        await asyncio.gather(*(each.store.commit(SCOPE, u, version(1)) for u, each in zip(users, [a, b] * 30)))
+        await asyncio.gather(
+            *(each.store.commit(SCOPE, u, version(1)) for u, each in zip(users, [a, b] * 30, strict=True))
+        )
         expected = [(u, Kind.MOVED) for u in users]
         await asyncio.gather(a.hears(*expected, within=10), b.hears(*expected, within=10))
 

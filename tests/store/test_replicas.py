@@ -59,7 +59,7 @@ async def pair(settings, postgres_server):
 
 
 async def test_every_change_is_followed(pair, rng):
-    apps, (a, b) = pair
+    _, (a, b) = pair
     for client in (a, b):
         assert await served(client) == 0  # so that both have something to forget
     assert (await calibrate(a, rng))["version"] == await served(a) == 1
@@ -180,7 +180,7 @@ async def test_while_the_store_is_down_residents_are_served_and_then_all_goes_on
     server = await asyncio.to_thread(stack.enter_context, postgres())
     try:
         url = await asyncio.to_thread(server.database)
-        async with replicas(settings, url) as (apps, clients):
+        async with replicas(settings, url) as (_, clients):
             await calibrate(clients[0], rng)
             for client in clients:
                 await comes_to(client, 1)
