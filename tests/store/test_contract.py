@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.heads.head import Head
-from service.personal.audit import acting
+from service.personal.acting import acting
 from service.personal.records import NewVersion, NoSuchVersion, Scope, StoreError, UserChanged, VersionIsActive
 from service.personal.store import Store
 
