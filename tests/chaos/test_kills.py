@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 
 import numpy as np
@@ -58,9 +59,9 @@ def test_nothing_is_lost_or_mixed_up(tiny_models):
             versions = [load.check(replica.url) for replica in replicas]
             assert versions[0] == versions[1]
         acknowledged = sum(map(len, load.acknowledged.values()))
-        print(
+        sys.stdout.write(
             f"{KILLS} kills: {acknowledged} calibrations acknowledged, {versions[0]} stored, "
-            f"{len(load.answered)} predictions checked, {load.refused} refused, {load.cut_off} cut off"
+            f"{len(load.answered)} predictions checked, {load.refused} refused, {load.cut_off} cut off\n"
         )
         assert acknowledged > KILLS
         assert len(load.answered) > KILLS
