@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -80,6 +81,10 @@ class Kind(IntEnum):
 
     MOVED = 1
     DROPPED = 2
+
+
+OnChanges = Callable[[Sequence[tuple[int, Kind]]], None]
+"""Takes changes of heads by any service: the keyed hash of whose, and what happened."""
 
 
 class StoreError(RuntimeError):
