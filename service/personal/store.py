@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from sqlalchemy import delete, insert, select
@@ -62,6 +63,14 @@ class Store:
         """Close all connections and let others open the store."""
         await self._engine.dispose()
         os.close(self._lock)
+
+    def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a transaction, for what other modules keep here; see `database.transaction`."""
+        return transaction(self._engine, write=write)
+
+    async def audit(self, c: AsyncConnection, scope: Scope, user: str, event: str, details: dict[str, Any]) -> None:
+        """Note in the trail, under a pseudonym, what the caller's transaction does to a user."""
+        await self._audit(c, scope, user, event, details)
 
     async def active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Return the version served to a user and its head; `(0, None)` is the shared one."""
