@@ -54,13 +54,15 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             await asyncio.to_thread(registry.stop)
             raise
         own.opened(store)
-        watch = asyncio.create_task(_watch(store, metrics))
+        work = [_watch(store, metrics), store.follow(own.resolver.changed, own.resolver.lost)]
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
             own.plane.draining = True
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await registry.retired()
             await asyncio.to_thread(registry.stop)
             await store.close()

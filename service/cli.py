@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.commands.interface import bundle, data, demo, keys, models, serving, users
+from service.commands.interface import bundle, data, db, demo, keys, models, serving, users
 
 app = typer.Typer(
     name="headway",
@@ -26,6 +26,7 @@ for group in (models, serving, users, demo):
 app.add_typer(data.app, name="data")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(keys.app, name="key")
+app.add_typer(db.app, name="db")
 
 error_console = Console(stderr=True)
 

@@ -43,7 +43,7 @@ class Services:
     def opened(self, store: Store) -> None:
         """Take the opened store into use; the service is ready when its models are."""
         self._store = store
-        self.plane.heads = self._resolver = Resolver(store)
+        self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
         self._problems = []
 

@@ -22,7 +22,7 @@ from models.heads.head import Head
 from models.heads.statistics import Statistics
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
-from service.personal.records import NewVersion, StoreError
+from service.personal.records import NewVersion, StoreError, UserChanged
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.calibration import CalibrationRequest
@@ -43,7 +43,7 @@ class Calibrator:
         """Hold a user's heads for a change.
 
         Raises:
-            Conflict: a calibration or another change of this user is running.
+            Conflict: a calibration or another change of this user is running, here or in another service.
             Unavailable: the store is out of reach.
         """
         key = (model.name, user)
@@ -54,6 +54,8 @@ class Calibrator:
         self._running.add(key)
         try:
             yield
+        except UserChanged as e:
+            raise Conflict(f"user {user!r} of model {model.name!r}: {e}") from e
         except StoreError as e:
             raise Unavailable(str(e), retry_after=2) from e
         finally:
@@ -70,16 +72,32 @@ class Calibrator:
             Unavailable: the store is out of reach; nothing has changed.
         """
         async with self.exclusively(model, user):
-            if idempotency_key is not None:
-                before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
-                if before is not None and before.request_digest != request.digest:
-                    raise Conflict("this Idempotency-Key was used with another body")
-                if before is not None:
-                    return before.report, True
-            return await self._calibrate(model, user, request, idempotency_key), False
+            before = await self._answered(model, user, request, idempotency_key)
+            if before is not None:
+                return before, True
+            # Read before all that the fit goes by: a commit over what another service did meanwhile is refused.
+            revision = await self._store.revision(model.scope, user)
+            try:
+                return await self._calibrate(model, user, request, idempotency_key, revision), False
+            except UserChanged:
+                before = await self._answered(model, user, request, idempotency_key)
+                if before is None:
+                    raise
+                return before, True
+
+    async def _answered(
+        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+    ) -> dict[str, Any] | None:
+        """Return what a call with this key was answered, by whichever service."""
+        if idempotency_key is None:
+            return None
+        before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
+        if before is not None and before.request_digest != request.digest:
+            raise Conflict("this Idempotency-Key was used with another body")
+        return None if before is None else before.report
 
     async def _calibrate(
-        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None, revision: int
     ) -> dict[str, Any]:
         _check_repetitions(request)
         begin = time.perf_counter()
@@ -122,6 +140,7 @@ class Calibrator:
             base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
+            revision=revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version, active = await asyncio.shield(self._commit(model, user, new))

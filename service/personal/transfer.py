@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, insert, select
 
 from service.personal.records import Scope, head_from_bytes
 from service.personal.rows import owned, owner_values
@@ -94,8 +95,8 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
     index = file.index
     who = owner_values(scope, user)
     async with store.transaction(write=True) as c:
-        known = await c.scalar(select(func.count()).where(owned(users, scope, user)))
-        if known and not replace:
+        known = await c.scalar(select(users.c.user).where(owned(users, scope, user)).with_for_update())
+        if known is not None and not replace:
             raise UserExists(user)
         for table in (versions, activations, users):
             await c.execute(delete(table).where(owned(table, scope, user)))
@@ -104,6 +105,7 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
                 **who,
                 **{name: getattr(index, name) for name in ("active", "base", "last", "created")},
                 updated=time.time(),
+                revision=1 + secrets.randbits(40),  # whoever began a calibration before must not commit to this
             )
         )
         for v in index.versions:
@@ -122,4 +124,5 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
             )
         if index.activations:
             await c.execute(insert(activations), [{**who, **a.model_dump()} for a in index.activations])
+        await store.replaced(c, scope, user)
         await store.audit(c, scope, user, "imported", {"versions": len(index.versions), "active": index.active})

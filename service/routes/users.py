@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import Conflict, Unavailable, UnknownUser, UnknownVersion
 from service.loaded import LoadedModel
+from service.personal.database import STALENESS_SECONDS
 from service.personal.records import NoSuchVersion, StoreError, User, Version, VersionIsActive
 from service.state import ModelOf, Services, ServicesOf, UserId, known_user
 
@@ -108,14 +109,15 @@ async def erase_everywhere(own: ServicesOf, user: UserId) -> dict[str, Any]:
 
 
 async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
-    rows, truncated = await own.store.erase(user, model)
+    erased = await own.store.erase(user, model)
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
     return {
         "erased": True,
-        "rows": rows,
-        "log_truncated": truncated,
+        "rows": erased.rows,
+        "log_truncated": erased.log_truncated,
+        "caches_dropped_within_s": STALENESS_SECONDS if own.store.shared else 0,
         "model": model or "*",
         "pseudonym": own.store.pseudonym(user),
         "at": datetime.datetime.now(datetime.UTC).isoformat(),
