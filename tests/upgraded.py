@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from exporters import bundle as bundles
+from exporters.bundle import BridgeEntry
 from models.data.recordings import Recordings, save
+from models.heads import bridge as bridges
 from models.heads import prior as priors
+from models.heads.bridge import Bridge, BridgeParity
 from models.heads.prior import Prior
 from tests.tiny import DIM, LABELS, tiny_graph, tiny_manifest, tiny_prior
 
@@ -69,6 +72,25 @@ def write_upgraded_bundle(models: Path, version: int = 2, bend: float = 0.0) -> 
     graph = upgraded_graph(bend)
     files = {bundles.BACKBONE: graph, bundles.PRIOR: priors.to_bytes(upgraded_prior()), bundles.CARD: b"# tiny\n"}
     return bundles.write(models, tiny_manifest("tiny", version, graph), files)
+
+
+def write_bridged_bundle(models: Path, version: int = 2, loss: float = 0.0, bend: float = 0.0) -> Path:
+    """Write the same with a bridge from the tiny model, exact where nothing is bent; `loss` is what its parity says."""
+    graph, bridge = upgraded_graph(bend), Bridge(MIX.T, SHIFT, 0.25 * bend**2 * np.eye(DIM))
+    parity = BridgeParity(
+        users=6, bridged=0.9 - loss, inputs=0.9, generic=0.7, mean_loss=loss, worst_loss=loss, harmed=0
+    )
+    space = tiny_manifest().feature_space
+    file = f"bridge.{space}.safetensors"
+    entry = BridgeEntry(file=file, version=1, digest="0" * 64, parity=parity)
+    files = {
+        bundles.BACKBONE: graph,
+        bundles.PRIOR: priors.to_bytes(upgraded_prior()),
+        bundles.CARD: b"# tiny\n",
+        file: bridges.to_bytes(bridge),
+    }
+    manifest = tiny_manifest("tiny", version, graph).model_copy(update={"bridges": {space: entry}})
+    return bundles.write(models, manifest, files)
 
 
 def write_people(folder: Path, number: int, rng: np.random.Generator) -> None:

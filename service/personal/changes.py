@@ -23,7 +23,7 @@ from service.personal.records import (
     head_to_bytes,
 )
 from service.personal.rows import owned, owner_values, user_of
-from service.personal.schema import activations, users, versions
+from service.personal.schema import activations, metadata, users, versions
 
 STATISTICS_KEPT = 2
 """Versions whose statistics are kept: the newest ones, beside the active one and the base."""
@@ -181,6 +181,8 @@ async def remove_user(c: AsyncConnection, user: str, model: str | None, tenant: 
     )
     scopes = [Scope(row.model, row.feature_space, tenant) for row in held]
     rows = 0
-    for table in (versions, activations, users):
+    for table in metadata.tables.values():
+        if "user" not in table.c:  # the audit trail knows a pseudonym
+            continue
         rows += (await c.execute(delete(table).where(*theirs(table)))).rowcount
     return rows, scopes

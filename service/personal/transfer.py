@@ -27,17 +27,6 @@ async def statistics_of(store: Store, scope: Scope, user: str, version: int) -> 
     return data
 
 
-async def spaces_of(store: Store, scope: Scope, user: str) -> dict[str, int]:
-    """Return the feature spaces of a scope's model in which a user is known, and the version active in each."""
-    async with store.transaction() as c:
-        rows = await c.execute(
-            select(users.c.feature_space, users.c.active).where(
-                users.c.tenant == scope.tenant, users.c.model == scope.model, users.c.user == user
-            )
-        )
-        return {row.feature_space: row.active for row in rows}
-
-
 async def take_out(
     store: Store, scope: Scope, user: str, *, model_version: int, feature_space: str, labels: tuple[str, ...]
 ) -> UserFile | None:

@@ -14,6 +14,7 @@ from service.errors import Conflict, Unavailable, UnknownUser, UnknownVersion
 from service.loaded import LoadedModel
 from service.personal.database import STALENESS_SECONDS
 from service.personal.records import NoSuchVersion, StoreError, User, Version, VersionIsActive
+from service.personal.states import State, elsewhere, unknown, users_in
 from service.state import ModelOf, Services, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
@@ -57,10 +58,17 @@ async def list_users(
     model: ModelOf,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=256)] = "",
+    state: Annotated[State | None, Query(description="only users in this state")] = None,
 ) -> dict[str, Any]:
-    """List users page by page; `next_page_token` is there while more follow."""
+    """List users page by page; `next_page_token` is there while more follow.
+
+    `stale` are users who have a head in an older feature space only (docs/upgrades.md).
+    """
     async with _reading():
-        found = await own.store.users(model.scope, page_token, page_size + 1)
+        if state is None:
+            found = await own.store.users(model.scope, page_token, page_size + 1)
+        else:
+            found = await users_in(own.store, model.scope, state, page_token, page_size + 1)
     page = found[:page_size]
     answer: dict[str, Any] = {"users": [_pointers(u) for u in page]}
     if len(found) > page_size:
@@ -74,13 +82,16 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
     async with _reading():
         store, user = own.store, known_user(user)
         found = await store.user(model.scope, user)
-        if found is None:
+        older = {} if found is not None and found.active else await elsewhere(store, model.scope, user)
+        if found is None and not older:
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+        found = found or unknown(user)
         last = await store.version(model.scope, user, found.last)
         base = await store.version(model.scope, user, found.base)
     return {
         **_pointers(found),
-        "state": "calibrated" if found.active else "enrolling",
+        "state": "calibrated" if found.active else "stale" if older else "enrolling",
+        "heads_in": [{"feature_space": space.rpartition("-")[0], "version": v} for space, v in sorted(older.items())],
         "retention": "statistics",
         "classes": base.report["classes"] if base else {},
         "model": model.name,
@@ -195,8 +206,8 @@ def _pointers(user: User) -> dict[str, Any]:
         "active": user.active or "shared",
         "head": "personal" if user.active else "shared",
         "latest_version": user.last,
-        "created": _time(user.created),
-        "updated": _time(user.updated),
+        "created": _time(user.created) if user.created else None,
+        "updated": _time(user.updated) if user.updated else None,
     }
 
 
