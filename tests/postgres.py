@@ -47,7 +47,9 @@ class Postgres:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        self._run("initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8")
+        self._run(
+            "initdb", "-N", "-D", folder / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C.UTF-8"
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def _run(self, program: str, *arguments: str | Path) -> None:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.personal.acting import acting
 from service.personal.records import Scope
 from service.personal.schema import audit
-
-ANONYMOUS = "anonymous"
-
-acting: ContextVar[str] = ContextVar("acting", default=ANONYMOUS)
-"""Who asks: whatever knows the name of a request's key sets it, and what the request changes is recorded under it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Event:

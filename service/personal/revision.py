@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 
-from sqlalchemy import Column, MetaData, String, Table, delete, insert, inspect, select
+from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, delete, insert, inspect, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.personal import operation_tables as operation_tables  # so that they are made with the others
 from service.personal import schema
 from service.personal.records import StoreError
 
@@ -17,7 +18,12 @@ VERSION_TABLE = "schema_revision"
 LEGACY_MARK = "2"
 """`schema` in the table `meta` from revision 0002 on: 0.1.0 reads it and refuses the store."""
 
-_revision = Table(VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True))
+_revision = Table(
+    VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32)),
+    PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
+)
 
 
 async def found(c: AsyncConnection) -> str | None:

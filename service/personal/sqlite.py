@@ -15,6 +15,12 @@ from service.personal.database import Database, json_options
 from service.personal.records import Kind, StoreError
 
 
+BUSY_MILLISECONDS = 10_000
+"""Time that a change waits for the one before it."""
+SCRUB_MILLISECONDS = 2_000
+"""Time that an erasure waits for a reader (a backup) to end, before it says that the log could not be truncated."""
+
+
 class SqliteDatabase(Database):
     """A file and the lock beside it."""
 
@@ -28,7 +34,7 @@ class SqliteDatabase(Database):
         if not folder.is_dir():
             raise StoreError(f"the store's folder {folder} does not exist")
         url = url.set(drivername="sqlite+aiosqlite")
-        super().__init__(create_async_engine(url, connect_args={"timeout": 10}, **json_options()))
+        super().__init__(create_async_engine(url, connect_args={"timeout": BUSY_MILLISECONDS / 1000}, **json_options()))
         self._lock: int | None = None
 
         @event.listens_for(self.engine.sync_engine, "connect")
@@ -36,7 +42,12 @@ class SqliteDatabase(Database):
             """Make every connection durable, and erasing in truth."""
             connection.isolation_level = None  # transactions are begun below, and nowhere else
             cursor = connection.cursor()
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=10000"):
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "secure_delete=ON",
+                f"busy_timeout={BUSY_MILLISECONDS}",
+            ):
                 cursor.execute(f"PRAGMA {pragma}")
             cursor.close()
 
@@ -94,5 +105,7 @@ class SqliteDatabase(Database):
         """
         async with self.engine.connect() as c:
             autocommit = await c.execution_options(isolation_level="AUTOCOMMIT")
+            await autocommit.exec_driver_sql(f"PRAGMA busy_timeout={SCRUB_MILLISECONDS}")
             done = (await autocommit.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).first()
+            await autocommit.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
         return done is not None and done[0] == 0
