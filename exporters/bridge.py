@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import BridgeEntry, Bundle
+from exporters.card import model_card
 from exporters.precision import features
 from models.data.recordings import Recordings
 from models.data.windows import Windows, WindowSpec, windows
@@ -82,7 +83,7 @@ def bridge(
     """
     before, after = (bundles.load(bundles.resolve(path)) for path in (old, new))
     _check(before, after)
-    fitted = fit([_person(rec, before, after, told) for rec in recordings], after.prior, told)
+    fitted = fit([person(rec, before, after, told) for rec in recordings], after.prior, told)
     if not fitted.parity.passes:
         raise BridgeError(f"the bridge is not good enough and is not written: {in_words(fitted.parity)}")
     return _written(before, after, models, fitted, [r.stem for r in recordings]), fitted
@@ -141,7 +142,8 @@ def _check(old: Bundle, new: Bundle) -> None:
         )
 
 
-def _person(rec: Recordings, old: Bundle, new: Bundle, told: Progress) -> Person:
+def person(rec: Recordings, old: Bundle, new: Bundle, told: Progress) -> Person:
+    """Cut one person's windows and run both backbones on them."""
     spec = new.manifest.input
     index = check_signal(rec, spec, new.manifest.labels)
     cut = windows(rec, WindowSpec(spec.window_shape[-1], spec.stride))
@@ -229,4 +231,5 @@ def _written(old: Bundle, new: Bundle, models: Path, fitted: Fitted, people: lis
         }
     )
     files = {name: (new.path / name).read_bytes() for name in manifest.files}
-    return bundles.write(models, made, {**files, file: bridges.to_bytes(fitted.bridge)})
+    files |= {file: bridges.to_bytes(fitted.bridge), bundles.CARD: model_card(made).encode()}
+    return bundles.write(models, made, files)

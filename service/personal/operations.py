@@ -23,6 +23,8 @@ from service.personal.store import Store
 
 LEASE_SECONDS = 15.0
 """Time without a sign after which another service on the same store takes work over."""
+KEPT_SECONDS = 30 * 86400.0
+"""Age at which operations that have ended are forgotten, when another begins."""
 RUNNING, DONE, CANCELLED, FAILED = "running", "done", "cancelled", "failed"
 
 
@@ -77,6 +79,7 @@ class Operations:
             async with self._store.transaction(write=True) as c:
                 if (other := await c.scalar(running)) is not None:
                     raise OperationRunning(other)
+                await _prune(c, now - KEPT_SECONDS)
                 stale = select(users.c.user).where(*_stale(scope, sources)).distinct()
                 total = await c.scalar(select(func.count()).select_from(stale.subquery()))
                 await c.execute(
@@ -133,6 +136,7 @@ class Operations:
         """End an operation before its next user; what is done stays. One that has ended is left as it is."""
         async with self._store.transaction(write=True) as c:
             await _end(c, [operations.c.id == identifier, operations.c.state == RUNNING], CANCELLED, "")
+            await _unlist_moved(c, identifier)
         return await self.get(identifier)
 
     async def claim(self) -> Operation | None:
@@ -213,15 +217,28 @@ class Operations:
         where = [operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self._me]
         async with self._store.transaction(write=True) as c:
             await _end(c, where, state, message)
-            if not operation.dry_run:
-                moved = operation_users.c.operation == operation.id, operation_users.c.outcome == "moved"
-                await c.execute(delete(operation_users).where(*moved))
+            await _unlist_moved(c, operation.id)
 
     async def release(self, operation: Operation) -> None:
         """Let another service go on at once."""
         where = operations.c.id == operation.id, operations.c.owner == self._me
         async with self._store.transaction(write=True) as c:
             await c.execute(update(operations).where(*where).values(owner=None, lease=0.0))
+
+
+async def _unlist_moved(c: AsyncConnection, identifier: str) -> None:
+    """Forget who was moved by an operation that has ended: their versions say so. A dry run's list is all there is."""
+    real = select(operations.c.id).where(
+        operations.c.id == identifier, operations.c.state != RUNNING, ~operations.c.dry_run
+    )
+    moved = operation_users.c.operation.in_(real), operation_users.c.outcome == "moved"
+    await c.execute(delete(operation_users).where(*moved))
+
+
+async def _prune(c: AsyncConnection, before: float) -> None:
+    ended = select(operations.c.id).where(operations.c.state != RUNNING, operations.c.updated < before)
+    await c.execute(delete(operation_users).where(operation_users.c.operation.in_(ended)))
+    await c.execute(delete(operations).where(operations.c.state != RUNNING, operations.c.updated < before))
 
 
 async def _end(c: AsyncConnection, where: list[ColumnElement[bool]], state: str, message: str) -> None:

@@ -30,6 +30,7 @@ from models.heads.statistics import Statistics
 from service.catalogue import Catalogue
 from service.errors import Conflict, HeadwayError, TooManyRequests, Unavailable
 from service.loaded import LoadedModel
+from service.personal.acting import acting
 from service.personal.calibrate import Calibrator
 from service.personal.imports import classes_of
 from service.personal.operations import DONE, FAILED, NotOurs, Operation, Operations
@@ -127,6 +128,7 @@ class Recalibrator:
                     await self._wake.wait()
 
     async def _do(self, operation: Operation) -> None:
+        acting.set(f"operation {operation.id}")
         log.info(
             "operation %s: %d of %d users are left", operation.id, operation.total - operation.done, operation.total
         )

@@ -43,6 +43,7 @@ def test_a_bridge_by_the_command_line(folder):
     assert entry.parity.inputs - entry.parity.bridged == pytest.approx(entry.parity.mean_loss)
     assert np.allclose(bridged.bridges[space].weight, MIX.T, atol=1e-3)
     assert np.allclose(bridged.bridges[space].offset, SHIFT, atol=1e-2)
+    assert "Bridge from version 1" in (model / "3" / bundles.CARD).read_text()
     assert bridged.manifest.provenance["bridges"][0]["people"] == [f"p{i}" for i in range(6)]
 
 
