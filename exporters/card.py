@@ -48,8 +48,8 @@ def model_card(manifest: Manifest) -> str:
         worth = entry.parity
         lines.append(
             f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "
-            f"heads that came over it, {worth.inputs:.2%} by heads fitted anew from windows, {worth.generic:.2%} by the "
-            f"shared head, for {worth.users} people it was not fitted on."
+            f"heads that came over it, {worth.inputs:.2%} by heads fitted anew from windows, {worth.generic:.2%} by "
+            f"the shared head, for {worth.users} people it was not fitted on."
         )
     if manifest.head.evidence:
         lines += [
