@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -92,6 +93,7 @@ class Prior:
         whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
+        memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
     labels: tuple[str, ...]
@@ -104,6 +106,7 @@ class Prior:
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
@@ -124,15 +127,18 @@ class Prior:
         """Return the prior of a user who wears the sensor at one of the placements."""
         if self.placements is None:
             return self
-        p = self.placements
-        return replace(
-            self,
-            means=p.means[placement],
-            within=p.within[placement],
-            between=p.between[placement],
-            repetition=p.repetition[placement],
-            placements=None,
-        )
+        found: Prior | None = self.memo.get(("at", placement))
+        if found is None:
+            p = self.placements
+            found = self.memo["at", placement] = replace(
+                self,
+                means=p.means[placement],
+                within=p.within[placement],
+                between=p.between[placement],
+                repetition=p.repetition[placement],
+                placements=None,
+            )
+        return found
 
     @property
     def users(self) -> int:

@@ -159,11 +159,10 @@ def _head(people: Sequence[LeftOut], trial: Trial, hyper: HyperParameters, *, pl
 
 
 def _with(prior: Prior, hyper: HyperParameters) -> Prior:
-    fields = {name: getattr(prior, name) for name in prior.__slots__}
     p = prior.personal
     # Heads in the personal features alone; the generic logits are of an encoder that did not see the person.
     hyper = hyper.model_copy(update={"shared": 0.0})
-    return Prior(**{**fields, "hyper": hyper, "generic_weight": prior.generic_weight[:, :p]})
+    return replace(prior, hyper=hyper, generic_weight=prior.generic_weight[:, :p])
 
 
 def accuracies(
