@@ -108,7 +108,6 @@ def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior
     Rails, where a signal is cut off, are the extremes of all windows given; so more windows tell more. Without `x`, or
     for inputs that are not windows of channels, only the features are judged.
     """
-    z = np.asarray(z, np.float64)
     n = len(z)
     if x is not None and x.ndim == 3:
         finite = np.isfinite(x).all(2) if np.issubdtype(x.dtype, np.floating) else np.ones(x.shape[:2], bool)
@@ -118,7 +117,7 @@ def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior
     else:
         finite = np.ones((n, 0), bool)
         flat = clipped = np.zeros((n, 0), bool)
-    distance = distances(z, prior)
+    distance = distances(np.asarray(z, np.float64), prior)
     kind = np.zeros(n, np.int8)
     # The weakest first: what is said later stands.
     kind[distance > far(prior)] = KINDS.index(OFF_DISTRIBUTION)

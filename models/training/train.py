@@ -22,7 +22,7 @@ from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainConfig, TrainingError
 from models.training.network import Tick, fit_network
-from models.training.people import People, gather
+from models.training.people import People, fold_members, gather
 from models.training.population import (
     Moments,
     Placement,
@@ -35,7 +35,7 @@ from models.training.recipe import recipe
 from models.training.run import Run, load_run, save_run
 from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
 
-__all__ = ["train"]
+__all__ = ["CHECKPOINTS", "Training", "train"]
 
 PARITY_WINDOWS = 96
 CHECKPOINTS, ASKED = "checkpoints", "asked.json"
@@ -70,7 +70,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        work = _Training(recordings, config, out, tick)
+        work = Training(recordings, config, out, tick)
         # Only now: recordings that cannot be trained on leave no folder behind.
         write_atomically(out / ASKED, json.dumps(asked, indent=2).encode())
         work.run(begin, command)
@@ -101,7 +101,7 @@ def _claim(out: Path, recordings: Sequence[Recordings], config: TrainConfig, res
     return asked
 
 
-class _Training:
+class Training:
     """One run's work in order; every part is a method."""
 
     def __init__(self, recordings: Sequence[Recordings], config: TrainConfig, out: Path, tick: Tick) -> None:
@@ -125,7 +125,7 @@ class _Training:
         classes = len(self.people.labels)
         weights, logits = generic.weigh(held, classes)
         hyper, figures = self._personal(logits)
-        encoder, prior = self._encoder(range(len(self.people)), hyper)
+        encoder, prior = self.encoder(range(len(self.people)), hyper)
         if self.learned:
             fitted = fit_network(
                 encoder,
@@ -194,7 +194,7 @@ class _Training:
         encoder.offset.copy_(self.people.offset)
         return encoder
 
-    def _encoder(self, who: Sequence[int], hyper: HyperParameters | None = None) -> tuple[SignalEncoder, Prior]:
+    def encoder(self, who: Sequence[int], hyper: HyperParameters | None = None) -> tuple[SignalEncoder, Prior]:
         """The encoder of some people but for its learned branch, and their prior."""
         encoder = self._blank()
         cfg = encoder.default_cfg
@@ -210,15 +210,12 @@ class _Training:
 
     def _folds(self) -> tuple[list[generic.HeldOutEvidence], int, list[dict[str, Any]]]:
         """Evidence about everyone from encoders made without them, and the number of steps that served them best."""
-        people, count = range(len(self.people)), min(self.config.folds, len(self.people))
-        order = np.random.default_rng(self.config.seed).permutation(len(self.people))
         held: list[generic.HeldOutEvidence] = []
         stages: list[dict[str, Any]] = []
         best: list[int] = []
-        for fold in range(count):
-            out = sorted(int(u) for u in order[fold::count])
-            kept = [u for u in people if u not in out]
-            encoder, _ = self._encoder(kept)
+        folds = fold_members(len(self.people), self.config)
+        for fold, (kept, out) in enumerate(folds):
+            encoder, _ = self.encoder(kept)
             if self.learned:
                 fitted = fit_network(
                     encoder,
@@ -226,7 +223,7 @@ class _Training:
                     kept,
                     out,
                     self.config,
-                    name=f"fold {fold + 1} of {count}",
+                    name=f"fold {fold + 1} of {len(folds)}",
                     steps=self.config.steps,
                     seed=self.config.seed + 1 + fold,
                     checkpoint=self.out / CHECKPOINTS / f"fold{fold}.safetensors",
