@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.doubts import off_distribution, swapped_labels
-from models.heads.fit import FITS, placed
+from models.heads.doubts import doubts, turn_text
+from models.heads.fit import FITS, placement_of
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
 from models.heads.head import Head, blend, log_loss
+from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
@@ -71,6 +72,7 @@ def calibrate(
     method: str = "map",
     overlap: int = 0,
     margin: float = 0.0,
+    x: NDArray[np.generic] | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
 
@@ -84,6 +86,7 @@ def calibrate(
         method: one of `METHODS`.
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
+        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
@@ -92,7 +95,8 @@ def calibrate(
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
-    prior = placed(shown.whole, prior)
+    placement, placements = placement_of(shown.whole, prior), 0 if prior.placements is None else len(prior.placements)
+    prior = prior.at(placement)
     folds = plan_folds(shown.y, shown.repetition, overlap)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
     whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
@@ -100,10 +104,11 @@ def calibrate(
     evaluated = time.perf_counter()
     candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
     fitted = time.perf_counter()
-    doubts = _warnings(whole.statistics, prior)
-    verdict = _judge(whole.statistics, shown, folds, trust, prior, logits / temperature, previous, doubts, margin)
+    looks = inspect(x, shown.z, prior).warnings + doubts(whole.statistics, prior, _shared_logits(shown, trust, prior))
+    verdict = _judge(whole.statistics, shown, folds, trust, prior, logits / temperature, previous, looks, margin)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
-    warnings = (*doubts, *_contradictions(trust), *_sent_before(shown.again))
+    turn = (turn_text(placement, placements),) if placement else ()
+    warnings = (*looks, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds)
@@ -134,7 +139,7 @@ def _judge(
     prior: Prior,
     candidate: Array,
     previous: Head | None,
-    doubts: tuple[str, ...],
+    looks: tuple[str, ...],
     margin: float,
 ) -> Verdict:
     """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
@@ -144,17 +149,7 @@ def _judge(
     if folds:
         held = _held_out(folds, shown, shared_head(prior), candidate, previous)
         return judge_held_out(held, prior, shots, margin, trust)
-    return judge_by_population(prior, shots, doubts)
-
-
-def _swap_text(cycle: tuple[str, ...]) -> str:
-    if len(cycle) == 2:
-        a, b = cycle
-        return (
-            f"windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
-        )
-    looks = ", ".join(f"{a!r} look like {b!r}" for a, b in zip(cycle, (*cycle[1:], cycle[0]), strict=True))
-    return f"compared with the population, windows labelled {looks}: were the labels mixed up?"
+    return judge_by_population(prior, shots, looks)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
@@ -219,6 +214,15 @@ def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prio
     return best[1:]
 
 
+def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
+    """Mean logits `(K, K)` of the shared head over the windows of each label in this call; NaN where there are none."""
+    found = np.full((prior.classes, prior.classes), np.nan)
+    logits = shared_head(prior).logits(shown.z)
+    for c in np.unique(shown.y[trust.kept]):
+        found[c] = logits[trust.kept & (shown.y == c)].mean(0)
+    return found
+
+
 def _contradictions(trust: Trust) -> tuple[str, ...]:
     if not trust.noticed:
         return ()
@@ -226,14 +230,3 @@ def _contradictions(trust: Trust) -> tuple[str, ...]:
         f"about {trust.wrong:.0%} of the labels contradict the others; "
         f"{int((~trust.kept).sum())} of {len(trust.kept)} windows were left out",
     )
-
-
-def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
-    found = [_swap_text(cycle) for cycle in swapped_labels(stats, prior)]
-    distance = off_distribution(stats, prior)
-    if distance is not None:
-        found.append(
-            f"the windows lie {distance:.1f} times as far from the population as users usually do: "
-            "is it the same sensor, unit, scale and electrode order as the model's?"
-        )
-    return tuple(found)

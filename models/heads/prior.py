@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
+GAIN = "gain"
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
@@ -93,6 +94,7 @@ class Prior:
         whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
+        gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
@@ -106,6 +108,7 @@ class Prior:
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
+    gain: Array | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -163,6 +166,8 @@ def to_bytes(prior: Prior) -> bytes:
         # Float32 halves the size of the largest part; the prior's own arrays stay exact.
         placed = {f"placements.{name}": getattr(prior.placements, name).astype(np.float32) for name in PLACED}
         tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
+    if prior.gain is not None:
+        tensors[GAIN] = np.ascontiguousarray(prior.gain, np.float64)
     return safetensors.numpy.save(tensors)
 
 
@@ -190,7 +195,9 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         m = tensors["placements.log_weight"].shape[0]
         shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
-    for name in (*TENSORS, *placed):
+    gain = [GAIN] if GAIN in tensors else []
+    shapes |= dict.fromkeys(gain, (p,))
+    for name in (*TENSORS, *placed, *gain):
         want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
@@ -201,5 +208,6 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
+        gain=arrays.get(GAIN),
         **{name: arrays[name] for name in TENSORS},
     )

@@ -97,6 +97,7 @@ class Calibrator:
             previous=previous,
             method=request.method,
             overlap=shared_samples(request.x),
+            x=request.x,
         )
         try:
             result = await asyncio.to_thread(fit)
