@@ -117,15 +117,15 @@ class Bench:
     def run(self, person: Person, others: list[Person], seed: int) -> None:
         """Run all conditions of one person."""
         rng = np.random.default_rng([seed, *person.name.encode()])
+        other = others[int(rng.integers(len(others)))]
         for name in person.calibrations(seed):
             self._labels(person, name, seed, rng)
             self._swaps(person, name, seed, rng)
             self._signals(person, name, seed)
-            other = others[int(rng.integers(len(others)))]
             z, w = other.shown(name, seed, under=person)
             result = calibrate(person.prior, z, w.y, w.repetition, overlap=person.overlap, x=w.x)
             self.add("another's data", name, person, seed, result)
-        self._update(person, seed, rng)
+        self._update(person, other, seed, rng)
 
     def _labels(self, person: Person, name: str, seed: int, rng: np.random.Generator) -> None:
         z, w = person.shown(name, seed)
@@ -153,18 +153,25 @@ class Bench:
             condition = group if title.startswith("turned") else title
             self.add(condition, name, person, seed, result, sign=sign, damaged=title)
 
-    def _update(self, person: Person, seed: int, rng: np.random.Generator) -> None:
+    def _update(self, person: Person, other: Person, seed: int, rng: np.random.Generator) -> None:
         z, w = person.shown("1 cycle", seed)
         first = calibrate(person.prior, z, w.y, w.repetition, overlap=person.overlap, x=w.x)
+        previous = first.head or shared_head(person.prior)
         z, w = person.shown("later", seed)
         for share in (0.0, *SHARES):
             y = damage.mislabelled(w.y, w.recording, share, self.classes, self.block, rng)
             again = calibrate(
                 person.prior, z, y, w.repetition, before=first.statistics, previous=first.head, overlap=person.overlap
             )
-            title = f"update with {share:.0%} of labels wrong"
-            previous = first.head or shared_head(person.prior)
-            self.add(title, "1 cycle, then the others", person, seed, again, previous=previous)
+            title = f"update with {share:.0%} of labels wrong" if share else "clean update"
+            sign = "contradict" if share else ""
+            self.add(title, "1 cycle, then the others", person, seed, again, sign=sign, previous=previous)
+        z, w = other.shown("later", seed, under=person)
+        again = calibrate(
+            person.prior, z, w.y, w.repetition, before=first.statistics, previous=first.head, overlap=person.overlap
+        )
+        title, sign = "update with another's data", "the same person"
+        self.add(title, "1 cycle, then the others", person, seed, again, sign=sign, previous=previous)
 
 
 def signals(person: Person) -> dict[str, str]:

@@ -104,11 +104,14 @@ def calibrate(
     evaluated = time.perf_counter()
     candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
     fitted = time.perf_counter()
-    looks = inspect(x, shown.z, prior).warnings + doubts(whole.statistics, prior, _shared_logits(shown, trust, prior))
-    verdict = _judge(whole.statistics, shown, folds, trust, prior, logits / temperature, previous, looks, margin)
+    looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
+    verdict = _judge(
+        whole.statistics, shown, folds, trust, prior, logits / temperature, previous, looks.against, margin
+    )
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     turn = (turn_text(placement, placements),) if placement else ()
-    warnings = (*looks, *turn, *_contradictions(trust), *_sent_before(shown.again))
+    seen = inspect(x, shown.z, prior).warnings
+    warnings = (*against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds)
@@ -139,7 +142,7 @@ def _judge(
     prior: Prior,
     candidate: Array,
     previous: Head | None,
-    looks: tuple[str, ...],
+    against: tuple[str, ...],
     margin: float,
 ) -> Verdict:
     """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
@@ -149,7 +152,7 @@ def _judge(
     if folds:
         held = _held_out(folds, shown, shared_head(prior), candidate, previous)
         return judge_held_out(held, prior, shots, margin, trust)
-    return judge_by_population(prior, shots, looks)
+    return judge_by_population(prior, shots, against)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics
+from models.heads.statistics import Statistics, minus
 
 Array = NDArray[np.float64]
 
@@ -18,32 +19,55 @@ SWAP_NATS, SWAP_NATS_OF_FEW = 2.2, 1.8
 """Nats that an exchange of labels must gain, and how many more where only one independent window a class is known."""
 GENERIC_SHARE = 0.5
 """Weight of the generic head's log-odds in those nats: neighbouring windows say the same."""
+UNLIKE_EARLIER = 3.0
+"""Distance from the user's earlier windows, in units of what repetitions of a sitting differ by."""
 GAIN = 0.7
 """Log gain beyond which the signal is said to be stronger or weaker than the population's: twice or half."""
 
 
-def doubts(stats: Statistics, prior: Prior, shared: Array | None = None) -> tuple[str, ...]:
-    """Return sentences on what looks wrong with a calibration; none for one like the population's.
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """Sentences on what looks wrong with a calibration; none for one like the population's.
+
+    `against`: of labels or windows that the population's record does not speak for. `beside`: worth knowing, but people
+    with the same gained from calibrating.
+    """
+
+    against: tuple[str, ...]
+    beside: tuple[str, ...]
+
+
+def doubts(stats: Statistics, prior: Prior, shared: Array | None = None, earlier: Statistics | None = None) -> Doubts:
+    """Compare a calibration with the population, and with the user's earlier windows.
 
     Args:
         stats: of the windows that are fitted.
         prior: at the placement of the sensor that was found.
         shared: `(K, K)` mean logits of the shared head over the windows of each label, NaN rows for labels not shown.
+        earlier: the part of `stats` that earlier calls brought.
     """
-    found = [_swap_text(cycle) for cycle in swapped_labels(stats, prior, shared)]
-    gain = log_gain(stats, prior)
-    if gain is not None and abs(gain) > GAIN:
-        found.append(
-            f"the signal is about {np.exp(gain):.2g} times as strong as the population's: "
-            "is it the same gain and unit as the model's?"
-        )
+    against = [_swap_text(cycle) for cycle in swapped_labels(stats, prior, shared)]
     distance = off_distribution(stats, prior)
     if distance is not None:
-        found.append(
+        against.append(
             f"the windows lie {distance:.1f} times as far from the population as users usually do: "
             "is it the same sensor, unit, scale and electrode order as the model's?"
         )
-    return tuple(found)
+    beside = []
+    gain = log_gain(stats, prior)
+    if gain is not None and abs(gain) > GAIN:
+        beside.append(
+            f"the signal is about {np.exp(gain):.2g} times as strong as the population's: "
+            "is it the same gain and unit as the model's?"
+        )
+    if earlier is not None and earlier.seen.any():
+        distance = unlike_earlier(minus(stats, earlier), earlier, prior)
+        if distance is not None:
+            beside.append(
+                f"the windows are {distance:.1f} times as far from this user's earlier ones as repetitions usually "
+                "are: is it the same person, and the sensor in the same place?"
+            )
+    return Doubts(tuple(against), tuple(beside))
 
 
 def swapped_labels(stats: Statistics, prior: Prior, shared: Array | None = None) -> list[tuple[str, ...]]:
@@ -123,6 +147,29 @@ def population_distance(stats: Statistics, prior: Prior) -> float:
         prior.memo["offset", few] = white
     offset = ((stats.means - prior.means)[seen] @ white.T).mean(0)
     return float((offset**2).mean() * seen.sum() ** 0.5)
+
+
+def unlike_earlier(stats: Statistics, earlier: Statistics, prior: Prior) -> float | None:
+    """How far new windows are from the user's earlier ones, where that is beyond what repetitions differ by.
+
+    Mean squared Mahalanobis distance per feature between the means of classes that both have, under the spread of
+    repetitions and windows; 1 is usual within a sitting. Other people's windows, and a sensor that has moved, are far.
+    """
+    both = stats.seen & earlier.seen
+    if not both.any():
+        return None
+    squares = []
+    for c in np.flatnonzero(both):
+        rest, per = 0.0, 0.0
+        for s in (stats, earlier):
+            repetitions = float(s.repetitions_seen[c])
+            per += 1 / repetitions
+            rest += 1 / max(repetitions, float(s.n[c]) / prior.hyper.window)
+        covariance = per * prior.repetition + rest * prior.within
+        away = stats.means[c] - earlier.means[c]
+        squares.append(float(away @ np.linalg.solve(covariance, away)) / stats.dim)
+    distance = float(np.mean(squares))
+    return distance if distance > UNLIKE_EARLIER else None
 
 
 def log_gain(stats: Statistics, prior: Prior) -> float | None:
