@@ -111,7 +111,7 @@ def calibrate(
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     turn = (turn_text(placement, placements),) if placement else ()
     seen = inspect(x, shown.z, prior).warnings
-    warnings = (*against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
+    warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds)
