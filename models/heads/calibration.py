@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from models.heads.doubts import doubts, turn_text
 from models.heads.fit import FITS, placement_of
 from models.heads.folds import Fold, HeldOut, plan_folds
-from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
-from models.heads.head import Head, blend, log_loss
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
+from models.heads.head import Head, blend, leaning, log_loss
 from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
@@ -109,6 +109,8 @@ def calibrate(
         whole.statistics, shown, folds, trust, prior, logits / temperature, previous, looks.against, margin
     )
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
+    if head is not None and verdict.lean:
+        head = leaning(head, ~whole.statistics.seen, verdict.lean)
     turn = (turn_text(placement, placements),) if placement else ()
     seen = inspect(x, shown.z, prior).warnings
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
@@ -147,12 +149,18 @@ def _judge(
 ) -> Verdict:
     """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    if (refusal := unseen_classes(whole, prior)) is not None:
-        return refusal
-    if folds:
-        held = _held_out(folds, shown, shared_head(prior), candidate, previous)
-        return judge_held_out(held, prior, shots, margin, trust)
-    return judge_by_population(prior, shots, against)
+    shared = shared_head(prior)
+    held = _held_out(folds, shown, shared, candidate, previous) if folds else None
+    if not whole.seen.all():
+        missing = [label for label, seen in zip(prior.labels, whole.seen, strict=True) if not seen]
+        rule, clean = prior.hyper.partial, previous is None and not against and not trust.noticed
+        if rule is not None and held is not None:
+            mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
+            held = replace(held, candidate=mixed)
+        return judge_partial(held, missing, rule, clean)
+    if held is None:
+        return judge_by_population(prior, shots, against)
+    return judge_held_out(held, prior, shots, margin, trust)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
