@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
+GAIN = "gain"
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
@@ -32,6 +34,25 @@ class Evidence(BaseModel):
     floor: float
 
 
+class Partial(BaseModel):
+    """How a calibration that showed some of the labels only may be used, and what it did for left-out people.
+
+    The shared head with a share `weight` of the personal one, `lean` added to the logits of labels that were not shown:
+    the rule that gained most among those that left nobody below the shared head, neither on the labels shown nor on the
+    others (means over a person's calibrations). Gains are personal minus generic accuracy, in [−1, 1].
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    weight: float = Field(gt=0, le=1)
+    lean: float = Field(ge=0, description="added to the logits of labels not shown")
+    shown: int = Field(ge=2, description="labels shown in those calibrations")
+    users: int = Field(ge=2)
+    gain_shown: float
+    gain_unseen: float
+    worst_unseen: float = Field(description="least gain of any left-out user on the labels not shown")
+
+
 class HyperParameters(BaseModel):
     """Settings of the default head, chosen by leave-one-user-out on the population (never on a served user).
 
@@ -41,7 +62,8 @@ class HyperParameters(BaseModel):
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that.
+    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `partial` is
+    None where no rule for labels that were not shown is safe.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +78,7 @@ class HyperParameters(BaseModel):
     shared: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
+    partial: Partial | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +115,8 @@ class Prior:
         whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
+        gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
+        memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
     labels: tuple[str, ...]
@@ -104,6 +129,8 @@ class Prior:
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
+    gain: Array | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
@@ -124,15 +151,18 @@ class Prior:
         """Return the prior of a user who wears the sensor at one of the placements."""
         if self.placements is None:
             return self
-        p = self.placements
-        return replace(
-            self,
-            means=p.means[placement],
-            within=p.within[placement],
-            between=p.between[placement],
-            repetition=p.repetition[placement],
-            placements=None,
-        )
+        found: Prior | None = self.memo.get(("at", placement))
+        if found is None:
+            p = self.placements
+            found = self.memo["at", placement] = replace(
+                self,
+                means=p.means[placement],
+                within=p.within[placement],
+                between=p.between[placement],
+                repetition=p.repetition[placement],
+                placements=None,
+            )
+        return found
 
     @property
     def users(self) -> int:
@@ -157,6 +187,8 @@ def to_bytes(prior: Prior) -> bytes:
         # Float32 halves the size of the largest part; the prior's own arrays stay exact.
         placed = {f"placements.{name}": getattr(prior.placements, name).astype(np.float32) for name in PLACED}
         tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
+    if prior.gain is not None:
+        tensors[GAIN] = np.ascontiguousarray(prior.gain, np.float64)
     return safetensors.numpy.save(tensors)
 
 
@@ -184,7 +216,9 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         m = tensors["placements.log_weight"].shape[0]
         shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
-    for name in (*TENSORS, *placed):
+    gain = [GAIN] if GAIN in tensors else []
+    shapes |= dict.fromkeys(gain, (p,))
+    for name in (*TENSORS, *placed, *gain):
         want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
@@ -195,5 +229,6 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
+        gain=arrays.get(GAIN),
         **{name: arrays[name] for name in TENSORS},
     )
