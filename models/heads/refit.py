@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.heads.calibration import shared_head
+from models.heads.doubts import doubts
 from models.heads.fit import FITS, placed
-from models.heads.guard import Verdict, judge_by_population, off_distribution, swapped_labels, unseen_classes
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_partial
 from models.heads.head import Head, blend
 from models.heads.prior import Prior
 from models.heads.statistics import Statistics
@@ -26,19 +27,17 @@ class Refit:
 
 
 def judge_statistics(stats: Statistics, prior: Prior) -> tuple[Verdict, tuple[str, ...]]:
-    """Judge what a head was fitted from where no window can be held out; returns the verdict, and warnings."""
+    """Judge what a head was fitted from where no window can be held out; returns the verdict, and warnings.
+
+    The prior is that of the placement at which the user wears the sensor (`fit.placed`).
+    """
     seen = stats.seen
-    if (refusal := unseen_classes(stats, prior)) is not None:
-        return refusal, ()
-    at = placed(stats, prior)
-    found = [
-        f"windows labelled {', '.join(cycle)} look like one another's in the population: were the labels swapped?"
-        for cycle in swapped_labels(stats, at)
-    ]
-    if (distance := off_distribution(stats, at)) is not None:
-        found.append(f"the windows lie {distance:.1f} times as far from the population as users usually do")
-    windows, repetitions = float(stats.n[seen].mean()), float(stats.repetitions_seen[seen].mean())
-    return judge_by_population(prior, windows, repetitions, found), tuple(found)
+    if not seen.all():
+        missing = [label for label, shown in zip(prior.labels, seen, strict=True) if not shown]
+        return judge_partial(None, missing, None, clean=False), ()
+    looks = doubts(stats, prior)
+    shots = Shots(float(stats.n.mean()), float(stats.repetitions_seen.mean()))
+    return judge_by_population(prior, shots, looks.against), (*looks.against, *looks.beside)
 
 
 def refit(stats: Statistics, prior: Prior, method: str = "map", weight: float = 1.0) -> Refit:
@@ -51,8 +50,9 @@ def refit(stats: Statistics, prior: Prior, method: str = "map", weight: float = 
         weight: share of the personal head in what was served (1: no blend).
     """
     chosen = method if method in FITS else "map"
-    candidate = FITS[chosen](stats, placed(stats, prior))
-    verdict, warnings = judge_statistics(stats, prior)
+    at = placed(stats, prior)
+    candidate = FITS[chosen](stats, at)
+    verdict, warnings = judge_statistics(stats, at)
     promoted = verdict.outcome == "promoted" and bool(np.isfinite(candidate.weight).all())
     head = blend(shared_head(prior), candidate, weight) if promoted else None
     return Refit(head, candidate, chosen, verdict, warnings)

@@ -321,6 +321,7 @@ class Recalibrator:
                 name: None if (score := getattr(verdict, name)) is None else asdict(score)
                 for name in ("shared", "previous", "candidate")
             },
+            "transfer": None if verdict.transfer is None else asdict(verdict.transfer),
             "warnings": list(refitted.warnings),
         }
 
