@@ -14,6 +14,7 @@ from service.personal.acting import acting
 from service.personal.records import Scope
 from service.personal.schema import audit
 
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One line of the trail; `at` in Unix seconds."""

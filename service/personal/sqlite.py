@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from service.personal.database import Database, json_options
 from service.personal.records import Kind, StoreError
 
-
 BUSY_MILLISECONDS = 10_000
 """Time that a change waits for the one before it."""
 SCRUB_MILLISECONDS = 2_000
