@@ -50,6 +50,8 @@ class Calibration:
         verdict: the guard's decision.
         warnings: sentences about the input.
         seconds: durations of `fit` and `evaluate`.
+        held: logits of the left-out windows, where there are any.
+        temperature: of the candidate, on top of the bundle's.
     """
 
     head: Head | None
@@ -59,6 +61,8 @@ class Calibration:
     verdict: Verdict
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    held: HeldOut | None = None
+    temperature: float = 1.0
 
 
 def shared_head(prior: Prior) -> Head:
@@ -105,11 +109,13 @@ def calibrate(
     candidate = _fit(chosen, shown.whole, prior, shown.z, shown.y).scaled(temperature)
     fitted = time.perf_counter()
     doubts = _warnings(shown.whole, prior)
-    verdict = _judge(shown, folds, prior, logits / temperature, previous, doubts, margin)
+    held = _held_out(folds, shown.z, shown.y, shared_head(prior), logits / temperature, previous) if folds else None
+    verdict = _judge(shown, held, prior, doubts, margin)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     warnings = (*doubts, *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
-    return Calibration(head, candidate, chosen, shown.whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+    statistics = shown.whole.merged_to(MAX_REPETITIONS)
+    return Calibration(head, candidate, chosen, statistics, verdict, warnings, seconds, held, temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,23 +161,14 @@ def _together(
     return _Shown(z, y, repetition, base, base + new, again)
 
 
-def _judge(
-    shown: _Shown,
-    folds: Sequence[Fold],
-    prior: Prior,
-    candidate: Array,
-    previous: Head | None,
-    doubts: tuple[str, ...],
-    margin: float,
-) -> Verdict:
-    """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
+def _judge(shown: _Shown, held: HeldOut | None, prior: Prior, doubts: tuple[str, ...], margin: float) -> Verdict:
+    """Decide by the held-out windows; without any, by what others gained."""
     whole = shown.whole
     windows = float(whole.n[whole.seen].mean())
     repetitions = float(whole.repetitions_seen[whole.seen].mean())
     if (refusal := unseen_classes(whole, prior)) is not None:
         return refusal
-    if folds:
-        held = _held_out(folds, shown.z, shown.y, shared_head(prior), candidate, previous)
+    if held is not None:
         return judge_held_out(held, prior, windows, repetitions, margin)
     return judge_by_population(prior, windows, repetitions, doubts)
 

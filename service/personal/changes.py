@@ -8,9 +8,10 @@ import time
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.personal.data_tables import retained
 from service.personal.records import NewVersion, NoSuchVersion, Scope, User, VersionIsActive, head_to_bytes
 from service.personal.rows import owned, owner_values, user_of
-from service.personal.schema import activations, users, versions
+from service.personal.schema import activations, metadata, users, versions
 
 STATISTICS_KEPT = 2
 """Versions whose statistics are kept: the newest ones, beside the active one and the base."""
@@ -22,7 +23,7 @@ async def add_version(c: AsyncConnection, scope: Scope, user: str, new: NewVersi
     The number is also written into the report, under `version`.
     """
     now = time.time()
-    before = await _found_or_made(c, scope, user, now)
+    before = await found_or_made(c, scope, user, now)
     number = before.last + 1
     active = number if new.active else before.active
     base = number if new.base else before.base
@@ -58,7 +59,8 @@ async def add_version(c: AsyncConnection, scope: Scope, user: str, new: NewVersi
     return number
 
 
-async def _found_or_made(c: AsyncConnection, scope: Scope, user: str, now: float) -> User:
+async def found_or_made(c: AsyncConnection, scope: Scope, user: str, now: float) -> User:
+    """Return a user, made where there is none."""
     row = (await c.execute(select(users).where(owned(users, scope, user)))).mappings().first()
     if row is not None:
         return user_of(row)
@@ -131,13 +133,16 @@ async def remove_version(c: AsyncConnection, scope: Scope, user: str, version: i
     gone = await c.execute(delete(versions).where(owned(versions, scope, user), versions.c.version == version))
     if not gone.rowcount:
         raise NoSuchVersion(f"version {version} does not exist")
+    await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version == version))
     await c.execute(update(users).where(owned(users, scope, user), users.c.base == version).values(base=0))
 
 
 async def remove_user(c: AsyncConnection, user: str, model: str | None, tenant: str) -> int:
     """Delete all rows of a user in one model (all its feature spaces) or in all; returns how many there were."""
     rows = 0
-    for table in (versions, activations, users):
+    for table in metadata.tables.values():
+        if "user" not in table.c:  # the audit trail knows a pseudonym
+            continue
         where = [table.c.tenant == tenant, table.c.user == user]
         if model is not None:
             where.append(table.c.model == model)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from models.heads.head import Head
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class Scope:
 class NewVersion:
     """A version to be committed.
 
-    `active` moves the pointer to it; `base` lets the next update add to its statistics.
+    `active` moves the pointer to it; `base` lets the next update add to its statistics; `also` runs in the same
+    transaction, with the version's number.
     """
 
     calibration_id: str
@@ -37,6 +42,7 @@ class NewVersion:
     base: bool
     idempotency_key: str | None = None
     request_digest: str | None = None
+    also: Callable[[AsyncConnection, int], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +83,10 @@ class VersionIsActive(RuntimeError):
 
 def head_to_bytes(head: Head) -> bytes:
     """Encode a head as safetensors in float32."""
-    return safetensors.numpy.save(
-        {"weight": np.ascontiguousarray(head.weight, np.float32), "bias": np.ascontiguousarray(head.bias, np.float32)}
-    )
+    arrays = {"weight": head.weight, "bias": head.bias}
+    if head.floors is not None:
+        arrays["floors"] = head.floors
+    return safetensors.numpy.save({name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()})
 
 
 def head_from_bytes(data: bytes, digest: str) -> Head:
@@ -94,4 +101,4 @@ def head_from_bytes(data: bytes, digest: str) -> Head:
         tensors = safetensors.numpy.load(data)
     except safetensors.SafetensorError as e:
         raise StoreError(f"a stored head cannot be read: {e}") from e
-    return Head(tensors["weight"], tensors["bias"])
+    return Head(tensors["weight"], tensors["bias"], tensors.get("floors"))

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from sqlalchemy import delete, insert, select
@@ -158,6 +159,8 @@ class Store:
         """
         async with transaction(self._engine, write=True) as c:
             number = await changes.add_version(c, scope, user, new)
+            if new.also is not None:
+                await new.also(c, number)
             await self._audit(c, scope, user, "calibrated", {"version": number, "outcome": new.report.get("outcome")})
         return number
 
@@ -206,10 +209,26 @@ class Store:
         async with transaction(self._engine, write=True) as c:
             rows = await changes.remove_user(c, user, model, tenant)
             await self._audit(c, Scope(model or "*", "*", tenant), user, "erased", {"rows": rows})
+        return rows, await self.purge()
+
+    async def purge(self) -> bool:
+        """Take deleted content out of the write-ahead log too; returns whether that was possible just then."""
         async with self._engine.connect() as c:
             autocommit = await c.execution_options(isolation_level="AUTOCOMMIT")
             done = (await autocommit.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).first()
-        return rows, done is not None and done[0] == 0
+        return done is not None and done[0] == 0
+
+    def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a transaction that ends with the block, for what else is kept of users.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        return transaction(self._engine, write=write)
+
+    async def audit(self, c: AsyncConnection, scope: Scope, user: str, event: str, details: dict[str, Any]) -> None:
+        """Note in the audit trail what a transaction does to a user."""
+        await self._audit(c, scope, user, event, details)
 
     async def ping(self) -> None:
         """Do one read.
