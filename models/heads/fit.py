@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.head import Head
+from models.heads.pencil import pencil, placed_pencil
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 
@@ -23,20 +24,20 @@ def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0, wid
     With `width` d > p the head takes d features and looks at the first p.
     """
     dim = covariance.shape[0]
-    ridge = 1e-9 * max(float(np.trace(covariance)) / dim, 1e-12)
-    weight = _solve(covariance + ridge * np.eye(dim), means.T).T
+    ridged = covariance.copy()
+    ridged[np.diag_indices(dim)] += 1e-9 * max(float(np.trace(covariance)) / dim, 1e-12)
+    weight = _solve(ridged, means.T).T
     bias = -0.5 * np.einsum("kd,kd->k", means, weight)
     weight = np.pad(weight, ((0, 0), (0, max(width - dim, 0))))
     return Head(weight / temperature, bias / temperature)
 
 
 def _solve(matrix: Array, right: Array) -> Array:
-    """Solve a symmetric positive (semi-)definite system; least squares where it is singular."""
+    """Solve a symmetric system; least squares where it is singular."""
     try:
-        lower = np.linalg.cholesky(matrix)
+        return np.asarray(np.linalg.solve(matrix, right))
     except np.linalg.LinAlgError:
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
-    return np.asarray(np.linalg.solve(lower.T, np.linalg.solve(lower, right)))
 
 
 def map_means(stats: Statistics, prior: Prior) -> Array:
@@ -49,22 +50,15 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     """
     h = prior.hyper
     moved = prior.means.copy()
-    n, r, own = stats.n, stats.repetitions_seen, stats.means
-    for n_c, r_c in {(float(a), float(b)) for a, b in zip(n, r, strict=True) if a > 0}:
-        rows = (n == n_c) & (r == r_c)
-        between = h.between * r_c**h.growth * prior.between
-        noise = _repetition_share(h, r_c) * prior.repetition + prior.within / max(r_c, n_c / h.window)
-        gain = _solve(between + noise, between).T
-        moved[rows] += (own[rows] - prior.means[rows]) @ gain.T
-    seen = stats.seen
+    n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
+    # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
+    for c in np.flatnonzero(seen):
+        q = pencil(prior, float(r[c]))
+        noise = 1 / max(float(r[c]), float(n[c]) / h.window)
+        moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
     if h.offset and seen.any() and not seen.all():
         moved[~seen] += h.offset * (moved[seen] - prior.means[seen]).mean(0)
     return moved
-
-
-def _repetition_share(hyper: HyperParameters, repetitions: float) -> float:
-    """How much of the covariance of repetitions is left in the mean of some: what a sitting has in common stays."""
-    return hyper.repetition * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
@@ -85,20 +79,26 @@ def placed(stats: Statistics, prior: Prior) -> Prior:
     """Return the prior at the placement of the sensor that makes the user's class means likeliest.
 
     A rotated armband permutes the electrodes, hence rotates the population; the marginal likelihood of a few labelled
-    windows tells which rotation. One noise level (harmonic means over classes) serves all classes, to bound the cost.
+    windows tells which rotation.
     """
-    p, h, seen = prior.placements, prior.hyper, stats.seen
-    if p is None or len(p) == 1 or not seen.any():
+    p = prior.placements
+    if p is None or len(p) == 1 or not stats.seen.any():
         return prior.at(0)
-    n = float(seen.sum() / (1 / stats.n[seen]).sum())
-    r = float(seen.sum() / (1 / stats.repetitions_seen[seen]).sum())
-    spread = p.between + _repetition_share(h, r) * p.repetition + p.within / max(r, n / h.window)
-    spread = spread + 1e-9 * np.trace(spread, axis1=1, axis2=2)[:, None, None] * np.eye(stats.dim)
-    lower = np.linalg.cholesky(spread)
-    white = np.linalg.solve(lower, (stats.means[seen] - p.means[:, seen]).transpose(0, 2, 1))
-    log_det = 2 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
-    evidence = p.log_weight - 0.5 * ((white**2).sum((1, 2)) + seen.sum() * log_det)
-    return prior.at(int(evidence.argmax()))
+    return prior.at(int(placement_evidence(stats, prior).argmax()))
+
+
+def placement_evidence(stats: Statistics, prior: Prior) -> Array:
+    """Log marginal likelihood `(M,)` of the user's class means at each placement, its log prior added."""
+    p, h, seen = prior.placements, prior.hyper, stats.seen
+    assert p is not None
+    evidence = p.log_weight.copy()
+    for c in np.flatnonzero(seen):
+        repetitions = float(stats.repetitions_seen[c])
+        q = placed_pencil(prior, repetitions)
+        noise = 1 / max(repetitions, float(stats.n[c]) / h.window)
+        away = ((stats.means[c] - p.means[:, c])[:, None] @ q.vectors)[:, 0]
+        evidence -= 0.5 * ((away**2 / (q.values + noise)).sum(1) + np.log(q.values + noise).sum(1) + q.log_det)
+    return np.asarray(evidence)
 
 
 def fit_map(stats: Statistics, prior: Prior) -> Head:

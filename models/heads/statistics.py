@@ -127,6 +127,47 @@ class Statistics:
         a, b = self._aligned(ids), other._aligned(ids)
         return Statistics(ids, a[0] + b[0], a[1] + b[1], self.class_moment + other.class_moment, a[2] + b[2])
 
+    def scaled(self, factor: float) -> Statistics:
+        """Return the same windows, each counting `factor` of what it did."""
+        return Statistics(
+            self.repetitions,
+            self.count * factor,
+            self.total * factor,
+            self.class_moment * factor,
+            self.repetition_moment * factor,
+        )
+
+    def padded(self, classes: int) -> Statistics:
+        """Return the same windows among more classes: new ones follow, unseen; nothing of the old ones changes."""
+        more = classes - self.classes
+        if more < 0:
+            raise ValueError(f"{self.classes} classes cannot be padded to {classes}; a class is forgotten by name")
+        return Statistics(
+            self.repetitions,
+            np.pad(self.count, ((0, more), (0, 0))),
+            np.pad(self.total, ((0, more), (0, 0), (0, 0))),
+            np.pad(self.class_moment, ((0, more), (0, 0), (0, 0))),
+            self.repetition_moment,
+        )
+
+    def without_class(self, index: int) -> Statistics:
+        """Forget a class: its counts, sums and second moment become zero, its place stays.
+
+        Second moments are kept by class and by repetition, not by both: of the class's part in each repetition the
+        means are exact, and the scatter around them is shared out by the number of windows. With one repetition, and
+        in the sum over repetitions, nothing of the class is left.
+        """
+        n = self.count[index]
+        means = self.total[index] / np.maximum(n, 1e-300)[:, None]
+        around = self.class_moment[index] - self.total[index].T @ means
+        share = n / max(float(n.sum()), 1e-300)
+        part = n[:, None, None] * means[:, :, None] * means[:, None, :] + share[:, None, None] * around
+        count, total, moment = self.count.copy(), self.total.copy(), self.class_moment.copy()
+        count[index], total[index], moment[index] = 0.0, 0.0, 0.0
+        keep = np.flatnonzero(count.sum(0) > 0)
+        ids = tuple(self.repetitions[i] for i in keep)
+        return Statistics(ids, count[:, keep], total[:, keep], moment, (self.repetition_moment - part)[keep])
+
     def renumbered(self, first: int) -> Statistics:
         """Return the same windows with repetition ids `first, first+1, …`, in the old order."""
         ids = tuple(range(first, first + len(self.repetitions)))
@@ -161,14 +202,35 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
     )
 
 
+def decayed(stats: Statistics, seconds: float, half_life: float) -> Statistics:
+    """Let windows age: after `half_life` seconds each counts half of what it did, 2^(−seconds / half_life) in all.
+
+    Ageing in steps is ageing at once, and ageing a sum is summing what has aged. Old windows lose weight against new
+    ones and against the population; a repetition stays one, however old.
+
+    Raises:
+        ValueError: a negative time, or a half-life that is not positive.
+    """
+    if not half_life > 0 or not seconds >= 0:
+        raise ValueError(f"seconds must be at least 0 and half_life above it, not {seconds:g} and {half_life:g}")
+    return stats.scaled(float(2.0 ** (-seconds / half_life)))
+
+
 def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
-    """Find repetitions of `new` that `base` holds already (up to the float32 of storage): new id -> id in `base`."""
+    """Find repetitions of `new` that `base` holds already, aged or not: new id -> id in `base`.
+
+    Equal up to the float32 of storage, and to a common weight not above 1.
+    """
     found: dict[int, int] = {}
     for j, later in enumerate(new.repetitions):
+        count = new.count[:, j]
         for i, earlier in enumerate(base.repetitions):
-            same = np.array_equal(base.count[:, i], new.count[:, j])
-            if same and np.allclose(
-                base.total[:, i], new.total[:, j], rtol=1e-4, atol=1e-4 * (1 + new.count[:, j].max())
+            weight = float(base.count[:, i].sum() / count.sum())
+            if weight > 1 + 1e-6 or not np.allclose(base.count[:, i], weight * count, rtol=1e-5, atol=0):
+                continue
+            tolerance = 1e-4 * weight
+            if np.allclose(
+                base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=tolerance * (1 + float(count.max()))
             ):
                 found[later] = earlier
     return found

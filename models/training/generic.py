@@ -76,9 +76,9 @@ def weigh(held: Sequence[HeldOutEvidence], classes: int) -> tuple[GenericWeights
     two = held[0].evidence.shape[1] > classes
     best: tuple[float, GenericWeights] | None = None
     for share in SHARES if two else (0.0,):
-        mixed = [(mixed(h.evidence, classes, share), h) for h in held]
+        weighed = [(mixed(h.evidence, classes, share), h) for h in held]
         for t in TEMPERATURES:
-            loss = float(sum(h.weight * log_loss(m / t, h.y).mean() for m, h in mixed))
+            loss = float(sum(h.weight * log_loss(m / t, h.y).mean() for m, h in weighed))
             if best is None or loss < best[0]:
                 best = (loss, GenericWeights(share, t))
     assert best is not None

@@ -159,10 +159,14 @@ def _head(people: Sequence[LeftOut], trial: Trial, hyper: HyperParameters, *, pl
 
 
 def _with(prior: Prior, hyper: HyperParameters) -> Prior:
-    p = prior.personal
     # Heads in the personal features alone; the generic logits are of an encoder that did not see the person.
     hyper = hyper.model_copy(update={"shared": 0.0})
-    return replace(prior, hyper=hyper, generic_weight=prior.generic_weight[:, :p])
+    held: tuple[HyperParameters, Prior] | None = prior.memo.get("tuned")
+    if held is None or held[0] != hyper:  # many trials come with one setting, whose factors are worth keeping
+        p = prior.personal
+        held = hyper, replace(prior, hyper=hyper, generic_weight=prior.generic_weight[:, :p])
+        prior.memo["tuned"] = held
+    return held[1]
 
 
 def accuracies(
