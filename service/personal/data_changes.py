@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.heads import statistics
 from models.heads.calibration import MAX_REPETITIONS
-from models.heads.forgetting import without_class
 from models.heads.statistics import Statistics
 from service.errors import Conflict, Unprocessable
 from service.personal.data_tables import enrolled, enrolled_windows, retained, sample_calls, user_settings
@@ -229,4 +228,4 @@ async def forget_class(c: AsyncConnection, scope: Scope, user: str, label: int) 
 
 
 def _without(stats: Statistics, label: int) -> bytes:
-    return statistics.to_bytes(without_class(stats, label))
+    return statistics.to_bytes(stats.without_class(label))
