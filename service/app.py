@@ -20,6 +20,7 @@ from service.registry import Registry
 from service.routes import (
     calibrations,
     evaluations,
+    feedback,
     health,
     infer,
     metadata,
@@ -74,7 +75,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services, app.state.settings = own, settings
-    for part in (health, infer, calibrations, samples, evaluations, users, versions, repository, metadata):
+    for part in (health, infer, calibrations, samples, feedback, evaluations, users, versions, repository, metadata):
         app.include_router(part.router)
     if metrics_route:
 

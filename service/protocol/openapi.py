@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.heads.calibration import METHODS
+from models.heads.confidence import LEVELS
 from service.protocol.compression import CODINGS
 from service.protocol.parameters import FALLBACKS
 
@@ -43,8 +44,16 @@ REQUEST_PARAMETERS: dict[str, Any] = {
     "head_version": {"type": "integer", "minimum": 0},
     "fallback": {"type": "string", "enum": list(FALLBACKS), "default": "shared"},
     "timeout": {"type": "integer", "minimum": 0, "description": "µs"},
-    "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "checked, and without effect"},
+    "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "1 is the highest"},
     "binary_data_output": BOOLEAN,
+    "threshold": {"type": "number", "minimum": 0, "maximum": 1, "description": "rows less probable are rejected"},
+    "coverage": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": LEVELS[-1],
+        "description": "each row gets a set of labels that holds the true one so often",
+    },
+    "feedback": {"type": "boolean", "default": False, "description": "remember the answer for a correction"},
 }
 
 

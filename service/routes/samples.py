@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from models.heads import statistics
+from models.heads.inputs import Inspection
 from models.heads.statistics import Statistics
 from service.data_plane import DECODED_HERE
 from service.errors import InvalidRequest, Unavailable, UnknownUser, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import enrol
 from service.personal.data_changes import Enrolled
+from service.personal.kept import Kept
 from service.protocol import labelled, oip
 from service.protocol.body import json_response, read_body
 from service.protocol.labelled import LABELLED_FIELDS, Labelled
@@ -40,13 +43,31 @@ async def add(request: Request, model: ModelOf, user: UserId, idempotency_key: K
     asked = body, request.headers.get(oip.HEADER_LENGTH), model
     given, demanded = await asyncio.to_thread(_decode, *asked) if len(body) > DECODED_HERE else _decode(*asked)
     data, digest = own.calibrator.data, labelled.digest_of(body)
-    async with reading():
+    async with reading():  # before the forward, which is the dear part
         (await data.settings(model.scope, user)).require("statistics", "enrolling samples")
         if idempotency_key is not None:
             before = await data.answered(model.scope, user, idempotency_key, digest)
             if before is not None:
                 return json_response(before, 201, {"Idempotent-Replay": "true"})
     kept, found = await enrol.inspected(model, given)
+    return json_response(*await enrolled(own, model, user, kept, found, demanded, idempotency_key, digest))
+
+
+async def enrolled(
+    own: Services,
+    model: LoadedModel,
+    user: str,
+    kept: Kept,
+    found: Inspection,
+    demanded: Sequence[str],
+    key: str | None,
+    digest: str,
+) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """Keep the windows of a call whose verdicts allow it; returns content, status and headers of its answer.
+
+    Raises:
+        Unprocessable, Conflict, Unavailable: as `UserData.enrol`.
+    """
     chosen = enrol.taken(found, demanded)
     new = kept.at(chosen)
     verdicts, warnings = enrol.verdicts(found, chosen), list(found.warnings)
@@ -59,17 +80,17 @@ async def add(request: Request, model: ModelOf, user: UserId, idempotency_key: K
 
     prior = model.bundle.prior
     async with reading():
-        made, again = await data.enrol(
+        made, again = await own.calibrator.data.enrol(
             model.scope,
             user,
             new,
             classes=prior.classes,
             personal=prior.personal,
             answer=answer,
-            key=idempotency_key,
+            key=key,
             digest=digest,
         )
-    return json_response(made, 201, {"Idempotent-Replay": "true"} if again else {})
+    return made, 201, {"Idempotent-Replay": "true"} if again else {}
 
 
 @router.get(SAMPLES, summary="What is enrolled of a user, and what remains a label")
@@ -110,7 +131,8 @@ def _decode(body: bytes, length: str | None, model: LoadedModel) -> tuple[Labell
     message, binary = labelled.message_of(body, length, FIELDS)
     demanded = message.get("accept", [])
     if not isinstance(demanded, list) or not all(v in enrol.TAKEN_ON_DEMAND for v in demanded):
-        raise InvalidRequest(f"accept must be a list of verdicts to take all the same: {enrol.TAKEN_ON_DEMAND}")
+        taken = ", ".join(enrol.TAKEN_ON_DEMAND)
+        raise InvalidRequest(f"accept must be a list of verdicts to take all the same: {taken}")
     return labelled.labelled(message, binary, model.bundle.manifest, finite=False), demanded
 
 

@@ -88,7 +88,10 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
         if value is not None
     }
     async with changing(own, model, user):
-        _, lowered = await own.calibrator.data.configure(model.scope, user, chosen, prior.classes, prior.personal)
+        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, prior.classes, prior.personal)
+        if not after.keeps("statistics"):
+            own.plane.feedback.forget(user)
+            own.resolver.on_forget(user)
     return {**await state(own, model, user), "deleted": lowered}
 
 
@@ -115,6 +118,7 @@ async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
+    own.plane.feedback.forget(user)
     return {
         "erased": True,
         "rows": rows,
