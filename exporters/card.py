@@ -44,6 +44,13 @@ def model_card(manifest: Manifest) -> str:
             f"decisions of {variant['heads']} heads the same; feature space "
             f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
         )
+    for space, entry in manifest.bridges.items():
+        worth = entry.parity
+        lines.append(
+            f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "
+            f"heads that came over it, {worth.inputs:.2%} by heads fitted anew from windows, {worth.generic:.2%} by "
+            f"the shared head, for {worth.users} people it was not fitted on."
+        )
     if manifest.head.evidence:
         lines += [
             "",

@@ -13,6 +13,7 @@ from service.errors import NotFound, Unavailable
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.calibrate import Calibrator
+from service.personal.recalibrate import Recalibrator
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.inputs import user_id
@@ -44,13 +45,15 @@ class Services:
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
+    _recalibrator: Recalibrator | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
     def opened(self, store: Store) -> None:
         """Take the opened store into use; the service is ready when its models are."""
         self._store = store
-        self.plane.heads = self._resolver = Resolver(store)
+        self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
+        self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._problems = []
 
     @property
@@ -79,6 +82,11 @@ class Services:
     def calibrator(self) -> Calibrator:
         """The calibrator."""
         return _started(self._calibrator)
+
+    @property
+    def recalibrator(self) -> Recalibrator:
+        """What moves users' heads to another feature space."""
+        return _started(self._recalibrator)
 
 
 def _started(part: T | None) -> T:

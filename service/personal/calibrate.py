@@ -24,7 +24,7 @@ from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal.enrol import WINDOWS_ADVISED
 from service.personal.gather import NEEDS, Gathered, gather
-from service.personal.records import NewVersion, StoreError
+from service.personal.records import NewVersion, StoreError, UserChanged
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.personal.user_data import UserData
@@ -48,7 +48,7 @@ class Calibrator:
         """Hold a user's heads for a change.
 
         Raises:
-            Conflict: a calibration or another change of this user is running.
+            Conflict: a calibration or another change of this user is running, here or in another service.
             Unavailable: the store is out of reach.
         """
         key = (model.name, user)
@@ -59,6 +59,8 @@ class Calibrator:
         self._running.add(key)
         try:
             yield
+        except UserChanged as e:
+            raise Conflict(f"user {user!r} of model {model.name!r}: {e}") from e
         except StoreError as e:
             raise Unavailable(str(e), retry_after=2) from e
         finally:
@@ -75,16 +77,32 @@ class Calibrator:
             Unavailable: the store is out of reach; nothing has changed.
         """
         async with self.exclusively(model, user):
-            if idempotency_key is not None:
-                before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
-                if before is not None and before.request_digest != request.digest:
-                    raise Conflict("this Idempotency-Key was used with another body")
-                if before is not None:
-                    return before.report, True
-            return await self._calibrate(model, user, request, idempotency_key), False
+            before = await self._answered(model, user, request, idempotency_key)
+            if before is not None:
+                return before, True
+            # Read before all that the fit goes by: a commit over what another service did meanwhile is refused.
+            revision = await self._store.revision(model.scope, user)
+            try:
+                return await self._calibrate(model, user, request, idempotency_key, revision), False
+            except UserChanged:
+                before = await self._answered(model, user, request, idempotency_key)
+                if before is None:
+                    raise
+                return before, True
+
+    async def _answered(
+        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+    ) -> dict[str, Any] | None:
+        """Return what a call with this key was answered, by whichever service."""
+        if idempotency_key is None:
+            return None
+        before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
+        if before is not None and before.request_digest != request.digest:
+            raise Conflict("this Idempotency-Key was used with another body")
+        return None if before is None else before.report
 
     async def _calibrate(
-        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None, revision: int
     ) -> dict[str, Any]:
         _check_repetitions(request)
         begin = time.perf_counter()
@@ -111,6 +129,7 @@ class Calibrator:
         outcome, head = _served(result, request.activate)
         report = _report(model, request, result, outcome)
         keeps = given.seen.settings.keeps("statistics")
+        report["remembered"] = report["remembered"] and keeps
         report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
         report["warnings"] += given.warnings
         used = request.enrolled and report["remembered"]
@@ -136,10 +155,11 @@ class Calibrator:
             statistics=statistics.to_bytes(result.statistics) if keeps else None,
             report=report,
             active=head is not None,
-            base=report["remembered"] and keeps,
+            base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
             also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept),
+            revision=revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version, active = await asyncio.shield(self._commit(model, user, new))

@@ -33,25 +33,29 @@ class Enrolled:
     Attributes:
         revision: grows with every change of them.
         statistics: of those whose features are not kept, or None.
-        windows: the others, or None.
+        counts: of the others, by class and repetition (`Kept.counts`).
         settings: the user's, at the same moment.
+        windows: those that are counted, where they were asked for and there are some.
     """
 
     revision: int
     statistics: Statistics | None
-    windows: Kept | None
+    counts: tuple[tuple[int, int, int], ...]
     settings: UserSettings
+    windows: Kept | None = None
 
     def __bool__(self) -> bool:
         """Whether there are any."""
-        return self.statistics is not None or self.windows is not None
+        return self.statistics is not None or bool(self.counts)
 
-    def total(self, classes: int, personal: int) -> Statistics:
-        """Statistics of all of them."""
-        parts = [] if self.statistics is None else [self.statistics]
-        if self.windows is not None:
-            parts.append(self.windows.statistics(classes, personal))
-        return statistics.merge([Statistics.empty(classes, personal), *parts])
+    def of_class(self, label: int) -> tuple[int, int]:
+        """Return how many windows of a class there are, and of how many repetitions."""
+        counted = [(r, n) for c, r, n in self.counts if c == label]
+        windows, repetitions = sum(n for _, n in counted), len({r for r, _ in counted})
+        if self.statistics is not None:
+            windows += int(self.statistics.n[label])
+            repetitions += int(self.statistics.repetitions_seen[label])
+        return windows, repetitions
 
 
 def _in_model(table: Table, scope: Scope, user: str) -> list[ColumnElement[bool]]:
@@ -81,20 +85,23 @@ async def set_settings(c: AsyncConnection, scope: Scope, user: str, settings: Us
     )
 
 
-async def enrolled_of(c: AsyncConnection, scope: Scope, user: str, *, windows: bool = True) -> Enrolled:
-    """Read what is enrolled; without `windows` only what is kept as statistics."""
+async def enrolled_of(c: AsyncConnection, scope: Scope, user: str, *, windows: bool = False) -> Enrolled:
+    """Read what is enrolled; the windows themselves only on demand, for they may be many."""
     row = (await c.execute(select(enrolled).where(owned(enrolled, scope, user)))).mappings().first()
     settings = await settings_of(c, scope, user)
+    mine = owned(enrolled_windows, scope, user)
+    counts = await c.scalars(select(enrolled_windows.c.counts).where(mine))
     parts = []
     if windows:
-        chosen = select(enrolled_windows.c.data).where(owned(enrolled_windows, scope, user))
-        parts = [Kept.from_bytes(data) for data in await c.scalars(chosen.order_by(enrolled_windows.c.id))]
+        chosen = select(enrolled_windows.c.data).where(mine).order_by(enrolled_windows.c.id)
+        parts = [Kept.from_bytes(data) for data in await c.scalars(chosen)]
     blob = None if row is None else row["statistics"]
     return Enrolled(
         0 if row is None else row["revision"],
         None if blob is None else statistics.from_bytes(blob),
-        joined(parts),
+        tuple((label, repetition, n) for each in counts for label, repetition, n in each),
         settings,
+        joined(parts),
     )
 
 
@@ -119,18 +126,17 @@ async def add(
         await set_enrolled(c, scope, user, held.revision, statistics.to_bytes(total))
         return replace(held, revision=held.revision + 1, statistics=total)
     kept = new if held.settings.keeps("inputs") else new.without_inputs()
-    parts = [kept] if held.windows is None else [held.windows, kept]
-    if (count := sum(map(len, parts))) > MOST_WINDOWS:
+    counts = [*held.counts, *((label, repetition, n) for label, repetition, n in kept.counts())]
+    if (count := sum(n for *_, n in counts)) > MOST_WINDOWS:
         raise Unprocessable(
             f"{count} windows would be enrolled; at most {MOST_WINDOWS} are kept: calibrate with them first "
             "(POST …/calibrations without inputs), or DELETE …/samples"
         )
-    await c.execute(
-        insert(enrolled_windows).values(**owner_values(scope, user), windows=len(kept), data=kept.to_bytes())
-    )
+    row = {**owner_values(scope, user), "counts": kept.counts(), "data": kept.to_bytes()}
+    await c.execute(insert(enrolled_windows).values(**row))
     blob = None if held.statistics is None else statistics.to_bytes(held.statistics)
     await set_enrolled(c, scope, user, held.revision, blob)
-    return replace(held, revision=held.revision + 1, windows=joined(parts))
+    return replace(held, revision=held.revision + 1, counts=tuple(counts))
 
 
 async def answered(c: AsyncConnection, scope: Scope, user: str, key: str, digest: str) -> Answer | None:
@@ -172,18 +178,22 @@ async def let_go(
     if settings.keeps("features"):
         await _strip_inputs(c, scope, user)
         return
-    here = await enrolled_of(c, scope, user)
+    here = await enrolled_of(c, scope, user, windows=settings.keeps("statistics"))
     for table in (enrolled_windows, retained):
         await c.execute(delete(table).where(*_in_model(table, scope, user)))
     if settings.keeps("statistics"):
         if here.windows is not None:
-            total = here.total(classes, personal).merged_to(MAX_REPETITIONS)
-            await set_enrolled(c, scope, user, here.revision, statistics.to_bytes(total))
+            total = here.windows.statistics(classes, personal)
+            total = total if here.statistics is None else here.statistics + total
+            blob = statistics.to_bytes(total.merged_to(MAX_REPETITIONS))
+            await set_enrolled(c, scope, user, here.revision, blob)
         return
     for table in (enrolled, sample_calls):
         await c.execute(delete(table).where(*_in_model(table, scope, user)))
     await c.execute(update(versions).where(*_in_model(versions, scope, user)).values(statistics=None))
-    await c.execute(update(users).where(*_in_model(users, scope, user)).values(base=0))
+    # Another revision, so that no calibration that began before brings them back.
+    began_anew = {"base": 0, "revision": users.c.revision + 1}
+    await c.execute(update(users).where(*_in_model(users, scope, user)).values(**began_anew))
 
 
 async def _strip_inputs(c: AsyncConnection, scope: Scope, user: str) -> None:
@@ -195,9 +205,14 @@ async def _strip_inputs(c: AsyncConnection, scope: Scope, user: str) -> None:
             await c.execute(update(table).where(*same).values(data=stripped))
 
 
+async def retain(c: AsyncConnection, scope: Scope, user: str, version: int, windows: Kept) -> None:
+    """Keep all windows behind a version."""
+    await c.execute(insert(retained).values(**owner_values(scope, user), version=version, data=windows.to_bytes()))
+
+
 async def forget_all(c: AsyncConnection, scope: Scope, user: str) -> None:
     """Delete all windows and statistics of a user in a feature space."""
-    revision = (await enrolled_of(c, scope, user, windows=False)).revision
+    revision = (await enrolled_of(c, scope, user)).revision
     for table in (enrolled_windows, retained, sample_calls):
         await c.execute(delete(table).where(owned(table, scope, user)))
     await set_enrolled(c, scope, user, revision, None)
@@ -207,7 +222,7 @@ async def forget_all(c: AsyncConnection, scope: Scope, user: str) -> None:
 
 async def forget_class(c: AsyncConnection, scope: Scope, user: str, label: int) -> None:
     """Take a class out of all windows and statistics of a user in a feature space."""
-    held = await enrolled_of(c, scope, user, windows=False)
+    held = await enrolled_of(c, scope, user)
     blob = None if held.statistics is None else _without(held.statistics, label)
     await set_enrolled(c, scope, user, held.revision, blob)
     for table in (enrolled_windows, retained):
@@ -218,7 +233,7 @@ async def forget_class(c: AsyncConnection, scope: Scope, user: str, label: int) 
             if not len(left):
                 await c.execute(delete(table).where(*same))
             elif len(left) < len(kept):
-                values = {"data": left.to_bytes(), **({"windows": len(left)} if "windows" in table.c else {})}
+                values = {"data": left.to_bytes(), **({"counts": left.counts()} if "counts" in table.c else {})}
                 await c.execute(update(table).where(*same).values(**values))
     await c.execute(delete(sample_calls).where(owned(sample_calls, scope, user)))
     mine = owned(versions, scope, user) & versions.c.statistics.is_not(None)

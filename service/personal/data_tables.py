@@ -6,18 +6,18 @@ statistics are of a feature space, as heads are.
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, Index, Integer, LargeBinary, String, Table
+from sqlalchemy import JSON, Column, Float, Index, LargeBinary, Table
 
-from service.personal.schema import metadata
+from service.personal.schema import Number, Text, metadata
 
 SCOPE = ("tenant", "model", "feature_space", "user")
 
 user_settings = Table(
     "user_settings",
     metadata,
-    *[Column(name, String, primary_key=True) for name in ("tenant", "model", "user")],
-    Column("retention", String, nullable=False, doc="none, statistics, features or inputs"),
-    Column("adapt", String, nullable=False, doc="off, suggest or on"),
+    *[Column(name, Text, primary_key=True) for name in ("tenant", "model", "user")],
+    Column("retention", Text, nullable=False, doc="none, statistics, features or inputs"),
+    Column("adapt", Text, nullable=False, doc="off, suggest or on"),
     Column("attributes", JSON, nullable=False, doc="the caller's own metadata"),
     Column("updated", Float, nullable=False),
 )
@@ -25,17 +25,17 @@ user_settings = Table(
 enrolled = Table(
     "enrolled",
     metadata,
-    *[Column(name, String, primary_key=True) for name in SCOPE],
-    Column("revision", Integer, nullable=False, doc="grows with every change of what is enrolled"),
+    *[Column(name, Text, primary_key=True) for name in SCOPE],
+    Column("revision", Number, nullable=False, doc="grows with every change of what is enrolled"),
     Column("statistics", LargeBinary, doc="of windows enrolled at the level `statistics`"),
 )
 
 enrolled_windows = Table(
     "enrolled_windows",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    *[Column(name, String, nullable=False) for name in SCOPE],
-    Column("windows", Integer, nullable=False),
+    Column("id", Number, primary_key=True, autoincrement=True),
+    *[Column(name, Text, nullable=False) for name in SCOPE],
+    Column("counts", JSON, nullable=False, doc="class, repetition and number of windows, for each of both"),
     Column("data", LargeBinary, nullable=False, doc="safetensors: z, y, repetition, and x where inputs are kept"),
     Index("enrolled_windows_user", *SCOPE),
 )
@@ -43,16 +43,16 @@ enrolled_windows = Table(
 retained = Table(
     "retained",
     metadata,
-    *[Column(name, String, primary_key=True) for name in SCOPE],
-    Column("version", Integer, primary_key=True),
+    *[Column(name, Text, primary_key=True) for name in SCOPE],
+    Column("version", Number, primary_key=True),
     Column("data", LargeBinary, nullable=False, doc="all windows behind a version, as in enrolled_windows"),
 )
 
 sample_calls = Table(
     "sample_calls",
     metadata,
-    *[Column(name, String, primary_key=True) for name in (*SCOPE, "idempotency_key")],
-    Column("request_digest", String, nullable=False),
+    *[Column(name, Text, primary_key=True) for name in (*SCOPE, "idempotency_key")],
+    Column("request_digest", Text, nullable=False),
     Column("answer", JSON, nullable=False),
     Column("at", Float, nullable=False),
 )

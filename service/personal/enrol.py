@@ -51,19 +51,15 @@ def verdicts(found: Inspection, chosen: NDArray[np.bool_]) -> list[dict[str, Any
 
 def state(model: LoadedModel, enrolled: Enrolled, base: Statistics | None) -> dict[str, Any]:
     """Describe what is enrolled, what earlier calibrations were shown, and what remains a class."""
-    prior = model.bundle.prior
-    total = enrolled.total(prior.classes, prior.personal)
-    before = Statistics.empty(prior.classes, prior.personal) if base is None else base
-    return {
-        "retention": enrolled.settings.retention,
-        "samples": int(total.n.sum()),
-        "classes": {
-            label: {
-                "enrolled": int(total.n[i]),
-                "repetitions": int(total.repetitions_seen[i]),
-                "calibrated": int(before.n[i]),
-                "remaining": max(0, WINDOWS_ADVISED - int(total.n[i] + before.n[i])),
-            }
-            for i, label in enumerate(model.bundle.manifest.labels)
-        },
-    }
+    classes = {}
+    for i, label in enumerate(model.bundle.manifest.labels):
+        windows, repetitions = enrolled.of_class(i)
+        calibrated = 0 if base is None else int(base.n[i])
+        classes[label] = {
+            "enrolled": windows,
+            "repetitions": repetitions,
+            "calibrated": calibrated,
+            "remaining": max(0, WINDOWS_ADVISED - windows - calibrated),
+        }
+    total = sum(counts["enrolled"] for counts in classes.values())
+    return {"retention": enrolled.settings.retention, "samples": total, "classes": classes}

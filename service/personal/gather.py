@@ -62,7 +62,7 @@ async def gather(
         Unavailable: what is kept is damaged.
     """
     prior = model.bundle.prior
-    seen = await data.enrolled(model.scope, user)
+    seen = await data.enrolled(model.scope, user, windows=request.enrolled)
     windows = Kept(features, request.y, request.repetition, request.x)
     earlier: Statistics | None = None
     if request.enrolled:

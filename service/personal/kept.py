@@ -36,6 +36,18 @@ class UserSettings:
     adapt: str = "off"
     attributes: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> UserSettings:
+        """Read settings as a file has them.
+
+        Raises:
+            Unprocessable: they are none.
+        """
+        found = cls(**{name: given[name] for name in ("retention", "adapt", "attributes") if name in given})
+        if found.retention not in RETENTION or found.adapt not in ADAPT or not isinstance(found.attributes, dict):
+            raise Unprocessable(f"the user's settings cannot be read: retention is one of {', '.join(RETENTION)}")
+        return found
+
     def keeps(self, level: str) -> bool:
         """Whether what `level` stands for is kept."""
         return RETENTION.index(self.retention) >= RETENTION.index(level)
@@ -77,6 +89,11 @@ class Kept:
         """Return some of the windows, by index or mask."""
         x = None if self.x is None else self.x[which]
         return Kept(self.z[which], self.y[which], self.repetition[which], x)
+
+    def counts(self) -> list[list[int]]:
+        """Windows by class and repetition: `[class, repetition, number]` for each of both that there is."""
+        pairs, numbers = np.unique(np.stack([self.y, self.repetition], 1), axis=0, return_counts=True)
+        return [[int(c), int(r), int(n)] for (c, r), n in zip(pairs.tolist(), numbers.tolist(), strict=True)]
 
     def without_inputs(self) -> Kept:
         """Return the same, features only."""

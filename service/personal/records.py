@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +31,9 @@ class Scope:
 class NewVersion:
     """A version to be committed.
 
-    `active` moves the pointer to it; `base` lets the next update add to its statistics; `also` runs in the same
-    transaction, with the version's number.
+    `active` moves the pointer to it; `base` lets the next update add to its statistics; `revision` is the user's that
+    it was made from (0: there was none), so that nothing that another service did meanwhile is lost; `also` runs in the
+    same transaction, with the version's number.
     """
 
     calibration_id: str
@@ -42,6 +44,7 @@ class NewVersion:
     base: bool
     idempotency_key: str | None = None
     request_digest: str | None = None
+    revision: int | None = None
     also: Callable[[AsyncConnection, int], Awaitable[None]] | None = None
 
 
@@ -55,6 +58,15 @@ class User:
     last: int
     created: float
     updated: float
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What an erasure did: rows deleted, and whether logs were truncated (None: that is the server's)."""
+
+    rows: int
+    log_truncated: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +81,22 @@ class Version:
     request_digest: str | None
 
 
+class Kind(IntEnum):
+    """What a change in the store means for what is kept in memory: a pointer moved, or heads are no more."""
+
+    MOVED = 1
+    DROPPED = 2
+
+
 class StoreError(RuntimeError):
     """The store is out of reach or holds what it should not."""
+
+
+class UserChanged(RuntimeError):
+    """Another service changed the user between what was read and what was to be written; nothing was."""
+
+    def __init__(self) -> None:
+        super().__init__("another service changed this user meanwhile; nothing was stored; try again")
 
 
 class NoSuchVersion(LookupError):

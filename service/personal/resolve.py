@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from models.heads.head import Head
 from service.errors import Conflict, Unavailable
 from service.loaded import LoadedModel
-from service.personal.records import Scope, StoreError
+from service.personal.known import KnownUsers
+from service.personal.records import Kind, Scope, StoreError
 from service.personal.resolved import POINTERS_KEPT, SHARED_HEAD, ResolvedHead, no_head
 from service.personal.store import Store
 
@@ -24,15 +25,18 @@ class _Fetch:
 class Resolver:
     """Finds and holds the heads of requests; fetches from the store what is not resident.
 
-    Active pointers are cached and written through by this process, the only writer of its SQLite store.
+    Active pointers are cached. On a store of this service's own they are written through; on a shared one a change, be
+    it this service's or another's, drops them, and they are read again: what was read before a change that is known
+    here is never kept.
 
     Attributes:
         on_move: called when a user's pointer moves or what is known of them is dropped, before the caller is told.
         on_forget: called when all that is cached of a user is dropped.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, loaded: Callable[[], Iterable[LoadedModel]]) -> None:
+        self._store, self._loaded = store, loaded
+        self._known = KnownUsers(store.who, POINTERS_KEPT, self._drop) if store.shared else None
         self.on_move: Callable[[Scope, str], None] = lambda scope, user: None
         self.on_forget: Callable[[str], None] = lambda user: None
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
@@ -134,6 +138,7 @@ class Resolver:
 
     async def _fetch(self, model: LoadedModel, user: str, version: int | None) -> ResolvedHead:
         while True:
+            self._know(model.scope, user)
             fetch = _Fetch()
             under_way = self._fetching.setdefault((model.scope, user), set())
             under_way.add(fetch)
@@ -141,7 +146,7 @@ class Resolver:
                 if version is None:
                     wanted, head = await self._active(model.scope, user)
                 else:
-                    wanted, head = version, await self._store.head(model.scope, user, version)
+                    wanted, head = version, await self._store.head_in_time(model.scope, user, version)
             finally:
                 under_way.discard(fetch)
                 if not under_way:
@@ -193,6 +198,7 @@ class Resolver:
         version = self._pointers.get((scope, user))
         if version is not None:
             return version > 0
+        self._know(scope, user)
         fetch = _Fetch()
         under_way = self._fetching.setdefault((scope, user), set())
         under_way.add(fetch)
@@ -210,7 +216,10 @@ class Resolver:
     def point(self, scope: Scope, user: str, version: int) -> None:
         """Note which version is active; call it as soon as the store has committed it."""
         self._outdate(scope, user)
-        self._remember(scope, user, version)
+        if self._known is None:
+            self._remember(scope, user, version)
+        else:  # another service's change may have come after this one, and been passed on before
+            self._pointers.pop((scope, user), None)
 
     def forget(self, user: str, model: LoadedModel) -> None:
         """Drop all that is cached of a user of a model."""
@@ -218,6 +227,39 @@ class Resolver:
         self._pointers.pop((model.scope, user), None)
         model.bank.forget(user)
         self.on_forget(user)
+
+    def changed(self, changes: Sequence[tuple[int, Kind]]) -> None:
+        """Take note of changes that services on a shared store have committed."""
+        assert self._known is not None
+        for who, kind in changes:
+            key = self._known.find(who)
+            if key is None:
+                continue
+            if kind == Kind.DROPPED:
+                self._drop(*key)
+            else:
+                self._outdate(*key)
+                self._pointers.pop(key, None)
+
+    def lost(self) -> None:
+        """Drop all that is cached of everybody: changes of a shared store may have been missed."""
+        assert self._known is not None
+        for scope, user in self._known.all():
+            self._drop(scope, user)
+
+    def _drop(self, scope: Scope, user: str) -> None:
+        """Drop all that is cached of a user in a scope."""
+        self._outdate(scope, user)
+        self._pointers.pop((scope, user), None)
+        for model in self._loaded():
+            if model.scope == scope:
+                model.bank.forget(user)
+        self.on_forget(user)
+
+    def _know(self, scope: Scope, user: str) -> None:
+        """Be ready for changes of a user, before anything is read of them."""
+        if self._known is not None:
+            self._known.add(scope, user)
 
     def _outdate(self, scope: Scope, user: str) -> None:
         self.on_move(scope, user)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
@@ -16,7 +16,7 @@ from service.personal.data_changes import Answer, Enrolled
 from service.personal.data_tables import enrolled_windows, retained
 from service.personal.kept import RETENTION, Kept, UserSettings
 from service.personal.records import Scope
-from service.personal.rows import owned, owner_values
+from service.personal.rows import owned
 from service.personal.schema import users, versions
 from service.personal.store import Store
 
@@ -32,10 +32,10 @@ class UserData:
         async with self._store.transaction() as c:
             return await data_changes.settings_of(c, scope, user)
 
-    async def enrolled(self, scope: Scope, user: str) -> Enrolled:
-        """Return what is enrolled of a user."""
+    async def enrolled(self, scope: Scope, user: str, *, windows: bool = False) -> Enrolled:
+        """Return what is enrolled of a user; the windows themselves on demand."""
         async with self._store.transaction() as c:
-            return await data_changes.enrolled_of(c, scope, user)
+            return await data_changes.enrolled_of(c, scope, user, windows=windows)
 
     async def retained(self, scope: Scope, user: str, version: int) -> Kept | None:
         """Return all windows behind a version, or None where they are not kept."""
@@ -135,6 +135,7 @@ class UserData:
                 await data_changes.forget_all(c, scope, user)
             else:
                 await data_changes.forget_class(c, scope, user, label)
+            await changes.altered(c, scope, user)
             await self._store.audit(c, scope, user, "forgot samples", {"label": label})
         await self._store.purge()
         return True
@@ -157,16 +158,14 @@ class UserData:
 
         async def also(c: AsyncConnection, version: int) -> None:
             """Take over what was enrolled, keep windows, and drop those of versions whose statistics are dropped."""
-            now = await data_changes.enrolled_of(c, scope, user, windows=False)
+            now = await data_changes.enrolled_of(c, scope, user)
             if now.settings.retention != seen.settings.retention or (used and now.revision != seen.revision):
                 raise Conflict("samples or settings of this user changed while the calibration ran; try again")
             if used:
                 await c.execute(delete(enrolled_windows).where(owned(enrolled_windows, scope, user)))
                 await data_changes.set_enrolled(c, scope, user, now.revision, None)
             if windows is not None:
-                await c.execute(
-                    insert(retained).values(**owner_values(scope, user), version=version, data=windows.to_bytes())
-                )
+                await data_changes.retain(c, scope, user, version, windows)
             held = select(versions.c.version).where(owned(versions, scope, user), versions.c.statistics.is_not(None))
             await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version.not_in(held)))
 

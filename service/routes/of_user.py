@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from fastapi import Path
 
-from service.errors import Unavailable, UnknownVersion
+from service.errors import Conflict, Unavailable, UnknownVersion
 from service.loaded import LoadedModel
-from service.personal.records import NoSuchVersion, StoreError, User
+from service.personal.records import NoSuchVersion, StoreError, User, UserChanged
 from service.state import Services
 
 USER = "/v2/models/{model}/users/{user}"
@@ -31,9 +31,11 @@ async def changing(own: Services, model: LoadedModel, user: str) -> AsyncIterato
 
 @asynccontextmanager
 async def reading() -> AsyncIterator[None]:
-    """Turn a store that does not answer into a 503."""
+    """Turn a store that does not answer into a 503, and what another service did in the same moment into a 409."""
     try:
         yield
+    except UserChanged as e:
+        raise Conflict(str(e)) from e
     except StoreError as e:
         raise Unavailable(str(e), retry_after=2) from e
 
@@ -45,8 +47,8 @@ def pointers(user: User) -> dict[str, Any]:
         "active": user.active or "shared",
         "head": "personal" if user.active else "shared",
         "latest_version": user.last,
-        "created": moment(user.created),
-        "updated": moment(user.updated),
+        "created": moment(user.created) if user.created else None,
+        "updated": moment(user.updated) if user.updated else None,
     }
 
 

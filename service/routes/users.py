@@ -10,6 +10,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from service.errors import UnknownUser
+from service.personal.database import STALENESS_SECONDS
+from service.personal.states import State, elsewhere, unknown, users_in
 from service.protocol.body import json_bytes
 from service.routes.of_user import USER, changing, pointers, reading
 from service.state import ModelOf, Services, ServicesOf, UserId, known_user
@@ -42,10 +44,17 @@ async def list_users(
     model: ModelOf,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=256)] = "",
+    state: Annotated[State | None, Query(description="only users in this state")] = None,
 ) -> dict[str, Any]:
-    """List users page by page; `next_page_token` is there while more follow."""
+    """List users page by page; `next_page_token` is there while more follow.
+
+    `stale` are users who have a head in an older feature space only (docs/upgrades.md).
+    """
     async with reading():
-        found = await own.store.users(model.scope, page_token, page_size + 1)
+        if state is None:
+            found = await own.store.users(model.scope, page_token, page_size + 1)
+        else:
+            found = await users_in(own.store, model.scope, state, page_token, page_size + 1)
     page = found[:page_size]
     answer: dict[str, Any] = {"users": [pointers(u) for u in page]}
     if len(found) > page_size:
@@ -59,14 +68,17 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
     async with reading():
         store, user = own.store, known_user(user)
         found = await store.user(model.scope, user)
-        if found is None:
+        older = {} if found is not None and found.active else await elsewhere(store, model.scope, user)
+        if found is None and not older:
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+        found = found or unknown(user)
         last = await store.version(model.scope, user, found.last)
         base = await store.version(model.scope, user, found.base)
         settings = await own.calibrator.data.settings(model.scope, user)
     return {
         **pointers(found),
-        "state": "calibrated" if found.active else "enrolling",
+        "state": "calibrated" if found.active else "stale" if older else "enrolling",
+        "heads_in": [{"feature_space": space.rpartition("-")[0], "version": v} for space, v in sorted(older.items())],
         "retention": settings.retention,
         "adapt": settings.adapt,
         "metadata": settings.attributes,
@@ -114,15 +126,16 @@ async def erase_everywhere(own: ServicesOf, user: UserId) -> dict[str, Any]:
 
 
 async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
-    rows, truncated = await own.store.erase(user, model)
+    erased = await own.store.erase(user, model)
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
     own.plane.feedback.forget(user)
     return {
         "erased": True,
-        "rows": rows,
-        "log_truncated": truncated,
+        "rows": erased.rows,
+        "log_truncated": erased.log_truncated,
+        "caches_dropped_within_s": STALENESS_SECONDS if own.store.shared else 0,
         "model": model or "*",
         "pseudonym": own.store.pseudonym(user),
         "at": datetime.datetime.now(datetime.UTC).isoformat(),

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
 
 from service.errors import Conflict, UnknownUser, UnknownVersion
 from service.personal.records import NoSuchVersion, Version, VersionIsActive
@@ -45,16 +44,6 @@ async def version(own: ServicesOf, model: ModelOf, user: UserId, number: Version
     if found is None:
         raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
     return {**_version(found, held.active if held else 0), "report": found.report}
-
-
-@router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
-async def weights(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> Response:
-    """Return `weight (K, d)` and `bias (K,)`; the digest is in the ETag."""
-    async with reading():
-        blob = await own.store.weights(model.scope, known_user(user), number)
-    if blob is None:
-        raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
-    return Response(blob[0], headers={"ETag": f'"{blob[1]}"'}, media_type="application/octet-stream")
 
 
 @router.delete(f"{USER}/versions/{{number}}", summary="Delete a version that is not active")

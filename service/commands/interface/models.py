@@ -71,6 +71,22 @@ def export(
 
 
 @app.command()
+def bridge(
+    old: Annotated[Path, typer.Option("--from", help="Bundle whose users move: DIR/NAME or DIR/NAME/VERSION.")],
+    new: Annotated[Path, typer.Option("--to", help="Bundle they move to; the next version of it gets the bridge.")],
+    data: DataDir,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of --to.")
+    ] = None,
+    subjects: Subjects = "*",
+) -> None:
+    """Fit a bridge between two backbones on the population, so that heads survive an upgrade (docs/upgrades.md)."""
+    from service.commands.bridging import run_bridge
+
+    console.print(run_bridge(old, new, data, models, subjects), highlight=False)
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Option("--model", help="Bundle: DIR/NAME or DIR/NAME/VERSION.")],
     data: DataDir,
