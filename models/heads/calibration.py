@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.doubts import off_distribution, swapped_labels
-from models.heads.fit import FITS, placed
+from models.heads.doubts import doubts, turn_text
+from models.heads.fit import FITS, placement_of
 from models.heads.folds import Fold, HeldOut, plan_folds
-from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
-from models.heads.head import Head, blend, log_loss
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
+from models.heads.head import Head, blend, leaning, log_loss
+from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
@@ -44,7 +45,7 @@ class Calibration:
         verdict: the guard's decision.
         warnings: sentences about the input.
         seconds: durations of `fit` and `evaluate`.
-        held: logits of the left-out windows, where there are any.
+        held: logits of the left-out windows, where there are any and every class was shown.
         temperature: of the candidate, on top of the bundle's.
     """
 
@@ -76,6 +77,7 @@ def calibrate(
     method: str = "map",
     overlap: int = 0,
     margin: float = 0.0,
+    x: NDArray[np.generic] | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
 
@@ -89,6 +91,7 @@ def calibrate(
         method: one of `METHODS`.
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
+        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
@@ -97,7 +100,8 @@ def calibrate(
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
-    prior = placed(shown.whole, prior)
+    placement, placements = placement_of(shown.whole, prior), 0 if prior.placements is None else len(prior.placements)
+    prior = prior.at(placement)
     folds = plan_folds(shown.y, shown.repetition, overlap)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
     whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
@@ -105,14 +109,19 @@ def calibrate(
     evaluated = time.perf_counter()
     candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
     fitted = time.perf_counter()
-    doubts = _warnings(whole.statistics, prior)
+    looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
     held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(whole.statistics, held, trust, prior, doubts, margin)
+    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
-    warnings = (*doubts, *_contradictions(trust), *_sent_before(shown.again))
+    if head is not None and verdict.lean:
+        head = leaning(head, ~whole.statistics.seen, verdict.lean)
+    turn = (turn_text(placement, placements),) if placement else ()
+    seen = inspect(x, shown.z, prior).warnings
+    warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
-    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, held, temperature)
+    told = held if whole.statistics.seen.all() else None
+    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +146,21 @@ def _judge(
     held: HeldOut | None,
     trust: Trust,
     prior: Prior,
-    doubts: tuple[str, ...],
+    against: tuple[str, ...],
     margin: float,
 ) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    if (refusal := unseen_classes(whole, prior)) is not None:
-        return refusal
-    if held is not None:
-        return judge_held_out(held, prior, shots, margin, trust)
-    return judge_by_population(prior, shots, doubts)
-
-
-def _swap_text(cycle: tuple[str, ...]) -> str:
-    if len(cycle) == 2:
-        a, b = cycle
-        return (
-            f"windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
-        )
-    looks = ", ".join(f"{a!r} look like {b!r}" for a, b in zip(cycle, (*cycle[1:], cycle[0]), strict=True))
-    return f"compared with the population, windows labelled {looks}: were the labels mixed up?"
+    if not whole.seen.all():
+        missing = [label for label, seen in zip(prior.labels, whole.seen, strict=True) if not seen]
+        rule, clean = prior.hyper.partial, not against and not trust.noticed
+        if rule is not None and held is not None:
+            mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
+            held, clean = replace(held, candidate=mixed), clean and held.previous is None
+        return judge_partial(held, missing, rule, clean)
+    if held is None:
+        return judge_by_population(prior, shots, against)
+    return judge_held_out(held, prior, shots, margin, trust)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
@@ -221,6 +225,15 @@ def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prio
     return best[1:]
 
 
+def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
+    """Mean logits `(K, K)` of the shared head over the windows of each label in this call; NaN where there are none."""
+    found = np.full((prior.classes, prior.classes), np.nan)
+    logits = shared_head(prior).logits(shown.z)
+    for c in np.unique(shown.y[trust.kept]):
+        found[c] = logits[trust.kept & (shown.y == c)].mean(0)
+    return found
+
+
 def _contradictions(trust: Trust) -> tuple[str, ...]:
     if not trust.noticed:
         return ()
@@ -228,14 +241,3 @@ def _contradictions(trust: Trust) -> tuple[str, ...]:
         f"about {trust.wrong:.0%} of the labels contradict the others; "
         f"{int((~trust.kept).sum())} of {len(trust.kept)} windows were left out",
     )
-
-
-def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
-    found = [_swap_text(cycle) for cycle in swapped_labels(stats, prior)]
-    distance = off_distribution(stats, prior)
-    if distance is not None:
-        found.append(
-            f"the windows lie {distance:.1f} times as far from the population as users usually do: "
-            "is it the same sensor, unit, scale and electrode order as the model's?"
-        )
-    return tuple(found)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
+GAIN = "gain"
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
@@ -33,6 +34,25 @@ class Evidence(BaseModel):
     floor: float
 
 
+class Partial(BaseModel):
+    """How a calibration that showed some of the labels only may be used, and what it did for left-out people.
+
+    The shared head with a share `weight` of the personal one, `lean` added to the logits of labels that were not shown:
+    the rule that gained most among those that left nobody below the shared head, neither on the labels shown nor on the
+    others (means over a person's calibrations). Gains are personal minus generic accuracy, in [−1, 1].
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    weight: float = Field(gt=0, le=1)
+    lean: float = Field(ge=0, description="added to the logits of labels not shown")
+    shown: int = Field(ge=2, description="labels shown in those calibrations")
+    users: int = Field(ge=2)
+    gain_shown: float
+    gain_unseen: float
+    worst_unseen: float = Field(description="least gain of any left-out user on the labels not shown")
+
+
 class HyperParameters(BaseModel):
     """Settings of the default head, chosen by leave-one-user-out on the population (never on a served user).
 
@@ -42,8 +62,9 @@ class HyperParameters(BaseModel):
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `set_floors`
-    are the generic head's for sets of labels, by coverage (`models.heads.confidence`), from people left out.
+    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `partial` is
+    None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets of labels,
+    by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +79,7 @@ class HyperParameters(BaseModel):
     shared: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
+    partial: Partial | None = None
     set_floors: tuple[float, ...] = ()
 
 
@@ -95,6 +117,7 @@ class Prior:
         whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
+        gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
@@ -108,6 +131,7 @@ class Prior:
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
+    gain: Array | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -165,6 +189,8 @@ def to_bytes(prior: Prior) -> bytes:
         # Float32 halves the size of the largest part; the prior's own arrays stay exact.
         placed = {f"placements.{name}": getattr(prior.placements, name).astype(np.float32) for name in PLACED}
         tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
+    if prior.gain is not None:
+        tensors[GAIN] = np.ascontiguousarray(prior.gain, np.float64)
     return safetensors.numpy.save(tensors)
 
 
@@ -192,7 +218,9 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         m = tensors["placements.log_weight"].shape[0]
         shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
-    for name in (*TENSORS, *placed):
+    gain = [GAIN] if GAIN in tensors else []
+    shapes |= dict.fromkeys(gain, (p,))
+    for name in (*TENSORS, *placed, *gain):
         want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
@@ -203,5 +231,6 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
+        gain=arrays.get(GAIN),
         **{name: arrays[name] for name in TENSORS},
     )

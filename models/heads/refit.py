@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.heads.calibration import Calibration, calibrate, shared_head
+from models.heads.calibration import shared_head
+from models.heads.doubts import doubts
 from models.heads.fit import FITS, placed
-from models.heads.guard import Verdict, unseen_classes
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_partial
 from models.heads.head import Head, blend
 from models.heads.prior import Prior
 from models.heads.statistics import Statistics
@@ -26,11 +27,17 @@ class Refit:
 
 
 def judge_statistics(stats: Statistics, prior: Prior) -> tuple[Verdict, tuple[str, ...]]:
-    """Judge what a head was fitted from where no window can be held out; returns the verdict, and warnings."""
-    if (refusal := unseen_classes(stats, prior)) is not None:
-        return refusal, ()
-    found = _fitted(stats, prior, "map")
-    return found.verdict, found.warnings
+    """Judge what a head was fitted from where no window can be held out; returns the verdict, and warnings.
+
+    The prior is that of the placement at which the user wears the sensor (`fit.placed`).
+    """
+    seen = stats.seen
+    if not seen.all():
+        missing = [label for label, shown in zip(prior.labels, seen, strict=True) if not shown]
+        return judge_partial(None, missing, None, clean=False), ()
+    looks = doubts(stats, prior)
+    shots = Shots(float(stats.n.mean()), float(stats.repetitions_seen.mean()))
+    return judge_by_population(prior, shots, looks.against), (*looks.against, *looks.beside)
 
 
 def refit(stats: Statistics, prior: Prior, method: str = "map", weight: float = 1.0) -> Refit:
@@ -43,15 +50,9 @@ def refit(stats: Statistics, prior: Prior, method: str = "map", weight: float = 
         weight: share of the personal head in what was served (1: no blend).
     """
     chosen = method if method in FITS else "map"
-    if (refusal := unseen_classes(stats, prior)) is not None:
-        return Refit(None, FITS[chosen](stats, placed(stats, prior)), chosen, refusal, ())
-    found = _fitted(stats, prior, chosen)
-    promoted = found.verdict.outcome == "promoted" and bool(np.isfinite(found.candidate.weight).all())
-    head = blend(shared_head(prior), found.candidate, weight) if promoted else None
-    return Refit(head, found.candidate, chosen, found.verdict, found.warnings)
-
-
-def _fitted(stats: Statistics, prior: Prior, method: str) -> Calibration:
-    """Calibrate without any windows beside the statistics."""
-    nothing = np.empty(0, np.int64)
-    return calibrate(prior, np.empty((0, prior.dim)), nothing, nothing, before=stats, method=method)
+    at = placed(stats, prior)
+    candidate = FITS[chosen](stats, at)
+    verdict, warnings = judge_statistics(stats, at)
+    promoted = verdict.outcome == "promoted" and bool(np.isfinite(candidate.weight).all())
+    head = blend(shared_head(prior), candidate, weight) if promoted else None
+    return Refit(head, candidate, chosen, verdict, warnings)

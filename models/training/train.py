@@ -24,10 +24,12 @@ from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainConfig, TrainingError
 from models.training.network import Tick, fit_network
+from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
 from models.training.population import (
     Moments,
     Placement,
+    gain_directions,
     handmade_moments,
     population_prior,
     ring_placements,
@@ -119,6 +121,7 @@ class Training:
         self.placements = ring_placements(channels) if ring else (Placement(0.0, False, 0.0),)
         self.learned = self.recipe.learned and config.steps > 0
         self.features, self.moments = self._all_moments()
+        self.gains = gain_directions(self._blank(), self.people)
 
     def run(self, begin: float, command: str) -> None:
         """Do everything and write the run."""
@@ -211,6 +214,8 @@ class Training:
         encoder.deviation.copy_(torch.from_numpy(np.maximum(deviation, 1e-3).astype(np.float32)))
         encoder.projection.copy_(torch.from_numpy(projection.astype(np.float32)))
         set_placements(encoder, prior, self.placements)
+        if self.people.signal.modality == "emg":  # whose features are logarithms, so that a gain is a direction
+            prior = replace(prior, gain=np.mean([self.gains[u] for u in who], 0) @ projection)
         return encoder, prior
 
     def _folds(self) -> tuple[list[generic.HeldOutEvidence], int, list[dict[str, Any]]]:
@@ -266,7 +271,9 @@ class Training:
         place = len(self.placements) > 1
         records, figures = evidence(left, trials, hyper, thinning, place=place)
         self.tick("leave one out", len(self.people), len(self.people))
-        return hyper.model_copy(update={"window": hyper.window * thinning, "evidence": records}), figures
+        rule = partial_rule(left, hyper, self.config.seed)
+        record = {"window": hyper.window * thinning, "evidence": records, "partial": rule}
+        return hyper.model_copy(update=record), figures
 
     def _parity_windows(self) -> NDArray[np.float32]:
         """Real windows of everyone, spread evenly, for the exporter's parity gate."""

@@ -121,6 +121,7 @@ class Calibrator:
             previous=given.previous,
             method=request.method,
             overlap=_overlap(given, model),
+            x=given.windows.x if len(given.windows) else None,
         )
         try:
             result = await asyncio.to_thread(fit)
@@ -235,6 +236,7 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         "weight": verdict.weight,
         "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,
+        "transfer": None if verdict.transfer is None else _rounded(asdict(verdict.transfer)),
         "classes": classes,
         "metrics": {name: _score(getattr(verdict, name)) for name in ("shared", "previous", "candidate")},
         "warnings": list(result.warnings),
@@ -253,7 +255,11 @@ def _confidence(found: Confidence) -> dict[str, Any]:
 
 
 def _score(score: Score | None) -> dict[str, Any] | None:
-    return None if score is None else {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(score).items()}
+    return None if score is None else _rounded(asdict(score))
+
+
+def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
 
 
 def _ms(seconds: float) -> float:

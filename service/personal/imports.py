@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from exporters.bundle import Manifest
 from models.heads import statistics as sums
+from models.heads.fit import placed
 from models.heads.head import Head
 from models.heads.prior import Prior
 from models.heads.refit import judge_statistics
@@ -181,7 +182,7 @@ def as_version(model: LoadedModel, imported: ImportedHead, activate: str) -> New
     outcome, evidence, warnings = "kept", "none", list[str]()
     reason = "imported, not judged: no statistics came with it; PUT …/active serves it"
     if stats is not None:
-        verdict, doubts = judge_statistics(stats, prior)
+        verdict, doubts = judge_statistics(stats, placed(stats, prior))
         outcome, evidence, reason, warnings = verdict.outcome, verdict.evidence, verdict.reason, list(doubts)
     if activate == "always":
         outcome, reason = "promoted", f"activated as demanded; {reason}"

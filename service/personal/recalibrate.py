@@ -11,9 +11,10 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ from service.personal.store import Store
 from service.personal.transfer import statistics_of
 
 log = logging.getLogger("headway")
+
+T = TypeVar("T")
 
 USERS_A_LOOK = 100
 LOOK_SECONDS = 3.0
@@ -79,6 +82,7 @@ class Recalibrator:
         self._store, self._models = store, models
         self._calibrator, self._resolver, self._data = calibrator, resolver, calibrator.data
         self._wake = asyncio.Event()
+        self._worked = 0.0
         self.operations = Operations(store)
 
     def wake(self) -> None:
@@ -128,9 +132,9 @@ class Recalibrator:
         while True:
             batch = await self.operations.batch(operation, after, USERS_A_LOOK)
             for user, spaces in batch:
-                begin = time.perf_counter()
                 busy |= not await self._one(operation, user, spaces)
-                await asyncio.sleep((time.perf_counter() - begin) * (1 - SHARE) / SHARE)
+                worked, self._worked = self._worked, 0.0
+                await asyncio.sleep(worked * (1 - SHARE) / SHARE)
                 after = user
             if not batch and not busy:
                 return
@@ -222,10 +226,18 @@ class Recalibrator:
             return f"the bridge from {space} is not good enough (loss {loss}), and no windows are kept of them"
         stats = bridge.statistics(statistics.from_bytes(data))
         weight = float(version.report.get("weight") or 1.0)
-        found = await asyncio.to_thread(refit, stats, model.bundle.prior, method, weight)
+        found = await self._off_the_loop(partial(refit, stats, model.bundle.prior, method, weight))
         if found.head is None:
             return f"by their statistics: {found.verdict.reason}"
         return _Refitted(found.head, "bridge", found.method, stats, found.verdict, found.warnings)
+
+    async def _off_the_loop(self, fit: Callable[[], T]) -> T:
+        """Fit on a thread, and count the time."""
+        begin = time.perf_counter()
+        try:
+            return await asyncio.to_thread(fit)
+        finally:
+            self._worked += time.perf_counter() - begin
 
     async def _from_windows(self, model: LoadedModel, windows: Kept, x: NDArray[Any], method: str) -> _Refitted | str:
         misfit = model.bundle.manifest.input.misfit(x.shape)
@@ -243,7 +255,7 @@ class Recalibrator:
             overlap=shared_samples(x),
         )
         try:
-            result = await asyncio.to_thread(fit)
+            result = await self._off_the_loop(fit)
         except CalibrationError as e:
             return f"by their windows: {e}"
         if result.head is None:
@@ -291,6 +303,7 @@ class Recalibrator:
                 name: None if (score := getattr(verdict, name)) is None else asdict(score)
                 for name in ("shared", "previous", "candidate")
             },
+            "transfer": None if verdict.transfer is None else asdict(verdict.transfer),
             "warnings": list(refitted.warnings),
         }
 

@@ -284,6 +284,6 @@ async def test_the_head_is_finite_or_not_moved(upgrade, rng, monkeypatch):
     write_bridged_bundle(upgrade.models)
     await upgrade.load()
     broken = {"map": lambda stats, prior: Head(np.full((3, 4), np.nan), np.zeros(3))}
-    monkeypatch.setattr("models.heads.calibration.FITS", broken)
+    monkeypatch.setattr("models.heads.refit.FITS", broken)
     done = await upgrade.recalibrated()
     assert done["progress"]["needs_enrolment"] == 1
