@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle import Bundle, Manifest
 from service.engine.head_bank import HeadBank
+from service.engine.head_table import HeadReader
 from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
@@ -69,6 +70,15 @@ class LoadedModel:
         """Its resident heads, in the process that owns the store."""
         assert self.resident is not None
         return self.resident
+
+    def floors(self, slots: NDArray[np.int64], level: int) -> NDArray[np.float32]:
+        """Floors of sets of labels `(n,)` at a level of coverage, of the heads in slots (or handles, in a front end).
+
+        Raises:
+            HeadMoved: a handle is void.
+        """
+        table = self.memory.table
+        return (HeadReader(table) if self.resident is None else table).floors_at(slots, level)
 
     @contextmanager
     def used(self) -> Iterator[LoadedModel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -20,6 +20,7 @@ from service.protocol.inputs import user_id
 from service.registry import Registry
 
 if TYPE_CHECKING:
+    from service.answered import Answer
     from service.data_plane import DataPlane
 
 T = TypeVar("T")
@@ -30,12 +31,17 @@ VersionName = Annotated[str, Path(description="version of a model")]
 
 @dataclass(slots=True)
 class Services:
-    """The parts of a running service."""
+    """The parts of a running service.
+
+    Attributes:
+        answered_elsewhere: finds a prediction that another process answered, by its number and the prediction's id.
+    """
 
     settings: Settings
     models: Registry
     metrics: Metrics
     plane: DataPlane
+    answered_elsewhere: Callable[[int, str], Awaitable[Answer | None]] | None = None
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None

@@ -45,6 +45,8 @@ class Calibration:
         verdict: the guard's decision.
         warnings: sentences about the input.
         seconds: durations of `fit` and `evaluate`.
+        held: logits of the left-out windows, where there are any and every class was shown.
+        temperature: of the candidate, on top of the bundle's.
     """
 
     head: Head | None
@@ -54,11 +56,14 @@ class Calibration:
     verdict: Verdict
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    held: HeldOut | None = None
+    temperature: float = 1.0
 
 
 def shared_head(prior: Prior) -> Head:
     """Return the population's generic head."""
-    return Head(prior.generic_weight, prior.generic_bias)
+    floors = np.array(prior.hyper.set_floors) if prior.hyper.set_floors else None
+    return Head(prior.generic_weight, prior.generic_bias, floors)
 
 
 def calibrate(
@@ -105,9 +110,8 @@ def calibrate(
     candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
     fitted = time.perf_counter()
     looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
-    verdict = _judge(
-        whole.statistics, shown, folds, trust, prior, logits / temperature, previous, looks.against, margin
-    )
+    held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
+    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
         head = leaning(head, ~whole.statistics.seen, verdict.lean)
@@ -116,7 +120,8 @@ def calibrate(
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
-    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds)
+    told = held if whole.statistics.seen.all() else None
+    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,25 +143,20 @@ def _rest(shown: Shown, fold: Fold, trust: Trust, prior: Prior) -> _Part:
 
 def _judge(
     whole: Statistics,
-    shown: Shown,
-    folds: Sequence[Fold],
+    held: HeldOut | None,
     trust: Trust,
     prior: Prior,
-    candidate: Array,
-    previous: Head | None,
     against: tuple[str, ...],
     margin: float,
 ) -> Verdict:
-    """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
+    """Decide by the held-out windows; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    shared = shared_head(prior)
-    held = _held_out(folds, shown, shared, candidate, previous) if folds else None
     if not whole.seen.all():
         missing = [label for label, seen in zip(prior.labels, whole.seen, strict=True) if not seen]
-        rule, clean = prior.hyper.partial, previous is None and not against and not trust.noticed
+        rule, clean = prior.hyper.partial, not against and not trust.noticed
         if rule is not None and held is not None:
             mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
-            held = replace(held, candidate=mixed)
+            held, clean = replace(held, candidate=mixed), clean and held.previous is None
         return judge_partial(held, missing, rule, clean)
     if held is None:
         return judge_by_population(prior, shots, against)

@@ -12,10 +12,15 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`logits = W z + b`, temperature already folded in; weight `(K, d)`, bias `(K,)`."""
+    """`logits = W z + b`, temperature already folded in; weight `(K, d)`, bias `(K,)`.
+
+    `floors (L,)`: least probability of a label in a set, by coverage (`models.heads.confidence`); None where no
+    held-out windows told them.
+    """
 
     weight: Array
     bias: Array
+    floors: Array | None = None
 
     def logits(self, z: NDArray[np.floating]) -> Array:
         """Return logits `(n, K)` of features `(n, d)`."""

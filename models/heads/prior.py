@@ -63,7 +63,8 @@ class HyperParameters(BaseModel):
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
     one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `partial` is
-    None where no rule for labels that were not shown is safe.
+    None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets of labels,
+    by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +80,7 @@ class HyperParameters(BaseModel):
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
     partial: Partial | None = None
+    set_floors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def together(
     for r in np.unique(repetition):
         mask = repetition == r
         parts[int(r)] = Statistics.of(z[mask, :dim], y[mask], repetition[mask], classes)
-    new = merge(parts.values())
+    new = merge([Statistics.empty(classes, dim), *parts.values()])  # of no windows, where there are statistics only
     again = repeated(base, new)
     for later, earlier in again.items():
         # Left in, the earlier copy would be in the fit that judges the later one. It may have aged.

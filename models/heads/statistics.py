@@ -262,8 +262,8 @@ def to_bytes(stats: Statistics) -> bytes:
     return safetensors.numpy.save(
         {
             "repetitions": np.asarray(stats.repetitions, np.int64),
-            "count": stats.count.astype(np.float32),
-            "total": stats.total.astype(np.float32),
+            "count": np.ascontiguousarray(stats.count, np.float32),
+            "total": np.ascontiguousarray(stats.total, np.float32),
             "class_moment": np.ascontiguousarray(stats.class_moment[:, *upper], np.float32),
             "repetition_moment": np.ascontiguousarray(stats.repetition_moment[:, *upper], np.float32),
         },

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from models.heads.head import Head
-from service.engine.head_table import SHARED, HeadTable
+from service.engine.head_table import SHARED, HeadTable, head_bytes
 from service.errors import TooManyRequests
 
 SPARE_SLOTS = 16384 + 1
@@ -26,7 +26,7 @@ class _Idle(NamedTuple):
 
 def capacity_of(k: int, d: int, heads: int, max_bytes: int) -> int:
     """Heads `(K, d)` that may be resident: so many, as far as they fit into `max_bytes`, and at least one."""
-    return max(1, min(heads, max_bytes // (4 * k * (d + 1))))
+    return max(1, min(heads, max_bytes // head_bytes(k, d)))
 
 
 class HeadBank:

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,25 +17,30 @@ from models.data.windows import shared_samples, stride_of
 from models.heads import calibration as maths
 from models.heads import statistics
 from models.heads.calibration import Calibration, CalibrationError
+from models.heads.confidence import LEVELS, Confidence, measure
 from models.heads.guard import Score
 from models.heads.head import Head
-from models.heads.statistics import Statistics
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
+from service.personal.enrol import WINDOWS_ADVISED
+from service.personal.gather import NEEDS, Gathered, gather
 from service.personal.records import NewVersion, StoreError, UserChanged
 from service.personal.resolve import Resolver
 from service.personal.store import Store
+from service.personal.user_data import UserData
 from service.protocol.calibration import CalibrationRequest
-
-WINDOWS_ADVISED = 5
-"""Labelled windows a class below which an answer says how many remain to be recorded."""
 
 
 class Calibrator:
-    """Runs calibrations: one at a time a user, fits off the event loop."""
+    """Runs calibrations: one at a time a user, fits off the event loop.
+
+    Attributes:
+        data: what is kept of users beside their heads.
+    """
 
     def __init__(self, store: Store, resolver: Resolver) -> None:
         self._store, self._resolver = store, resolver
+        self.data = UserData(store)
         self._running: set[tuple[str, str]] = set()
 
     @asynccontextmanager
@@ -101,21 +106,22 @@ class Calibrator:
     ) -> dict[str, Any]:
         _check_repetitions(request)
         begin = time.perf_counter()
-        features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+        features = np.empty((0, model.bundle.prior.dim), np.float32)
+        if not request.enrolled:
+            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
-        base, lost = await self._base(model, user) if request.mode == "update" else (None, False)
-        _, previous = await self._store.active(model.scope, user)
+        given = await gather(self._store, self.data, model, user, request, features)
         fit = partial(
             maths.calibrate,
             model.bundle.prior,
-            features,
-            request.y,
-            request.repetition,
-            before=base,
-            previous=previous,
+            given.windows.z,
+            given.windows.y,
+            given.windows.repetition,
+            before=given.before,
+            previous=given.previous,
             method=request.method,
-            overlap=shared_samples(request.x),
-            x=request.x,
+            overlap=_overlap(given, model),
+            x=given.windows.x if len(given.windows) else None,
         )
         try:
             result = await asyncio.to_thread(fit)
@@ -123,8 +129,20 @@ class Calibrator:
             raise Unprocessable(str(e)) from e
         outcome, head = _served(result, request.activate)
         report = _report(model, request, result, outcome)
-        if lost:
-            report["warnings"].append("the statistics of the version that was chosen are kept no longer: begun anew")
+        keeps = given.seen.settings.keeps("statistics")
+        report["remembered"] = report["remembered"] and keeps
+        report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
+        report["warnings"] += given.warnings
+        used = request.enrolled and report["remembered"]
+        if request.enrolled and not used:
+            report["warnings"].append("the enrolled windows stay enrolled; DELETE …/samples forgets them")
+        stored_head = head or result.candidate
+        if result.held is not None:
+            weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
+            population = model.bundle.prior.hyper.set_floors
+            confidence = measure(result.held, result.temperature, weight, population)
+            report["confidence"] = _confidence(confidence)
+            stored_head = replace(stored_head, floors=confidence.floors)
         report["timings_ms"] = {
             "features": _ms(extracted - begin),
             **{stage: _ms(seconds) for stage, seconds in result.seconds.items()},
@@ -134,31 +152,20 @@ class Calibrator:
         stored = time.perf_counter()
         new = NewVersion(
             calibration_id=report["calibration_id"],
-            head=head or result.candidate,
-            statistics=statistics.to_bytes(result.statistics),
+            head=stored_head,
+            statistics=statistics.to_bytes(result.statistics) if keeps else None,
             report=report,
             active=head is not None,
             base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
+            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept),
             revision=revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version, active = await asyncio.shield(self._commit(model, user, new))
         timings = {**report["timings_ms"], "store": _ms(time.perf_counter() - stored)}
         return {**report, "version": version, "active_version": active, "timings_ms": timings}
-
-    async def _base(self, model: LoadedModel, user: str) -> tuple[Statistics | None, bool]:
-        """Statistics to add to, and whether the user's base has none any more."""
-        data, found = await self._store.statistics(model.scope, user)
-        if data is None:
-            return None, found is not None and found.base > 0
-        try:
-            return statistics.from_bytes(data), False
-        except ValueError as e:
-            raise Unavailable(
-                f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})"
-            ) from e
 
     async def _commit(self, model: LoadedModel, user: str, new: NewVersion) -> tuple[int, int]:
         version = await self._store.commit(model.scope, user, new)
@@ -175,7 +182,7 @@ def _check_repetitions(request: CalibrationRequest) -> None:
     Raises:
         Unprocessable: neighbouring windows overlap and are said to be of different repetitions.
     """
-    stride = stride_of(request.x)
+    stride = None if request.enrolled else stride_of(request.x)
     if stride is None:
         return
     edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))
@@ -185,6 +192,14 @@ def _check_repetitions(request: CalibrationRequest) -> None:
                 f"windows {i} and {i + 1} share samples but are given as different repetitions; "
                 "a repetition is what was recorded in one go"
             )
+
+
+def _overlap(given: Gathered, model: LoadedModel) -> int:
+    """How many following windows share samples with a window: told by the samples, else by the model's own stride."""
+    if given.windows.x is not None:
+        return shared_samples(given.windows.x) if len(given.windows) else 0
+    spec = model.bundle.manifest.input
+    return -(-spec.window_shape[-1] // spec.stride) - 1 if spec.stride > 1 and spec.window_shape[-1] > 0 else 0
 
 
 def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:
@@ -225,6 +240,17 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         "classes": classes,
         "metrics": {name: _score(getattr(verdict, name)) for name in ("shared", "previous", "candidate")},
         "warnings": list(result.warnings),
+    }
+
+
+def _confidence(found: Confidence) -> dict[str, Any]:
+    return {
+        "windows": found.windows,
+        "calibration_error": {"before": round(found.before, 6), "after": round(found.after, 6)},
+        "temperature": found.temperature,
+        "coverage": None
+        if found.floors is None
+        else {str(level): round(float(p), 6) for level, p in zip(LEVELS, found.floors, strict=True)},
     }
 
 

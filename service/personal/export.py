@@ -39,7 +39,9 @@ def onnx_model(bundle: Bundle, head: Head, version: int, digest: str) -> bytes:
 
 
 def weights_file(model: LoadedModel, head: Head, version: int, digest: str, statistics: bytes | None = None) -> bytes:
-    """Return a head as safetensors: `weight (K, d)`, `bias (K,)` in float32, and in the metadata where it is valid.
+    """Return a head as safetensors in float32 with where it is valid in the metadata.
+
+    `weight (K, d)`, `bias (K,)`, and, where it has them, `floors (L,)` of its sets of labels.
 
     With `statistics`, as the store has them, their tensors are beside it under `statistics.`.
     """
@@ -54,6 +56,8 @@ def weights_file(model: LoadedModel, head: Head, version: int, digest: str, stat
         "digest": digest,
     }
     tensors: dict[str, NDArray[Any]] = {"weight": np.asarray(head.weight, "<f4"), "bias": np.asarray(head.bias, "<f4")}
+    if head.floors is not None:
+        tensors["floors"] = np.asarray(head.floors, "<f4")
     if statistics is not None:
         tensors |= {f"{STATISTICS}{name}": t for name, t in safetensors.numpy.load(statistics).items()}
     return _safetensors(tensors, metadata)

@@ -25,6 +25,7 @@ from service.personal.records import NewVersion, head_to_bytes
 
 STATISTICS = "statistics."
 """Prefix of the tensors of a user's statistics beside a head."""
+MOST_FLOORS = 64
 LARGEST = 1e30
 """Weights beyond this are no head's: they overflow with the first window."""
 
@@ -120,7 +121,18 @@ def head_of(tensors: dict[str, Any], manifest: Manifest) -> Head:
         if not (np.abs(value) < LARGEST).all():  # NaN is not smaller than anything
             raise Unprocessable(f"{name} holds values that are not finite, or beyond {LARGEST:g}")
         found.append(value)
-    return Head(*found)
+    weight, bias = found
+    return Head(weight, bias, _floors(tensors.get("floors")))
+
+
+def _floors(value: Any) -> Any:
+    """Check the floors of a head's sets of labels, which not every head has."""
+    if value is None:
+        return None
+    in_shape = value.ndim == 1 and len(value) <= MOST_FLOORS and value.dtype.kind == "f"
+    if not in_shape or not ((value >= 0) & (value <= 1)).all():
+        raise Unprocessable(f"floors must be at most {MOST_FLOORS} probabilities in one row")
+    return value.astype(np.float32)
 
 
 def statistics_of(data: bytes, prior: Prior) -> Statistics:

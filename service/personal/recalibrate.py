@@ -12,9 +12,9 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,11 @@ from models.heads.statistics import Statistics
 from service.catalogue import Catalogue
 from service.errors import Conflict, HeadwayError, TooManyRequests, Unavailable
 from service.loaded import LoadedModel
+from service.personal import data_changes
 from service.personal.acting import acting
 from service.personal.calibrate import Calibrator
 from service.personal.imports import classes_of
+from service.personal.kept import Kept
 from service.personal.operations import DONE, FAILED, NotOurs, Operation, Operations
 from service.personal.records import NewVersion, Scope, StoreError, UserChanged, Version
 from service.personal.resolve import Resolver
@@ -55,27 +57,6 @@ SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledWindows:
-    """Windows `x (n, …)` that are kept of a user, class indices `(n,)` and repetition ids `(n,)`."""
-
-    x: NDArray[Any]
-    y: NDArray[np.int64]
-    repetition: NDArray[np.int64]
-
-
-class Windows(Protocol):
-    """Where windows are kept of those who allow it (retention `inputs`)."""
-
-    async def __call__(self, scope: Scope, user: str, version: int) -> LabelledWindows | None:
-        """Return the windows behind a version, or None."""
-
-
-async def no_windows(scope: Scope, user: str, version: int) -> LabelledWindows | None:
-    """Keep no windows of anybody."""
-    return None
-
-
-@dataclass(frozen=True, slots=True)
 class _Refitted:
     """A head in the new feature space, what it was fitted from, and what the guard said."""
 
@@ -85,6 +66,7 @@ class _Refitted:
     statistics: Statistics
     verdict: Verdict
     warnings: tuple[str, ...]
+    kept: Kept | None = None
 
 
 class Recalibrator:
@@ -96,10 +78,9 @@ class Recalibrator:
         models: Catalogue,
         calibrator: Calibrator,
         resolver: Resolver,
-        windows: Windows = no_windows,
     ) -> None:
-        self._store, self._models, self._windows = store, models, windows
-        self._calibrator, self._resolver = calibrator, resolver
+        self._store, self._models = store, models
+        self._calibrator, self._resolver, self._data = calibrator, resolver, calibrator.data
         self._wake = asyncio.Event()
         self._worked = 0.0
         self.operations = Operations(store)
@@ -230,9 +211,9 @@ class Recalibrator:
         if source.feature_space.rpartition("-")[2] != model.scope.feature_space.rpartition("-")[2]:
             return "the labels of the new version are others"
         method = str(version.report.get("method", "map"))
-        windows = await self._windows(source, user, version.version)
-        if windows is not None:
-            return await self._from_windows(model, windows, method)
+        windows = await self._data.retained(source, user, version.version)
+        if windows is not None and windows.x is not None:
+            return await self._from_windows(model, windows, windows.x, method)
         data = await statistics_of(self._store, source, user, version.version)
         if data is None:
             return "neither windows nor statistics are kept of them"
@@ -258,11 +239,11 @@ class Recalibrator:
         finally:
             self._worked += time.perf_counter() - begin
 
-    async def _from_windows(self, model: LoadedModel, windows: LabelledWindows, method: str) -> _Refitted | str:
-        misfit = model.bundle.manifest.input.misfit(windows.x.shape)
+    async def _from_windows(self, model: LoadedModel, windows: Kept, x: NDArray[Any], method: str) -> _Refitted | str:
+        misfit = model.bundle.manifest.input.misfit(x.shape)
         if misfit is not None:
             return f"their windows do not fit the new version: they {misfit}"
-        features = await self._features(model, windows.x)
+        features = await self._features(model, x)
         known = method if method in calibration.METHODS else "map"
         fit = partial(
             calibration.calibrate,
@@ -271,7 +252,7 @@ class Recalibrator:
             windows.y,
             windows.repetition,
             method=known,
-            overlap=shared_samples(windows.x),
+            overlap=shared_samples(x),
         )
         try:
             result = await self._off_the_loop(fit)
@@ -279,7 +260,8 @@ class Recalibrator:
             return f"by their windows: {e}"
         if result.head is None:
             return f"by their windows: {result.verdict.reason}"
-        return _Refitted(result.head, "inputs", result.method, result.statistics, result.verdict, result.warnings)
+        kept = replace(windows, z=features)
+        return _Refitted(result.head, "inputs", result.method, result.statistics, result.verdict, result.warnings, kept)
 
     @staticmethod
     async def _features(model: LoadedModel, x: NDArray[Any]) -> NDArray[np.float32]:
@@ -331,6 +313,9 @@ class Recalibrator:
             if await c.scalar(row) != before.version:
                 raise UserChanged
             await self.operations.count(c, operation, user, "moved", refitted.by)
+            if refitted.kept is not None:
+                await data_changes.retain(c, model.scope, user, number, refitted.kept)
 
+        # Who lets nothing be kept has neither windows nor statistics that anything could be refitted from.
         data = statistics.to_bytes(refitted.statistics)
         return NewVersion(identifier, refitted.head, data, report, True, True, revision=revision, also=also)

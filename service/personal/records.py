@@ -113,9 +113,10 @@ class VersionIsActive(RuntimeError):
 
 def head_to_bytes(head: Head) -> bytes:
     """Encode a head as safetensors in float32."""
-    return safetensors.numpy.save(
-        {"weight": np.ascontiguousarray(head.weight, np.float32), "bias": np.ascontiguousarray(head.bias, np.float32)}
-    )
+    arrays = {"weight": head.weight, "bias": head.bias}
+    if head.floors is not None:
+        arrays["floors"] = head.floors
+    return safetensors.numpy.save({name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()})
 
 
 def head_from_bytes(data: bytes, digest: str) -> Head:
@@ -130,4 +131,4 @@ def head_from_bytes(data: bytes, digest: str) -> Head:
         tensors = safetensors.numpy.load(data)
     except safetensors.SafetensorError as e:
         raise StoreError(f"a stored head cannot be read: {e}") from e
-    return Head(tensors["weight"], tensors["bias"])
+    return Head(tensors["weight"], tensors["bias"], tensors.get("floors"))

@@ -255,6 +255,10 @@ class Store:
         """
         return self._database.transaction(write=write)
 
+    async def purge(self) -> bool | None:
+        """Leave no trace of what was deleted in the database's logs; returns as `Erasure.log_truncated`."""
+        return await self._database.scrub()
+
     async def audit(self, c: AsyncConnection, scope: Scope, user: str, event: str, details: dict[str, Any]) -> None:
         """Note in the audit trail what a transaction does to a user."""
         await audit.write(c, scope, self.pseudonym(user), event, details)

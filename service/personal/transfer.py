@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import asdict
 
 from sqlalchemy import delete, insert, select
 
+from service.personal import data_changes
+from service.personal.data_tables import enrolled, enrolled_windows, retained, sample_calls
+from service.personal.kept import UserSettings
 from service.personal.records import Scope, head_from_bytes
 from service.personal.rows import owned, owner_values
 from service.personal.schema import activations, users, versions
@@ -45,6 +49,7 @@ async def take_out(
             .where(owned(activations, scope, user))
             .order_by(activations.c.id)
         )
+        settings = await data_changes.settings_of(c, scope, user)
         history = tuple(Activation(version=row.version, at=row.at) for row in served)
     for row in rows:
         head_from_bytes(row["head"], row["digest"])  # what is damaged here is not carried elsewhere
@@ -67,6 +72,7 @@ async def take_out(
         feature_space=feature_space,
         labels=labels,
         **{name: pointers[name] for name in ("active", "base", "last", "created", "updated")},
+        settings=asdict(settings),
         versions=listed,
         activations=history,
     )
@@ -87,8 +93,10 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
         known = await c.scalar(select(users.c.user).where(owned(users, scope, user)).with_for_update())
         if known is not None and not replace:
             raise UserExists(user)
-        for table in (versions, activations, users):
+        for table in (versions, activations, users, enrolled, enrolled_windows, retained, sample_calls):
             await c.execute(delete(table).where(owned(table, scope, user)))
+        if index.settings:
+            await data_changes.set_settings(c, scope, user, UserSettings.of(index.settings))
         await c.execute(
             insert(users).values(
                 **who,

@@ -24,7 +24,7 @@ _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for by
 MAX_REPETITIONS_A_CALL = 64
 
 
-def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
+def windows(tensor: Tensor, spec: InputSpec, *, finite: bool = True) -> NDArray[Any]:
     """Check a tensor against the model's input and return it in that datatype, a view where it is of it already.
 
     Raises:
@@ -38,14 +38,14 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
             f"input {spec.name!r} must be {spec.datatype}, or numbers that cast to it safely: FP16, FP32, FP64, "
             f"INT8 to INT64, UINT8 to UINT64; not {tensor.datatype}"
         )
-    return checked(tensor.data, spec)
+    return checked(tensor.data, spec, finite=finite)
 
 
-def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+def checked(data: NDArray[Any], spec: InputSpec, *, finite: bool = True) -> NDArray[Any]:
     """Check the shape and values of windows and return them in the datatype of the model's input.
 
     A float input rounds floats to the nearest of its own; integers must be in it exactly (FP32 has all up to 2^24).
-    An integer input takes only values that it holds exactly.
+    An integer input takes only values that it holds exactly. Without `finite`, floats may be NaN or infinite.
     """
     misfit = spec.misfit(data.shape)
     if misfit:
@@ -61,8 +61,8 @@ def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
         x: NDArray[Any] = np.ascontiguousarray(data, dtype)
     if dtype.kind == "f" and data.dtype.kind == "f":
         # One pass without an array in between. The sum of squares may overflow where no value does: then look at each.
-        if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x)).all():
-            _refuse(finite, "NaN, infinity or values beyond float32", spec)
+        if finite and not math.isfinite(np.vdot(x, x)) and not (good := np.isfinite(x)).all():
+            _refuse(good, "NaN, infinity or values beyond float32", spec)
     elif not (same := x == data).all():
         _refuse(same, f"values that are not {spec.datatype}", spec)
     return x

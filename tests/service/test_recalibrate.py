@@ -10,11 +10,10 @@ from models.heads.head import Head
 from service.app import create_app
 from service.config import Settings
 from service.personal import recalibrate
-from service.personal.recalibrate import LabelledWindows
 from service.personal.schema import users, versions
 from tests.conftest import running
 from tests.service.test_users import body
-from tests.tiny import LABELS, tiny_windows, write_tiny_bundle
+from tests.tiny import tiny_windows, write_tiny_bundle
 from tests.upgraded import write_bridged_bundle, write_upgraded_bundle
 
 MODEL = "/v2/models/tiny"
@@ -150,23 +149,22 @@ async def test_without_a_good_bridge_they_are_listed(upgrade, rng, loss):
 
 
 async def test_windows_that_are_kept_are_used_first(upgrade, rng):
-    await upgrade.calibrate("ana", rng)
-    await upgrade.calibrate("bob", rng)
+    for user, retention in (("ana", "inputs"), ("bob", "features")):
+        await upgrade.client.put(f"{MODEL}/users/{user}", json={"retention": retention})
+        await upgrade.calibrate(user, rng)
     write_upgraded_bundle(upgrade.models, bend=3.0)
     await upgrade.load()
-    x, labels = tiny_windows(20, rng, OFFSET)
-    y = np.array([LABELS.index(label) for label in labels])
-
-    async def kept(scope, user, version):
-        return LabelledWindows(x, y, np.arange(len(x)) % 3) if (user, version) == ("ana", 1) else None
-
-    upgrade.own.recalibrator._windows = kept
     done = await upgrade.recalibrated(from_version=1)
     assert done["progress"] == {"total": 2, "done": 2, "moved": 1, "needs_enrolment": 1, "failed": 0}
     report = (await upgrade.client.get(f"{MODEL}/users/ana/versions/1")).json()["report"]
     assert (report["by"], report["evidence"]) == ("inputs", "held_out")
+    x, _ = tiny_windows(20, rng, OFFSET)
     assert (await upgrade.answers("ana", x))[:2] == ("2", "personal")
     assert (await upgrade.answers("bob", x))[:2] == ("1", "personal")
+    # What was kept goes along: a method that needs all features still has them, and another upgrade the windows.
+    logistic = await upgrade.calibrate("ana", rng, method="logistic")
+    assert logistic["classes"]["rest"]["samples"] == 40
+    assert (await upgrade.client.get(f"{MODEL}/users/ana")).json()["retention"] == "inputs"
 
 
 async def test_a_dry_run_changes_nothing(upgrade, rng):
