@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -12,15 +12,12 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from service.personal.records import Kind, StoreError, UserChanged
+from service.personal.records import Kind, OnChanges, StoreError, UserChanged
 
 EXAMPLES = "sqlite+aiosqlite:///headway.db or postgresql+asyncpg://user:password@host/database"
 
 STALENESS_SECONDS = 2
 """Time within which every service on a shared store follows a change, while the store answers."""
-
-OnChanges = Callable[[Sequence[tuple[int, Kind]]], None]
-"""Takes changes of heads by any service: the keyed hash of whose, and what happened."""
 
 
 class Database(ABC):
@@ -109,8 +106,8 @@ class Database(ABC):
         """Leave no trace of what was deleted in logs; returns whether that was done, None where it cannot be."""
 
 
-def connect(url: str) -> Database:
-    """Return the database of a store's URL.
+def connect(url: str, *, patient: bool = False) -> Database:
+    """Return the database of a store's URL; `patient` lets statements take as long as they will.
 
     Raises:
         StoreError: the URL is of no database that this release supports, or of no SQLite file in an existing folder.
@@ -126,7 +123,7 @@ def connect(url: str) -> Database:
     if parsed.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
         from service.personal.postgres import PostgresDatabase  # only here: a SQLite store needs no driver of it
 
-        return PostgresDatabase(parsed)
+        return PostgresDatabase(parsed, patient=patient)
     raise StoreError(f"a store of kind {parsed.drivername!r} is not supported; use {EXAMPLES}")
 
 

@@ -5,15 +5,19 @@ the *snapshot* of its last look, and asks for rows whose transactions were not v
 visible late is found whenever it does, and no running transaction of anybody's holds others' changes back; a counter
 would skip the former, and waiting for a horizon the latter.
 
+After a crash the server may give out numbers again that transactions had whose commits did not reach the disk. So who
+connects anew also reads what was written since shortly before the last look; to hear of a change twice does no harm.
+
 The notification is sent apart from the change: with it, commits would wait for one another in PostgreSQL.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -21,7 +25,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from service.personal.records import Kind
+from service.personal.records import Kind, OnChanges
 
 log = logging.getLogger("headway")
 
@@ -30,6 +34,8 @@ POLL_SECONDS = 0.5
 PAUSE_SECONDS = 0.01
 """Between two looks at least, so that many changes are read together."""
 RETRY_SECONDS = 0.5
+OVERLAP = datetime.timedelta(seconds=60)
+"""Time before the last look from which a new connection reads changes again; no transaction here takes longer."""
 RETENTION_SECONDS = 600
 """Age at which rows are deleted."""
 PRUNE_SECONDS = 30.0
@@ -37,11 +43,13 @@ CHANNEL = "headway_changes"
 
 # One statement sees one snapshot: what it returns is what it has read.
 LOOK = """
-SELECT s.now::text AS now, c.who, c.kind
+SELECT s.now::text AS now, clock_timestamp() AS at, c.who, c.kind
 FROM (SELECT pg_current_snapshot() AS now, $1::text::pg_snapshot AS before) s
 LEFT JOIN changes c ON c.transaction >= pg_snapshot_xmin($1::text::pg_snapshot)
 AND NOT pg_visible_in_snapshot(c.transaction, s.before)
 """
+AGAIN = "SELECT who, kind FROM changes WHERE at >= $1"
+BEGIN = "SELECT pg_current_snapshot()::text AS now, clock_timestamp() AS at"
 IDENTITY = """
 SELECT (SELECT system_identifier FROM pg_control_system()), (SELECT timeline_id FROM pg_control_checkpoint()),
 (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -54,14 +62,15 @@ class Feed:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._snapshot, self._identity = "", ()  # type: tuple[str, tuple[Any, ...]]
+        self._snapshot, self._at = "", datetime.datetime.min.replace(tzinfo=datetime.UTC)
+        self._identity: tuple[Any, ...] = ()
         self._looked = self._pruned = 0.0
         self._wake = asyncio.Event()
-        self._hinted = False
+        self._hinted = self._followed = False
 
     async def begin(self, c: AsyncConnection) -> None:
         """Take what is visible now as read."""
-        self._snapshot = str(await c.scalar(text("SELECT pg_current_snapshot()::text")))
+        self._snapshot, self._at = (await c.execute(text(BEGIN))).one()
         self._identity = tuple((await c.execute(text(IDENTITY))).one())
         self._looked = time.monotonic()
 
@@ -70,13 +79,13 @@ class Feed:
         self._hinted = True
         self._wake.set()
 
-    async def follow(self, changed: Callable[[Sequence[tuple[int, Kind]]], None], lost: Callable[[], None]) -> None:
+    async def follow(self, changed: OnChanges, lost: Callable[[], None]) -> None:
         """Pass on changes until cancelled; a connection that fails is replaced."""
         down = False
         while True:
             try:
                 async with self._engine.connect() as c:
-                    await self._connected(c, lost)
+                    await self._connected(c, changed, lost)
                     if down:
                         log.info("the store's changes are followed again")
                     down = False
@@ -89,8 +98,8 @@ class Feed:
                 log.exception("changes in the store could not be passed on")
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _connected(self, c: AsyncConnection, lost: Callable[[], None]) -> None:
-        """Find out whether the last snapshot still means something here.
+    async def _connected(self, c: AsyncConnection, changed: OnChanges, lost: Callable[[], None]) -> None:
+        """Find out whether the last snapshot still means something here, and read again what its numbers may hide.
 
         Not so after rows were deleted that were never seen, on another server, or on one that took the place of a
         failed one and may lack its last commits. A promotion in between two looks is seen by its timeline.
@@ -100,11 +109,16 @@ class Feed:
         identity = tuple(await driver.fetchrow(IDENTITY))
         if identity != self._identity or time.monotonic() - self._looked > RETENTION_SECONDS / 2:
             log.warning("changes in the store may have been missed: heads in memory are dropped")
-            self._snapshot = await driver.fetchval("SELECT pg_current_snapshot()::text")
+            self._snapshot, self._at = await driver.fetchrow(BEGIN)
             self._identity, self._looked = identity, time.monotonic()
             lost()
+            return
+        again = await driver.fetch(AGAIN, self._at - OVERLAP) if self._followed else []
+        self._followed = True
+        if again:
+            changed([(row["who"], Kind(row["kind"])) for row in again])
 
-    async def _read_on(self, c: AsyncConnection, changed: Callable[[Sequence[tuple[int, Kind]]], None]) -> None:
+    async def _read_on(self, c: AsyncConnection, changed: OnChanges) -> None:
         driver: Any = (await c.get_raw_connection()).driver_connection
         try:
             await driver.add_listener(CHANNEL, lambda *_: self._wake.set())
@@ -118,7 +132,7 @@ class Feed:
                 found = [(row["who"], Kind(row["kind"])) for row in rows if row["who"] is not None]
                 if found:
                     changed(found)
-                self._snapshot, self._looked = rows[0]["now"], begin
+                self._snapshot, self._at, self._looked = rows[0]["now"], rows[0]["at"], begin
                 if begin - self._pruned > PRUNE_SECONDS:
                     self._pruned = begin
                     await driver.execute(PRUNE, RETENTION_SECONDS)

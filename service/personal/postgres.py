@@ -9,9 +9,9 @@ import asyncpg
 from sqlalchemy import URL, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from service.personal.database import Database, OnChanges, json_options
+from service.personal.database import Database, json_options
 from service.personal.feed import Feed
-from service.personal.records import Kind, StoreError
+from service.personal.records import Kind, OnChanges, StoreError
 from service.personal.schema import changes
 
 log = logging.getLogger("headway")
@@ -29,10 +29,11 @@ class PostgresDatabase(Database):
     kind, shared = "postgresql", True
     errors = (*Database.errors, asyncpg.PostgresError, asyncpg.InterfaceError)
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, patient: bool) -> None:
         if not url.database:
             raise StoreError("the store's URL names no database: postgresql+asyncpg://user:password@host/database")
-        milliseconds = str(STATEMENT_SECONDS * 1000)
+        seconds = None if patient else STATEMENT_SECONDS
+        milliseconds = str(1000 * (seconds or 0))  # 0: no limit
         settings = {
             "application_name": "headway",
             "statement_timeout": milliseconds,
@@ -45,7 +46,7 @@ class PostgresDatabase(Database):
                 pool_timeout=CONNECT_SECONDS,
                 connect_args={
                     "timeout": CONNECT_SECONDS,
-                    "command_timeout": STATEMENT_SECONDS + 1,
+                    "command_timeout": seconds and seconds + 1,
                     "server_settings": settings,
                 },
                 **json_options(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,10 @@ class Kind(IntEnum):
 
     MOVED = 1
     DROPPED = 2
+
+
+OnChanges = Callable[[Sequence[tuple[int, Kind]]], None]
+"""Takes changes of heads by any service: the keyed hash of whose, and what happened."""
 
 
 class StoreError(RuntimeError):

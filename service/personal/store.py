@@ -17,12 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.heads.head import Head
 from service.personal import audit, changes, revision
-from service.personal.database import Database, OnChanges, connect
+from service.personal.database import Database, connect
 from service.personal.records import (
     Erasure,
     Kind,
     NewVersion,
     NoSuchVersion,
+    OnChanges,
     Scope,
     User,
     Version,

@@ -25,7 +25,7 @@ async def upgrade(url: str, target: str = schema.REVISION) -> tuple[str | None, 
     Raises:
         StoreError: the store cannot be opened, is in use, or is of a newer release.
     """
-    database = connect(url)
+    database = connect(url, patient=True)
     try:
         database.claim()
         async with database.transaction(write=True) as c:

