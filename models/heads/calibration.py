@@ -44,7 +44,7 @@ class Calibration:
         statistics: all the user's windows after this call.
         verdict: the guard's decision.
         warnings: sentences about the input.
-        seconds: durations of `fit` and `evaluate`.
+        seconds: durations of `fit` (with the statistics) and `evaluate`.
     """
 
     head: Head | None
@@ -91,6 +91,7 @@ def calibrate(
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
+    started = time.perf_counter()
     shown = together(prior, np.asarray(z, np.float64), y, repetition, before)
     _check(shown, method, prior)
     begin = time.perf_counter()
@@ -114,7 +115,10 @@ def calibrate(
     turn = (turn_text(placement, placements),) if placement else ()
     seen = inspect(x, shown.z, prior).warnings
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
-    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
+    seconds = {
+        "fit": fitted - evaluated + begin - started,
+        "evaluate": time.perf_counter() - fitted + evaluated - begin,
+    }
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds)
 
