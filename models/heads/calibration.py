@@ -16,6 +16,7 @@ from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_o
 from models.heads.head import Head, blend, leaning, log_loss
 from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
+from models.heads.labels import padded
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
 from models.heads.shown import Shown, together
@@ -44,7 +45,7 @@ class Calibration:
         statistics: all the user's windows after this call.
         verdict: the guard's decision.
         warnings: sentences about the input.
-        seconds: durations of `fit` and `evaluate`.
+        seconds: durations of `fit` (with the statistics) and `evaluate`.
         held: logits of the left-out windows, where there are any and every class was shown.
         temperature: of the candidate, on top of the bundle's.
     """
@@ -96,6 +97,7 @@ def calibrate(
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
+    started = time.perf_counter()
     shown = together(prior, np.asarray(z, np.float64), y, repetition, before)
     _check(shown, method, prior)
     begin = time.perf_counter()
@@ -109,16 +111,21 @@ def calibrate(
     evaluated = time.perf_counter()
     candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
     fitted = time.perf_counter()
-    looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
+    population, known = prior.base or prior, prior.known
+    witness = _shared_logits(shown, trust, prior)[:known, :known]
+    looks = doubts(whole.statistics.first(known), population, witness, shown.earlier.first(known))
     held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
     verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
         head = leaning(head, ~whole.statistics.seen, verdict.lean)
     turn = (turn_text(placement, placements),) if placement else ()
-    seen = inspect(x, shown.z, prior).warnings
+    seen = _inspected(x, shown, population)
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
-    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
+    seconds = {
+        "fit": fitted - evaluated + begin - started,
+        "evaluate": time.perf_counter() - fitted + evaluated - begin,
+    }
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
     told = held if whole.statistics.seen.all() else None
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
@@ -175,7 +182,7 @@ def _held_out(folds: Sequence[Fold], shown: Shown, shared: Head, candidate: Arra
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
     z, y = shown.z[order], shown.y[order]
     block = fold * shown.whole.classes + y
-    earlier = None if previous is None else previous.logits(z)
+    earlier = None if previous is None else padded(previous, shown.whole.classes).logits(z)
     repetitions = len(np.unique(shown.repetition[order]))
     return HeldOut(y, block, len(folds), shared.logits(z), candidate, earlier, repetitions)
 
@@ -206,7 +213,7 @@ def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prio
     Returns:
         The method, its logits of the folds' scored windows one fold after the other, and the temperature.
     """
-    names = tuple(FITS) if method == "auto" else (method,)
+    names = (method,) if method != "auto" else tuple(FITS) if shown.earlier.n.any() else (*FITS, "logistic")
     if not folds:
         return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
     parts = [_rest(shown, f, trust, prior) for f in folds]
@@ -232,6 +239,12 @@ def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
     for c in np.unique(shown.y[trust.kept]):
         found[c] = logits[trust.kept & (shown.y == c)].mean(0)
     return found
+
+
+def _inspected(x: NDArray[np.generic] | None, shown: Shown, population: Prior) -> tuple[str, ...]:
+    """Warn of windows, but for those of labels that are the user's own: the population has none like them."""
+    familiar = shown.y < population.classes
+    return inspect(None if x is None else x[familiar], shown.z[familiar], population).warnings
 
 
 def _contradictions(trust: Trust) -> tuple[str, ...]:

@@ -53,11 +53,15 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
     # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
     for c in np.flatnonzero(seen):
+        if c >= prior.known:  # no population to pull it: the user's own mean stands
+            moved[c] = own[c]
+            continue
         q = pencil(prior, float(r[c]))
         noise = 1 / max(float(r[c]), float(n[c]) / h.window)
         moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
-    if h.offset and seen.any() and not seen.all():
-        moved[~seen] += h.offset * (moved[seen] - prior.means[seen]).mean(0)
+    known = seen & (np.arange(len(seen)) < prior.known)
+    if h.offset and known.any() and not seen.all():
+        moved[~seen] += h.offset * (moved[known] - prior.means[known]).mean(0)
     return moved
 
 
@@ -160,7 +164,7 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     Every class weighs the same however many windows it has. Source: L2-SP, Xuhong et al. 2018, in closed form.
     """
     k, d = stats.classes, stats.dim
-    weight = np.where(stats.seen, 1.0 / np.maximum(stats.n, 1.0), 0.0)
+    weight = np.where(stats.seen, 1.0 / np.where(stats.seen, stats.n, 1.0), 0.0)
     second = np.einsum("k,kij->ij", weight, stats.class_moment)
     mean = stats.means * stats.seen[:, None]
     count = float(stats.seen.sum())

@@ -61,7 +61,7 @@ def judge_held_out(
     calibration whose labels agree with each other less than any left-out population user's did.
     """
     case = _Case(held, prior, margin)
-    if (refusal := case.against_active(trust)) is not None:
+    if (refusal := case.against_active(trust) or case.against_known(prior.known)) is not None:
         return refusal
     record = prior.evidence_for(shots.windows, shots.repetitions)
     if trust is not None and trust.noticed:
@@ -105,6 +105,19 @@ class _Case:
             f"the active head is better: {self.previous.accuracy:.1%} against the new one's "
             f"{self.candidate.accuracy:.1%} on {self.candidate.n} held-out windows"
         )
+        return self.verdict("kept", 0.0, text, remember=False)
+
+    def against_known(self, known: int) -> Verdict | None:
+        """Refuse a head that learns a user's own labels at the cost of the population's."""
+        old = self.held.y < known
+        if old.all() or not old.any():
+            return None
+        some = self.held.only(old)
+        before = some.shared if some.previous is None else some.previous
+        loss = float(((before.argmax(1) == some.y).astype(float) - (some.candidate.argmax(1) == some.y)).mean())
+        if loss <= max(2 * standard_error(before, some.candidate, some), self.margin):
+            return None
+        text = f"the labels known before would be decided worse, by {loss:.1%}: {self.numbers}"
         return self.verdict("kept", 0.0, text, remember=False)
 
     def contradicting(self, wrong: float) -> Verdict:

@@ -118,6 +118,7 @@ class Prior:
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
         gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
+        base: the population's own prior where a user's labels were added behind its, or None.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
@@ -132,12 +133,18 @@ class Prior:
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
     gain: Array | None = None
+    base: Prior | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
         """Number of classes K."""
         return len(self.labels)
+
+    @property
+    def known(self) -> int:
+        """Number of classes that the population has; a user's own labels come behind them."""
+        return len((self.base or self).labels)
 
     @property
     def dim(self) -> int:
@@ -232,5 +239,6 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
         gain=arrays.get(GAIN),
+        base=None,
         **{name: arrays[name] for name in TENSORS},
     )

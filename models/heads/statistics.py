@@ -109,12 +109,13 @@ class Statistics:
     @property
     def means(self) -> Array:
         """Mean features per class, `(K, d)`; zero for a class without windows."""
-        return np.asarray(self.total.sum(1) / np.maximum(self.n, 1.0)[:, None])
+        return np.asarray(self.total.sum(1) / np.where(self.n > 0, self.n, 1.0)[:, None])
 
     def scatter(self) -> Array:
         """Pooled scatter Σ (z − m_cr)(z − m_cr)ᵀ around the means of each class and repetition, `(d, d)`."""
         total = self.total.reshape(-1, self.dim)
-        means = total / np.maximum(self.count.reshape(-1), 1.0)[:, None]
+        count = self.count.reshape(-1)
+        means = total / np.where(count > 0, count, 1.0)[:, None]
         return np.asarray(self.class_moment.sum(0) - total.T @ means)
 
     @property
@@ -163,6 +164,13 @@ class Statistics:
             np.pad(self.class_moment, ((0, more), (0, 0), (0, 0))),
             self.repetition_moment,
         )
+
+    def first(self, classes: int) -> Statistics:
+        """Return the first classes alone; the second moments of repetitions stay those of all."""
+        if classes == self.classes:
+            return self
+        some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
+        return Statistics(self.repetitions, *some, self.repetition_moment)
 
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.
@@ -228,24 +236,6 @@ def decayed(stats: Statistics, seconds: float, half_life: float) -> Statistics:
     if not half_life > 0 or not seconds >= 0:
         raise ValueError(f"seconds must be at least 0 and half_life above it, not {seconds:g} and {half_life:g}")
     return stats.scaled(float(2.0 ** (-seconds / half_life)))
-
-
-def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
-    """Find repetitions of `new` that `base` holds already, aged or not: new id -> id in `base`.
-
-    Equal up to the float32 of storage, and to a common weight not above 1.
-    """
-    found: dict[int, int] = {}
-    for j, later in enumerate(new.repetitions):
-        count = new.count[:, j]
-        for i, earlier in enumerate(base.repetitions):
-            weight = float(base.count[:, i].sum() / count.sum())
-            if weight > 1 + 1e-6 or not np.allclose(base.count[:, i], weight * count, rtol=1e-5, atol=0):
-                continue
-            slack = 1e-4 * weight * (1 + float(count.max()))
-            if np.allclose(base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=slack):
-                found[later] = earlier
-    return found
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
