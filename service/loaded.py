@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import Bundle, Manifest
+from models.heads.prior import Prior
 from service.engine.head_bank import HeadBank
 from service.engine.head_table import HeadReader
 from service.engine.memory import ModelMemory
@@ -33,6 +34,8 @@ class LoadedModel:
 
     Attributes:
         scope: where heads of this model are valid.
+        prior: the population's, with room for labels of users' own.
+        columns: of a head's logits: the labels, and room for those of users' own.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
         answers_begun: JSON that answers of `infer` begin with, by what determines it.
@@ -49,10 +52,14 @@ class LoadedModel:
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)
+    prior: Prior = field(init=False)
+    columns: int = field(init=False)
     label_bytes: NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.scope = scope_of(self.bundle.manifest)
+        self.prior = self.bundle.prior.with_own(self.bundle.manifest.user_labels)
+        self.columns = self.prior.classes
         self.label_bytes = np.array([label.encode() for label in self.bundle.manifest.labels], object)
 
     @property
@@ -64,6 +71,11 @@ class LoadedModel:
     def version(self) -> int:
         """The version's number."""
         return self.bundle.manifest.version
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The bundle's K labels."""
+        return self.bundle.manifest.labels
 
     @property
     def bank(self) -> HeadBank:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.heads.head import Head
 from models.heads.pencil import pencil, placed_pencil
-from models.heads.prior import HyperParameters, Prior
+from models.heads.prior import NEVER, HyperParameters, Prior
 from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]
@@ -51,13 +51,16 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     h = prior.hyper
     moved = prior.means.copy()
     n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
+    theirs = np.flatnonzero(seen[prior.known :]) + prior.known
+    moved[theirs] = own[theirs]  # a label of the user's own: there is no population to move it towards
     # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
-    for c in np.flatnonzero(seen):
+    for c in np.flatnonzero(seen[: prior.known]):
         q = pencil(prior, float(r[c]))
         noise = 1 / max(float(r[c]), float(n[c]) / h.window)
         moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
-    if h.offset and seen.any() and not seen.all():
-        moved[~seen] += h.offset * (moved[seen] - prior.means[seen]).mean(0)
+    shown, missing = np.flatnonzero(seen[: prior.known]), np.flatnonzero(~seen[: prior.known])
+    if h.offset and len(shown) and len(missing):
+        moved[missing] += h.offset * (moved[shown] - prior.means[shown]).mean(0)
     return moved
 
 
@@ -92,7 +95,7 @@ def placement_evidence(stats: Statistics, prior: Prior) -> Array:
     p, h, seen = prior.placements, prior.hyper, stats.seen
     assert p is not None
     evidence = p.log_weight.copy()
-    for c in np.flatnonzero(seen):
+    for c in np.flatnonzero(seen[: prior.known]):
         repetitions = float(stats.repetitions_seen[c])
         q = placed_pencil(prior, repetitions)
         noise = 1 / max(repetitions, float(stats.n[c]) / h.window)
@@ -113,7 +116,11 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
     share = shared_share(stats, prior.hyper)
     if not share:
         return head
-    return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
+    weight, bias = prior.generic_weight, prior.generic_bias
+    if prior.own:  # of those the generic head says no more than of an average class
+        weight, bias = weight.copy(), bias.copy()
+        weight[prior.known :], bias[prior.known :] = weight[: prior.known].mean(0), bias[: prior.known].mean()
+    return Head(head.weight + share * weight, head.bias + share * bias)
 
 
 def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
@@ -160,24 +167,44 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     mean = stats.means * stats.seen[:, None]
     count = float(stats.seen.sum())
     pull = prior.hyper.shrinkage * prior.hyper.window / max(float(stats.n.sum()), 1.0)
-    p_second = prior.within * k + prior.means.T @ prior.means
+    known = prior.known
+    p_means = np.where(np.arange(k)[:, None] < known, prior.means, 0.0)
+    p_second = prior.within * known + p_means.T @ p_means
     gram = np.zeros((d + 1, d + 1))
     gram[:d, :d] = second + pull * p_second
-    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * prior.means.sum(0)
-    gram[d, d] = count + pull * k
+    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * p_means.sum(0)
+    gram[d, d] = count + pull * known
     target = np.zeros((d + 1, k))
-    target[:d] = (mean + pull * prior.means).T
-    target[d] = stats.seen + pull
+    target[:d] = (mean + pull * p_means).T
+    target[d] = stats.seen + pull * (np.arange(k) < known)
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
     solution = np.linalg.solve(gram, target) * LOG_ODDS
     weights = np.pad(solution[:d].T, ((0, 0), (0, prior.dim - d)))
     return Head(np.asarray(weights, np.float64), np.asarray(solution[d], np.float64))
 
 
+def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
+    """Return a head that never answers some classes."""
+    weight, bias = head.weight.copy(), head.bias.copy()
+    weight[classes], bias[classes] = 0.0, NEVER
+    return Head(weight, bias)
+
+
+def _answering(fit: Callable[[Statistics, Prior], Head]) -> Callable[[Statistics, Prior], Head]:
+    """Let a fit not answer labels of the user's own that were never shown."""
+
+    def fitted(stats: Statistics, prior: Prior) -> Head:
+        """Fit a head."""
+        head = fit(stats, prior)
+        return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
+
+    return fitted
+
+
 FITS: dict[str, Callable[[Statistics, Prior], Head]] = {
-    "map": fit_map,
-    "ncm": fit_ncm,
-    "lda": fit_lda,
-    "ridge": fit_ridge,
+    "map": _answering(fit_map),
+    "ncm": _answering(fit_ncm),
+    "lda": _answering(fit_lda),
+    "ridge": _answering(fit_ridge),
 }
 """Methods that need statistics only. Each maps to one affine head."""

@@ -15,12 +15,13 @@ class Head:
     """`logits = W z + b`, temperature already folded in; weight `(K, d)`, bias `(K,)`.
 
     `floors (L,)`: least probability of a label in a set, by coverage (`models.heads.confidence`); None where no
-    held-out windows told them.
+    held-out windows told them. `own`: labels of the user that the last rows are of, beyond the bundle's.
     """
 
     weight: Array
     bias: Array
     floors: Array | None = None
+    own: tuple[str, ...] = ()
 
     def logits(self, z: NDArray[np.floating]) -> Array:
         """Return logits `(n, K)` of features `(n, d)`."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 Array = NDArray[np.float64]
+NEVER = -1e4
+"""Logit of a class that is never answered: its probability is 0 to the last bit."""
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
@@ -93,6 +95,7 @@ class Prior:
         whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
+        own: how many of the K classes, the last ones, are a user's own: the population knows nothing of them.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
@@ -106,6 +109,7 @@ class Prior:
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
+    own: int = 0
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -138,6 +142,41 @@ class Prior:
                 repetition=p.repetition[placement],
                 placements=None,
             )
+        return found if found.labels == self.labels else found.named(self.labels)
+
+    @property
+    def known(self) -> int:
+        """Number of classes that the population knows: the first ones."""
+        return self.classes - self.own
+
+    def with_own(self, count: int) -> Prior:
+        """Return the prior with `count` classes more, of which nothing is known before a user shows them.
+
+        Their rows of the generic head are never answered. Their means stand in the middle of the others', where
+        nothing reads them.
+        """
+        if not count:
+            return self
+
+        def middle(means: Array) -> Array:
+            """Add rows to `(…, K, p)`."""
+            return np.concatenate([means, np.repeat(means.mean(-2, keepdims=True), count, -2)], -2)
+
+        p = self.placements
+        return replace(
+            self,
+            labels=(*self.labels, *[""] * count),
+            generic_weight=np.pad(self.generic_weight, ((0, count), (0, 0))),
+            generic_bias=np.pad(self.generic_bias, (0, count), constant_values=NEVER),
+            means=middle(self.means),
+            placements=None if p is None else replace(p, means=middle(p.means)),
+            own=self.own + count,
+        )
+
+    def named(self, labels: tuple[str, ...]) -> Prior:
+        """Return the same with other names of its classes; what was worked out of the matrices is shared."""
+        found = replace(self, labels=labels)
+        object.__setattr__(found, "memo", self.memo)
         return found
 
     @property
@@ -196,7 +235,7 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"the prior's {name} holds values that are not finite")
-    arrays = {name: value.astype(np.float64) for name, value in tensors.items()}
+    arrays: dict[str, Any] = {name: value.astype(np.float64) for name, value in tensors.items()}
     return Prior(
         labels=labels,
         hyper=hyper,

@@ -150,6 +150,13 @@ class Statistics:
             self.repetition_moment,
         )
 
+    def trimmed(self, classes: int) -> Statistics:
+        """Return the same without the classes behind the first `classes`, which must be empty."""
+        if self.n[classes:].any():
+            raise ValueError(f"classes behind the first {classes} have windows")
+        count, total, moment = self.count[:classes], self.total[:classes], self.class_moment[:classes]
+        return Statistics(self.repetitions, count, total, moment, self.repetition_moment)
+
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.
 

@@ -88,14 +88,14 @@ class Calibrator:
     ) -> dict[str, Any]:
         _check_repetitions(request)
         begin = time.perf_counter()
-        features = np.empty((0, model.bundle.prior.dim), np.float32)
+        features = np.empty((0, model.prior.dim), np.float32)
         if not request.enrolled:
             features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
         given = await gather(self._store, self.data, model, user, request, features)
         fit = partial(
             maths.calibrate,
-            model.bundle.prior,
+            model.prior,
             given.windows.z,
             given.windows.y,
             given.windows.repetition,

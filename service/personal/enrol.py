@@ -51,7 +51,7 @@ def verdicts(found: Inspection, chosen: NDArray[np.bool_]) -> list[dict[str, Any
 
 def state(model: LoadedModel, enrolled: Enrolled, base: Statistics | None) -> dict[str, Any]:
     """Describe what is enrolled, what earlier calibrations were shown, and what remains a class."""
-    prior = model.bundle.prior
+    prior = model.prior
     total = enrolled.total(prior.classes, prior.personal)
     before = Statistics.empty(prior.classes, prior.personal) if base is None else base
     return {

@@ -61,7 +61,7 @@ async def gather(
         Unprocessable: there are no windows, or the method needs more than is kept of earlier ones.
         Unavailable: what is kept is damaged.
     """
-    prior = model.bundle.prior
+    prior = model.prior
     seen = await data.enrolled(model.scope, user)
     windows = Kept(features, request.y, request.repetition, request.x)
     earlier: Statistics | None = None

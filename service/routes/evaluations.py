@@ -79,7 +79,7 @@ async def _heads(own: Services, model: LoadedModel, user: str, wanted: list[int 
                 number = (pointers.active if pointers else 0) or "shared"
             if number in found:
                 continue
-            head = shared_head(model.bundle.prior) if isinstance(number, str) else None
+            head = shared_head(model.prior) if isinstance(number, str) else None
             if isinstance(number, int):
                 head = await own.store.head(model.scope, user, number)
             if head is None:

@@ -78,7 +78,7 @@ async def enrolled(
         counts = {"accepted": len(new), "rejected": len(kept) - len(new)}
         return {**counts, "verdicts": verdicts, "warnings": warnings, **enrol.state(model, held, base)}
 
-    prior = model.bundle.prior
+    prior = model.prior
     async with reading():
         made, again = await own.calibrator.data.enrol(
             model.scope,
