@@ -9,22 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.heads.doubts import off_distribution, swapped_labels
 from models.heads.fit import FITS, placed
-from models.heads.guard import (
-    Fold,
-    HeldOut,
-    Verdict,
-    judge_by_population,
-    judge_held_out,
-    off_distribution,
-    plan_folds,
-    swapped_labels,
-    unseen_classes,
-)
+from models.heads.folds import Fold, HeldOut, plan_folds
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
 from models.heads.head import Head, blend, log_loss
+from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, minus, repeated
+from models.heads.shown import Shown, together
+from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]
 METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
@@ -98,79 +92,60 @@ def calibrate(
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
-    shown = _together(prior, np.asarray(z, np.float64), y, repetition, before)
+    shown = together(prior, np.asarray(z, np.float64), y, repetition, before)
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
     prior = placed(shown.whole, prior)
     folds = plan_folds(shown.y, shown.repetition, overlap)
-    chosen, logits, temperature = _choose(method, shown, folds, prior)
+    trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
+    whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
+    chosen, logits, temperature = _choose(method, shown, folds, trust, prior)
     evaluated = time.perf_counter()
-    candidate = _fit(chosen, shown.whole, prior, shown.z, shown.y).scaled(temperature)
+    candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
     fitted = time.perf_counter()
-    doubts = _warnings(shown.whole, prior)
-    held = _held_out(folds, shown.z, shown.y, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(shown, held, prior, doubts, margin)
+    doubts = _warnings(whole.statistics, prior)
+    held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
+    verdict = _judge(whole.statistics, held, trust, prior, doubts, margin)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
-    warnings = (*doubts, *_sent_before(shown.again))
+    warnings = (*doubts, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
-    statistics = shown.whole.merged_to(MAX_REPETITIONS)
-    return Calibration(head, candidate, chosen, statistics, verdict, warnings, seconds, held, temperature)
+    kept = whole.statistics.merged_to(MAX_REPETITIONS)
+    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, held, temperature)
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """The windows of this call, and all of the user's by their statistics.
+class _Part:
+    """Windows that a head is fitted from: their statistics with all earlier ones, and which of this call's they are."""
 
-    Attributes:
-        z: features `(n, d)` of this call.
-        y: labels `(n,)`.
-        repetition: repetition ids `(n,)`, which no earlier call had.
-        earlier: statistics of earlier calls, without what this call sends again.
-        whole: statistics of all windows.
-        again: repetitions that were sent before: their id in this call, and then.
-    """
-
-    z: Array
-    y: NDArray[np.integer]
-    repetition: NDArray[np.integer]
-    earlier: Statistics
-    whole: Statistics
-    again: dict[int, int]
-
-    def without(self, removed: NDArray[np.bool_]) -> Statistics:
-        """Statistics of all windows but these of this call."""
-        dim, classes = self.whole.dim, self.whole.classes
-        z, y, repetition = self.z[removed, :dim], self.y[removed], self.repetition[removed]
-        return minus(self.whole, Statistics.of(z, y, repetition, classes))
+    statistics: Statistics
+    windows: NDArray[np.bool_]
 
 
-def _together(
-    prior: Prior, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], before: Statistics | None
-) -> _Shown:
-    """Add the windows to what earlier calls brought; what is sent again counts once."""
-    fitted_in = z[:, : prior.personal]
-    base = before if before is not None else Statistics.empty(prior.classes, prior.personal)
-    repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
-    new = Statistics.of(fitted_in, y, repetition, prior.classes)
-    again = repeated(base, new)
-    for later, earlier in again.items():
-        # Left in, the earlier copy would be in the fit that judges the later one.
-        mask = repetition == later
-        base = minus(base, Statistics.of(fitted_in[mask], y[mask], np.full(int(mask.sum()), earlier), prior.classes))
-    return _Shown(z, y, repetition, base, base + new, again)
+def _rest(shown: Shown, fold: Fold, trust: Trust, prior: Prior) -> _Part:
+    """What a fold leaves; where labels contradict each other, they are sorted out anew without the fold's."""
+    rest = ~fold.removed
+    if not trust.noticed:
+        return _Part(shown.without(fold), rest)
+    kept = shown.trust(prior, rest).kept
+    return _Part(shown.only(kept), kept)
 
 
-def _judge(shown: _Shown, held: HeldOut | None, prior: Prior, doubts: tuple[str, ...], margin: float) -> Verdict:
+def _judge(
+    whole: Statistics,
+    held: HeldOut | None,
+    trust: Trust,
+    prior: Prior,
+    doubts: tuple[str, ...],
+    margin: float,
+) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
-    whole = shown.whole
-    windows = float(whole.n[whole.seen].mean())
-    repetitions = float(whole.repetitions_seen[whole.seen].mean())
+    shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
     if (refusal := unseen_classes(whole, prior)) is not None:
         return refusal
     if held is not None:
-        return judge_held_out(held, prior, windows, repetitions, margin)
-    return judge_by_population(prior, windows, repetitions, doubts)
+        return judge_held_out(held, prior, shots, margin, trust)
+    return judge_by_population(prior, shots, doubts)
 
 
 def _swap_text(cycle: tuple[str, ...]) -> str:
@@ -189,18 +164,18 @@ def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
     return (f"{len(again)} of the repetitions were sent before; each counts once",)
 
 
-def _held_out(
-    folds: Sequence[Fold], z: Array, y: NDArray[np.integer], shared: Head, candidate: Array, previous: Head | None
-) -> HeldOut:
+def _held_out(folds: Sequence[Fold], shown: Shown, shared: Head, candidate: Array, previous: Head | None) -> HeldOut:
     """Gather the folds' scored windows, in the order of the candidate's logits; a block is a class in a fold."""
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
-    block = fold * (int(y.max()) + 1) + y[order]
-    earlier = None if previous is None else previous.logits(z[order])
-    return HeldOut(y[order], block, len(folds), shared.logits(z[order]), candidate, earlier)
+    z, y = shown.z[order], shown.y[order]
+    block = fold * shown.whole.classes + y
+    earlier = None if previous is None else previous.logits(z)
+    repetitions = len(np.unique(shown.repetition[order]))
+    return HeldOut(y, block, len(folds), shared.logits(z), candidate, earlier, repetitions)
 
 
-def _check(shown: _Shown, method: str, prior: Prior) -> None:
+def _check(shown: Shown, method: str, prior: Prior) -> None:
     if method not in METHODS:
         raise CalibrationError(f"method {method!r} is not known; the methods are {', '.join(METHODS)}")
     seen = shown.whole.seen
@@ -214,11 +189,13 @@ def _check(shown: _Shown, method: str, prior: Prior) -> None:
         )
 
 
-def _fit(name: str, stats: Statistics, prior: Prior, z: Array, y: NDArray[np.integer]) -> Head:
-    return fit_logistic(z, y, prior) if name == "logistic" else FITS[name](stats, prior)
+def _fit(name: str, part: _Part, shown: Shown, prior: Prior) -> Head:
+    if name == "logistic":
+        return fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
+    return FITS[name](part.statistics, prior)
 
 
-def _choose(method: str, shown: _Shown, folds: Sequence[Fold], prior: Prior) -> tuple[str, Array, float]:
+def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prior: Prior) -> tuple[str, Array, float]:
     """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it.
 
     Returns:
@@ -227,26 +204,29 @@ def _choose(method: str, shown: _Shown, folds: Sequence[Fold], prior: Prior) -> 
     names = tuple(FITS) if method == "auto" else (method,)
     if not folds:
         return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
-    parts = [shown.without(f.removed) for f in folds]
-    y = np.concatenate([shown.y[f.scored] for f in folds])
+    parts = [_rest(shown, f, trust, prior) for f in folds]
+    order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
+    # How sure a head may be is not learned from labels that are wrong.
+    sound = trust.kept[order] if trust.kept[order].any() else np.ones(len(order), bool)
     best: tuple[float, str, Array, float] | None = None
     for name in names:
-        logits = _held_logits(name, shown, folds, parts, prior)
+        heads = [_fit(name, part, shown, prior) for part in parts]
+        logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
         for t in TEMPERATURES:
-            loss = float(log_loss(logits / t, y).mean())
+            loss = float(log_loss(logits[sound] / t, shown.y[order][sound]).mean())
             if best is None or loss < best[0]:
                 best = (loss, name, logits, t)
     assert best is not None
     return best[1:]
 
 
-def _held_logits(name: str, shown: _Shown, folds: Sequence[Fold], parts: Sequence[Statistics], prior: Prior) -> Array:
-    """Logits of each fold's scored windows by a head fitted on the rest, whose statistics are in `parts`."""
-    found = []
-    for f, part in zip(folds, parts, strict=True):
-        head = _fit(name, part, prior, shown.z[~f.removed], shown.y[~f.removed])
-        found.append(head.logits(shown.z[f.scored]))
-    return np.concatenate(found)
+def _contradictions(trust: Trust) -> tuple[str, ...]:
+    if not trust.noticed:
+        return ()
+    return (
+        f"about {trust.wrong:.0%} of the labels contradict the others; "
+        f"{int((~trust.kept).sum())} of {len(trust.kept)} windows were left out",
+    )
 
 
 def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:

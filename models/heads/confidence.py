@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.guard import HeldOut
+from models.heads.folds import HeldOut
 from models.heads.head import softmax
 from models.heads.scores import calibration_error
 

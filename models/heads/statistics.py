@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import safetensors
@@ -47,9 +48,17 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, z: NDArray[np.floating], y: NDArray[np.integer], repetition: NDArray[np.integer], classes: int
+        cls,
+        z: NDArray[np.floating],
+        y: NDArray[np.integer],
+        repetition: NDArray[np.integer],
+        classes: int,
+        weight: Array | None = None,
     ) -> Statistics:
-        """Summarise features `z (n, d)` with labels `y (n,)` in `0..classes-1` and repetition ids `(n,)`."""
+        """Summarise features `z (n, d)` with labels `y (n,)` in `0..classes-1` and repetition ids `(n,)`.
+
+        With `weight (n,)`, at least 0, each window counts so much.
+        """
         z = np.asarray(z, np.float64)
         ids, column = np.unique(np.asarray(repetition), return_inverse=True)
         dim = z.shape[1]
@@ -57,14 +66,22 @@ class Statistics:
         total = np.zeros((classes, len(ids), dim))
         class_moment = np.zeros((classes, dim, dim))
         repetition_moment = np.zeros((len(ids), dim, dim))
-        for c in np.unique(y):
-            for r in np.unique(column[y == c]):
-                block = z[(y == c) & (column == r)]
-                moment = block.T @ block
-                count[c, r] = len(block)
-                total[c, r] = block.sum(0)
-                class_moment[c] += moment
-                repetition_moment[r] += moment
+        group = np.asarray(y) * len(ids) + column
+        # Sorted by class and repetition, in their order within each: blocks are slices then.
+        order = np.argsort(group, kind="stable")
+        edges = np.flatnonzero(np.diff(group[order], prepend=-1, append=-1))
+        z = z[order]
+        for begin, end in pairwise(edges):
+            c, r = divmod(int(group[order[begin]]), len(ids))
+            block = z[begin:end]
+            if weight is None:
+                moment, count[c, r], total[c, r] = block.T @ block, end - begin, block.sum(0)
+            else:
+                w = weight[order[begin:end]]
+                root = block * np.sqrt(w)[:, None]
+                moment, count[c, r], total[c, r] = root.T @ root, w.sum(), w @ block
+            class_moment[c] += moment
+            repetition_moment[r] += moment
         return cls(tuple(int(i) for i in ids), count, total, class_moment, repetition_moment)
 
     @property
