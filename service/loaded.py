@@ -24,7 +24,8 @@ from service.personal.records import Scope
 
 def scope_of(manifest: Manifest) -> Scope:
     """Return where heads of a model are valid: rows of a head are classes, so other labels are another scope."""
-    labels = hashlib.sha256("\0".join(manifest.labels).encode()).hexdigest()[:8]
+    names = (*manifest.labels, *([f"+{manifest.user_labels}"] if manifest.user_labels else []))
+    labels = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
     return Scope(manifest.name, f"{manifest.feature_space}-{labels}")
 
 

@@ -75,6 +75,7 @@ def calibrate(
     method: str = "map",
     overlap: int = 0,
     margin: float = 0.0,
+    only_shown: bool = False,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
 

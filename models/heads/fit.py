@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head
+from models.heads.head import NEVER, Head
 from models.heads.pencil import pencil, placed_pencil
-from models.heads.prior import NEVER, HyperParameters, Prior
+from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]

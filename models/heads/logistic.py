@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head, softmax
-from models.heads.prior import NEVER, Prior
+from models.heads.head import NEVER, Head, softmax
+from models.heads.prior import Prior
 
 ITERATIONS = 200
 TOLERANCE = 1e-6

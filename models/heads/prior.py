@@ -11,9 +11,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.heads.head import NEVER
+
 Array = NDArray[np.float64]
-NEVER = -1e4
-"""Logit of a class that is never answered: its probability is 0 to the last bit."""
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 

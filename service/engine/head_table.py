@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.confidence import LEVELS
-from models.heads.head import Head, softmax
-from models.heads.prior import NEVER
+from models.heads.head import NEVER, Head, softmax
 
 SHARED = 0
 """Slot of the shared head."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -93,9 +93,10 @@ class Calibrator:
             features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
         given = await gather(self._store, self.data, model, user, request, features)
+        names = (*model.labels, *given.own)
         fit = partial(
             maths.calibrate,
-            model.prior,
+            model.prior.named((*names, *[""] * (model.columns - len(names)))),
             given.windows.z,
             given.windows.y,
             given.windows.repetition,
@@ -103,20 +104,21 @@ class Calibrator:
             previous=given.previous,
             method=request.method,
             overlap=_overlap(given, model),
+            only_shown=request.among == "shown",
         )
         try:
             result = await asyncio.to_thread(fit)
         except CalibrationError as e:
             raise Unprocessable(str(e)) from e
         outcome, head = _served(result, request.activate)
-        report = _report(model, request, result, outcome)
+        report = _report(model, names, request, result, outcome)
         keeps = given.seen.settings.keeps("statistics")
         report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
         report["warnings"] += given.warnings
         used = request.enrolled and report["remembered"]
         if request.enrolled and not used:
             report["warnings"].append("the enrolled windows stay enrolled; DELETE …/samples forgets them")
-        stored_head = head or result.candidate
+        stored_head = (head or result.candidate).cut(len(names), given.own)
         if result.held is not None:
             weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
             confidence = measure(result.held, result.temperature, weight)
@@ -138,7 +140,7 @@ class Calibrator:
             base=report["remembered"] and keeps,
             idempotency_key=idempotency_key,
             request_digest=request.digest,
-            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept),
+            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept, own=given.own),
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version, active = await asyncio.shield(self._commit(model, user, new))
@@ -189,16 +191,17 @@ def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:
     return result.verdict.outcome, result.head
 
 
-def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration, outcome: str) -> dict[str, Any]:
+def _report(
+    model: LoadedModel, names: Sequence[str], request: CalibrationRequest, result: Calibration, outcome: str
+) -> dict[str, Any]:
     verdict, stats = result.verdict, result.statistics
-    labels = model.bundle.manifest.labels
     classes = {
         label: {
             "samples": int(stats.n[i]),
             "repetitions": int(stats.repetitions_seen[i]),
             "remaining": max(0, WINDOWS_ADVISED - int(stats.n[i])),
         }
-        for i, label in enumerate(labels)
+        for i, label in enumerate(names)
     }
     return {
         "calibration_id": str(uuid.uuid4()),
@@ -211,6 +214,7 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         else f"activated as demanded; the guard: {verdict.reason}",
         "method": result.method,
         "mode": request.mode,
+        "among": request.among,
         "weight": verdict.weight,
         "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,

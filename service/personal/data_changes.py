@@ -14,7 +14,14 @@ from models.heads import statistics
 from models.heads.calibration import MAX_REPETITIONS
 from models.heads.statistics import Statistics
 from service.errors import Conflict, Unprocessable
-from service.personal.data_tables import enrolled, enrolled_windows, retained, sample_calls, user_settings
+from service.personal.data_tables import (
+    enrolled,
+    enrolled_windows,
+    own_labels,
+    retained,
+    sample_calls,
+    user_settings,
+)
 from service.personal.kept import MOST_WINDOWS, Kept, UserSettings, joined
 from service.personal.records import Scope
 from service.personal.rows import owned, owner_values
@@ -35,12 +42,14 @@ class Enrolled:
         statistics: of those whose features are not kept, or None.
         windows: the others, or None.
         settings: the user's, at the same moment.
+        own: labels that the user has added to the bundle's.
     """
 
     revision: int
     statistics: Statistics | None
     windows: Kept | None
     settings: UserSettings
+    own: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -95,7 +104,19 @@ async def enrolled_of(c: AsyncConnection, scope: Scope, user: str, *, windows: b
         None if blob is None else statistics.from_bytes(blob),
         joined(parts),
         settings,
+        await own_labels_of(c, scope, user),
     )
+
+
+async def own_labels_of(c: AsyncConnection, scope: Scope, user: str) -> tuple[str, ...]:
+    """Read which labels a user has added to the bundle's."""
+    return tuple(await c.scalar(select(own_labels.c.labels).where(owned(own_labels, scope, user))) or ())
+
+
+async def set_own_labels(c: AsyncConnection, scope: Scope, user: str, labels: tuple[str, ...]) -> None:
+    """Write which labels a user has added."""
+    await c.execute(delete(own_labels).where(owned(own_labels, scope, user)))
+    await c.execute(insert(own_labels).values(**owner_values(scope, user), labels=list(labels)))
 
 
 async def set_enrolled(c: AsyncConnection, scope: Scope, user: str, revision: int, blob: bytes | None) -> None:

@@ -64,6 +64,6 @@ def state(model: LoadedModel, enrolled: Enrolled, base: Statistics | None) -> di
                 "calibrated": int(before.n[i]),
                 "remaining": max(0, WINDOWS_ADVISED - int(total.n[i] + before.n[i])),
             }
-            for i, label in enumerate(model.bundle.manifest.labels)
+            for i, label in enumerate((*model.labels, *enrolled.own))
         },
     }
