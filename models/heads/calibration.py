@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.doubts import off_distribution, swapped_labels
-from models.heads.fit import FITS, placed
+from models.heads.fit import FITS, placed, without
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
 from models.heads.head import Head, blend, log_loss
@@ -89,6 +89,7 @@ def calibrate(
         method: one of `METHODS`.
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
+        only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
 
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
@@ -99,15 +100,16 @@ def calibrate(
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
     prior = placed(shown.whole, prior)
     folds = plan_folds(shown.y, shown.repetition, overlap)
+    mute = ~shown.whole.seen if only_shown else np.zeros(prior.classes, bool)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
     whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
-    chosen, logits, temperature = _choose(method, shown, folds, trust, prior)
+    chosen, logits, temperature = _choose(method, shown, folds, trust, prior, mute)
     evaluated = time.perf_counter()
-    candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
+    candidate = _fit(chosen, whole, shown, prior, mute).scaled(temperature)
     fitted = time.perf_counter()
     doubts = _warnings(whole.statistics, prior)
     held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(whole.statistics, held, trust, prior, doubts, margin)
+    verdict = _judge(whole.statistics, held, trust, prior, doubts, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     warnings = (*doubts, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
@@ -139,10 +141,12 @@ def _judge(
     prior: Prior,
     doubts: tuple[str, ...],
     margin: float,
+    *,
+    only_shown: bool,
 ) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    if (refusal := unseen_classes(whole, prior)) is not None:
+    if not only_shown and (refusal := unseen_classes(whole, prior)) is not None:
         return refusal
     if held is not None:
         return judge_held_out(held, prior, shots, margin, trust)
@@ -190,13 +194,22 @@ def _check(shown: Shown, method: str, prior: Prior) -> None:
         )
 
 
-def _fit(name: str, part: _Part, shown: Shown, prior: Prior) -> Head:
+def _fit(name: str, part: _Part, shown: Shown, prior: Prior, mute: NDArray[np.bool_]) -> Head:
     if name == "logistic":
-        return fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
-    return FITS[name](part.statistics, prior)
+        head = fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
+    else:
+        head = FITS[name](part.statistics, prior)
+    return without(head, mute) if mute.any() else head
 
 
-def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prior: Prior) -> tuple[str, Array, float]:
+def _choose(
+    method: str,
+    shown: Shown,
+    folds: Sequence[Fold],
+    trust: Trust,
+    prior: Prior,
+    mute: NDArray[np.bool_],
+) -> tuple[str, Array, float]:
     """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it.
 
     Returns:
@@ -211,7 +224,7 @@ def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prio
     sound = trust.kept[order] if trust.kept[order].any() else np.ones(len(order), bool)
     best: tuple[float, str, Array, float] | None = None
     for name in names:
-        heads = [_fit(name, part, shown, prior) for part in parts]
+        heads = [_fit(name, part, shown, prior, mute) for part in parts]
         logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
         for t in TEMPERATURES:
             loss = float(log_loss(logits[sound] / t, shown.y[order][sound]).mean())

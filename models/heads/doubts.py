@@ -25,7 +25,7 @@ def swapped_labels(stats: Statistics, prior: Prior) -> list[tuple[str, ...]]:
     Returns:
         Cycles of labels: windows labelled with one look like the population's next, those of the last like the first.
     """
-    seen = np.flatnonzero(stats.seen)
+    seen = np.flatnonzero(stats.seen[: prior.known])
     if len(seen) < 2:
         return []
     white = _whitener(prior.hyper.between * prior.between + prior.repetition + 1e-6 * prior.within)
@@ -53,7 +53,7 @@ def off_distribution(stats: Statistics, prior: Prior) -> float | None:
 
 def population_distance(stats: Statistics, prior: Prior) -> float:
     """Squared Mahalanobis distance, per feature, of the user's common offset from the population (1 is usual)."""
-    seen = stats.seen
+    seen = stats.seen & (np.arange(prior.classes) < prior.known)
     if not seen.any():
         return 0.0
     white = _whitener(prior.between + prior.repetition + prior.within / max(float(stats.n.sum()), 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,25 @@ Array = NDArray[np.float64]
 
 LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
+
+
+def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
+    """Return a head that never answers some classes."""
+    weight, bias = head.weight.copy(), head.bias.copy()
+    weight[classes], bias[classes] = 0.0, NEVER
+    return Head(weight, bias)
+
+
+def _answering(fit: Callable[[Statistics, Prior], Head]) -> Callable[[Statistics, Prior], Head]:
+    """Let a fit not answer labels of the user's own that were never shown."""
+
+    @wraps(fit)
+    def fitted(stats: Statistics, prior: Prior) -> Head:
+        """Fit a head."""
+        head = fit(stats, prior)
+        return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
+
+    return fitted
 
 
 def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0, width: int = 0) -> Head:
@@ -104,6 +124,7 @@ def placement_evidence(stats: Statistics, prior: Prior) -> Array:
     return np.asarray(evidence)
 
 
+@_answering
 def fit_map(stats: Statistics, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
 
@@ -135,12 +156,14 @@ def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
     return hyper.shared * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
+@_answering
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_lda(stats: Statistics, prior: Prior) -> Head:
     """Fit the user's own linear discriminant (Ledoit–Wolf-like trace shrinkage only where n is small).
 
@@ -156,6 +179,7 @@ def fit_lda(stats: Statistics, prior: Prior) -> Head:
     return gaussian_head(means, own, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     """Fit least squares on targets of `LOG_ODDS` for the class and 0 else, pulled towards the population's solution.
 
@@ -183,28 +207,10 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     return Head(np.asarray(weights, np.float64), np.asarray(solution[d], np.float64))
 
 
-def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
-    """Return a head that never answers some classes."""
-    weight, bias = head.weight.copy(), head.bias.copy()
-    weight[classes], bias[classes] = 0.0, NEVER
-    return Head(weight, bias)
-
-
-def _answering(fit: Callable[[Statistics, Prior], Head]) -> Callable[[Statistics, Prior], Head]:
-    """Let a fit not answer labels of the user's own that were never shown."""
-
-    def fitted(stats: Statistics, prior: Prior) -> Head:
-        """Fit a head."""
-        head = fit(stats, prior)
-        return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
-
-    return fitted
-
-
 FITS: dict[str, Callable[[Statistics, Prior], Head]] = {
-    "map": _answering(fit_map),
-    "ncm": _answering(fit_ncm),
-    "lda": _answering(fit_lda),
-    "ridge": _answering(fit_ridge),
+    "map": fit_map,
+    "ncm": fit_ncm,
+    "lda": fit_lda,
+    "ridge": fit_ridge,
 }
 """Methods that need statistics only. Each maps to one affine head."""

@@ -157,13 +157,16 @@ class Prior:
         """
         if not count:
             return self
+        found: Prior | None = self.memo.get(("own", count))
+        if found is not None:
+            return found
 
         def middle(means: Array) -> Array:
             """Add rows to `(…, K, p)`."""
             return np.concatenate([means, np.repeat(means.mean(-2, keepdims=True), count, -2)], -2)
 
         p = self.placements
-        return replace(
+        found = self.memo["own", count] = replace(
             self,
             labels=(*self.labels, *[""] * count),
             generic_weight=np.pad(self.generic_weight, ((0, count), (0, 0))),
@@ -172,6 +175,7 @@ class Prior:
             placements=None if p is None else replace(p, means=middle(p.means)),
             own=self.own + count,
         )
+        return found
 
     def named(self, labels: tuple[str, ...]) -> Prior:
         """Return the same with other names of its classes; what was worked out of the matrices is shared."""

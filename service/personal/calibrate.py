@@ -96,11 +96,11 @@ class Calibrator:
         names = (*model.labels, *given.own)
         fit = partial(
             maths.calibrate,
-            model.prior.named((*names, *[""] * (model.columns - len(names)))),
+            model.bundle.prior.with_own(len(given.own)).named(names),
             given.windows.z,
             given.windows.y,
             given.windows.repetition,
-            before=given.before,
+            before=None if given.before is None else given.before.trimmed(len(names)),
             previous=given.previous,
             method=request.method,
             overlap=_overlap(given, model),
@@ -134,7 +134,7 @@ class Calibrator:
         new = NewVersion(
             calibration_id=report["calibration_id"],
             head=stored_head,
-            statistics=statistics.to_bytes(result.statistics) if keeps else None,
+            statistics=statistics.to_bytes(result.statistics.padded(model.columns)) if keeps else None,
             report=report,
             active=head is not None,
             base=report["remembered"] and keeps,

@@ -84,7 +84,7 @@ async def gather(
         before = numbered if before is None else before + numbered
     _, previous = await store.active(model.scope, user)
     if previous is not None:
-        previous = previous.widened(prior.classes)
+        previous = previous.widened(prior.known + len(own))
     kept = None
     if seen.settings.keeps("features") and earlier is None and (held is not None or not base):
         kept = _after(held, windows, prior.classes, prior.personal)
