@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.head import NEVER, Head
-from models.heads.pencil import pencil, placed_pencil
+from models.heads.pencil import pencil, placed_pencil, repetition_share
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 
@@ -17,6 +17,11 @@ Array = NDArray[np.float64]
 
 LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
+
+
+NOVELTY = 0.1
+"""Share of the classes' spread in which a label of the user's own may differ from them in any direction alike. On 19
+people with one gesture taken out of the population, 0 to 0.3 do alike (docs/heads.md)."""
 
 
 def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
@@ -71,8 +76,8 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     h = prior.hyper
     moved = prior.means.copy()
     n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
-    theirs = np.flatnonzero(seen[prior.known :]) + prior.known
-    moved[theirs] = own[theirs]  # a label of the user's own: there is no population to move it towards
+    for c in np.flatnonzero(seen[prior.known :]) + prior.known:
+        moved[c] = _newcomer(prior, own[c], float(n[c]), float(r[c]))
     # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
     for c in np.flatnonzero(seen[: prior.known]):
         q = pencil(prior, float(r[c]))
@@ -82,6 +87,22 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     if h.offset and len(shown) and len(missing):
         moved[missing] += h.offset * (moved[shown] - prior.means[shown]).mean(0)
     return moved
+
+
+def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> Array:
+    """Return the posterior mean of a class that the population does not know, from the mean of its windows.
+
+    It is one more class as classes are: around the middle of the known ones, spread as they are and as people are.
+    Without that the noise of a few windows stays in all directions, and windows of the class lie far from its mean.
+    """
+    h = prior.hyper
+    known = prior.means[: prior.known]
+    middle = known.mean(0)
+    among = (known - middle).T @ (known - middle) / max(prior.known - 1, 1)
+    unlike = NOVELTY * np.trace(among) / prior.personal * np.eye(prior.personal)
+    spread = h.between * prior.between + (1 - NOVELTY) * among + unlike
+    noise = repetition_share(h, repetitions) * prior.repetition + prior.within / max(repetitions, windows / h.window)
+    return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
 
 
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
