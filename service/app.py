@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from service import __version__, error_handlers
 from service.config import Settings
 from service.data_plane import DataPlane
+from service.gate import Gate
+from service.keys import Keyring
 from service.observability import Metrics, RequestScope
 from service.personal.records import StoreError
 from service.personal.store import Store
@@ -41,10 +44,15 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     Args:
         settings: what to serve and how.
         metrics_route: whether `/metrics` is answered here, not only on a port of its own.
+
+    Raises:
+        KeysError: the file of keys cannot be used.
     """
     registry = Registry(settings)
     metrics = Metrics(registry, settings.device)
     own = Services(settings, registry, metrics, DataPlane(registry, metrics, settings.max_body_bytes))
+    keys = Keyring(settings.keys) if settings.keys else None
+    own.plane.keys = keys
     registry.on_batch, registry.on_unload = metrics.batch, metrics.forget
 
     @asynccontextmanager
@@ -73,6 +81,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         version=__version__,
         summary="One frozen backbone for all, a personal head for every user.",
         lifespan=lifespan,
+        # Described here, checked by `Gate`.
+        dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if keys is not None else [],
     )
     app.state.services, app.state.settings = own, settings
     for part in (health, infer, calibrations, samples, feedback, evaluations, users, versions, repository, metadata):
@@ -85,6 +95,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
     error_handlers.install(app)
     app.add_middleware(Verbs)
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys)
     app.add_middleware(RequestScope, metrics=metrics)
     return app
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.commands.interface import bundle, data, demo, models, serving, users
+from service.commands.interface import bundle, data, demo, keys, models, serving, users
 
 app = typer.Typer(
     name="headway",
@@ -25,6 +25,7 @@ for group in (models, serving, users, demo):
     app.add_typer(group.app)
 app.add_typer(data.app, name="data")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(keys.app, name="key")
 
 error_console = Console(stderr=True)
 

@@ -78,6 +78,9 @@ class Settings(BaseSettings):
         ge=1 << 16,
         description="bytes of personal heads kept in memory, a model; the smaller limit counts",
     )
+    keys: Path | None = Field(
+        None, description="TOML file of keys (`headway key add`); without it every request is answered"
+    )
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")
 

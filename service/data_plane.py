@@ -19,6 +19,7 @@ from service.decoding import Decoder, inflate_and_decode
 from service.engine.head_table import HeadMoved
 from service.engine.jobs import Result
 from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_body
+from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.records import StoreError
@@ -66,11 +67,13 @@ class DataPlane:
         heads: set when there is a store.
         draining: whether new calls are refused.
         feedback: answers that may still be corrected.
+        keys: whose calls are answered; None for everybody's. Whoever reads from the wire asks it.
     """
 
     def __init__(self, models: Catalogue, metrics: Metrics, max_body: int) -> None:
         self.models, self.metrics, self.max_body = models, metrics, max_body
         self.heads: Heads | None = None
+        self.keys: Keyring | None = None
         self.draining = False
         self.feedback = Answered()
         self._decoder = Decoder()

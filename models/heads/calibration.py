@@ -61,7 +61,8 @@ class Calibration:
 
 def shared_head(prior: Prior) -> Head:
     """Return the population's generic head."""
-    return Head(prior.generic_weight, prior.generic_bias)
+    floors = np.array(prior.hyper.set_floors) if prior.hyper.set_floors else None
+    return Head(prior.generic_weight, prior.generic_bias, floors)
 
 
 def calibrate(

@@ -44,7 +44,8 @@ class HyperParameters(BaseModel):
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that.
+    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `set_floors`
+    are the generic head's for sets of labels, by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,6 +60,7 @@ class HyperParameters(BaseModel):
     shared: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
+    set_floors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

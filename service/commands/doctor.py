@@ -24,13 +24,14 @@ from exporters.bundle import BundleError
 from service.config import ConfigError, Settings
 from service.engine.machine import this_machine
 from service.engine.runtime import DEVICES
+from service.keys import KeysError, read
 from service.loaded import LoadedModel
 from service.loading import threads_of
 from service.personal.database import connect
 from service.personal.records import StoreError
 from service.personal.store import Store
 from service.registry import Registry
-from service.server import listen
+from service.server import LOOPBACK, listen
 
 BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -72,7 +73,19 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _machine(settings)
     yield _store(settings.store)
     yield from _ports(settings)
+    yield _keys(settings)
     yield from _models(settings)
+
+
+def _keys(settings: Settings) -> Finding:
+    if settings.keys is None:
+        exposed = settings.host not in LOOPBACK
+        return Finding("keys", f"none: every request is answered{' from other machines, too' if exposed else ''}")
+    try:
+        found = read(settings.keys)
+    except KeysError as e:
+        return Finding("keys", str(e), ok=False)
+    return Finding("keys", f"{len(found)} in {settings.keys}")
 
 
 def _runtime(settings: Settings) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from service import loading
 from service.answered import Answered, message_of
@@ -28,7 +29,9 @@ from service.frontends.channel import Channel
 from service.frontends.folder import VARIABLE
 from service.frontends.heads import Found, RemoteHeads
 from service.frontends.proxy import Proxy
+from service.gate import Gate
 from service.http import Protocol, config_of, keep_collections_short
+from service.keys import Keyring
 from service.loaded import BrokenModel, LoadedModel
 from service.observability import Metrics
 
@@ -79,6 +82,7 @@ class Worker:
         self._plane = plane = DataPlane(self._catalogue, metrics, settings.max_body_bytes)
         plane.heads = self._heads
         plane.feedback = Answered(1 + self._number)
+        plane.keys = Keyring(settings.keys) if settings.keys else None
         number = self._number
 
         def closed() -> None:
@@ -96,7 +100,10 @@ class Worker:
         self._closed = closed
 
         Connection.plane = plane
-        config = config_of(Proxy(content["path"]), Connection, settings, lifespan="off")
+        app: ASGIApp = Proxy(content["path"])
+        if plane.keys is not None:
+            app = Gate(app, plane.keys, metrics.refused)
+        config = config_of(app, Connection, settings, lifespan="off")
         self._server = _Server(config)
         self._protocol = partial(
             Connection, config=config, server_state=self._server.server_state, app_state={}, _loop=self._loop

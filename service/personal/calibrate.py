@@ -121,7 +121,8 @@ class Calibrator:
         stored_head = (head or result.candidate).cut(len(names), given.own)
         if result.held is not None:
             weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
-            confidence = measure(result.held, result.temperature, weight)
+            population = model.bundle.prior.hyper.set_floors
+            confidence = measure(result.held, result.temperature, weight, population)
             report["confidence"] = _confidence(confidence)
             stored_head = replace(stored_head, floors=confidence.floors)
         report["timings_ms"] = {
@@ -229,7 +230,9 @@ def _confidence(found: Confidence) -> dict[str, Any]:
         "windows": found.windows,
         "calibration_error": {"before": round(found.before, 6), "after": round(found.after, 6)},
         "temperature": found.temperature,
-        "coverage": {str(level): round(float(p), 6) for level, p in zip(LEVELS, found.floors, strict=True)},
+        "coverage": None
+        if found.floors is None
+        else {str(level): round(float(p), 6) for level, p in zip(LEVELS, found.floors, strict=True)},
     }
 
 

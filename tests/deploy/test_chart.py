@@ -160,6 +160,11 @@ def test_postgresql_scales_and_takes_its_url_from_the_secret(render: Render, pos
     assert "HEADWAY_STORE" not in objects["ConfigMap"]["data"]
     (store,) = (each for each in container(objects)["env"] if each["name"] == "HEADWAY_STORE")
     assert store["valueFrom"]["secretKeyRef"] == {"name": "headway-store", "key": "store-url"}
+    assert objects["ConfigMap"]["data"]["HEADWAY_KEYS"] == "/etc/headway/keys/keys.toml"
+    (mount,) = (each for each in container(objects)["volumeMounts"] if each["name"] == "keys")
+    assert mount == {"name": "keys", "mountPath": "/etc/headway/keys", "readOnly": True}
+    (volume,) = (each for each in spec["template"]["spec"]["volumes"] if each["name"] == "keys")
+    assert volume["secret"]["secretName"] == "headway-keys"
     scaler = objects["HorizontalPodAutoscaler"]["spec"]
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 12)
     assert scaler["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]

@@ -5,9 +5,15 @@ import numpy as np
 import orjson
 import pytest
 
+from exporters import bundle as bundles
+from models.heads import prior as priors
+from models.heads.confidence import LEVELS
+from service.app import create_app
 from service.commands.process import running_service
+from service.config import Settings
+from tests.conftest import running
 from tests.service.test_users import OFFSET
-from tests.tiny import LABELS, tiny_windows
+from tests.tiny import LABELS, tiny_graph, tiny_manifest, tiny_prior, tiny_windows
 
 MODEL = "/v2/models/tiny"
 ANA = f"{MODEL}/users/ana"
@@ -206,3 +212,32 @@ def test_nothing_is_said_where_nothing_was_asked(http):
     x, _ = windows(1)
     assert set(predict(http, x, user_id="ana")) == {"predictions", "model", "model_version", "head", "head_version"}
     assert infer(http, x, {"user_id": "ana"}).json()["parameters"] == {"head": "personal", "head_version": 1}
+
+
+async def test_the_populations_floors_stand_in_where_a_user_has_none(tmp_path, rng):
+    head = tiny_manifest().head.model_copy(update={"set_floors": tuple(np.linspace(0.9, 0.05, len(LEVELS)))})
+    files = {bundles.BACKBONE: tiny_graph(), bundles.PRIOR: priors.to_bytes(tiny_prior()), bundles.CARD: b"# tiny\n"}
+    bundles.write(tmp_path / "models", tiny_manifest().model_copy(update={"head": head}), files)
+    settings = Settings(models=tmp_path / "models", store=f"sqlite+aiosqlite:///{tmp_path}/headway.db")
+    async with running(create_app(settings)) as client:
+        x, labels = windows(20)
+        asked = {"params": {"user_id": "ana", "coverage": 0.95}, "json": {"inputs": x.tolist()}}
+        shared = (await client.post(f"{MODEL}/predict", **asked)).json()
+        assert shared["coverage_calibrated_on"] == "population"
+        floor = head.set_floors[LEVELS.index(0.95)]
+        for p in shared["predictions"]:
+            likely = {label for label, q in p["probabilities"].items() if q >= floor}
+            assert set(p["set"]) == likely | {p["label"]}
+        # Too few windows to hold any out: the head is personal, and what its sets rest on is the population.
+        few, names = tiny_windows(2, rng, OFFSET)
+        payload = {"inputs": few.tolist(), "labels": names, "activate": "always"}
+        report = (await client.post(f"{ANA}/calibrations", json=payload)).json()
+        assert "confidence" not in report
+        personal = (await client.post(f"{MODEL}/predict", **asked)).json()
+        assert (personal["head"], personal["coverage_calibrated_on"]) == ("personal", "population")
+        both = {"name": "user_id", "datatype": "BYTES", "shape": [2], "data": ["ana", "bob"]}
+        payload = {"inputs": x.tolist(), "labels": labels, "repetitions": [i % 4 for i in range(len(x))]}
+        await client.post(f"{MODEL}/users/bob/calibrations", json={**payload, "activate": "always"})
+        tensor = {"name": "input", "datatype": "FP32", "shape": [2, 2, 4], "data": x[:2].ravel().tolist()}
+        mixed = await client.post(f"{MODEL}/infer", json={"inputs": [tensor, both], "parameters": {"coverage": 0.9}})
+        assert mixed.json()["parameters"]["coverage_calibrated_on"] == "mixed"

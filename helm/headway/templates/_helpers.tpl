@@ -57,6 +57,9 @@ HEADWAY_METRICS_PORT: "9090"
 {{- if eq .Values.store.kind "sqlite" }}
 HEADWAY_STORE: "sqlite+aiosqlite:////data/headway.db"
 {{- end }}
+{{- if .Values.keys.existingSecret }}
+HEADWAY_KEYS: {{ printf "/etc/headway/keys/%s" .Values.keys.secretKey | quote }}
+{{- end }}
 {{- if .Values.models.existingClaim }}
 HEADWAY_MODELS: "/models"
 {{- end }}
