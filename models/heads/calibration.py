@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.doubts import off_distribution, swapped_labels
-from models.heads.fit import FITS, placed, without
+from models.heads.doubts import doubts, turn_text
+from models.heads.fit import FITS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
 from models.heads.head import Head, blend, log_loss
+from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
@@ -77,6 +78,7 @@ def calibrate(
     overlap: int = 0,
     margin: float = 0.0,
     only_shown: bool = False,
+    x: NDArray[np.generic] | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
 
@@ -91,6 +93,7 @@ def calibrate(
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
         only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
+        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
@@ -99,7 +102,8 @@ def calibrate(
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
-    prior = placed(shown.whole, prior)
+    placement, placements = placement_of(shown.whole, prior), 0 if prior.placements is None else len(prior.placements)
+    prior = prior.at(placement)
     folds = plan_folds(shown.y, shown.repetition, overlap)
     mute = ~shown.whole.seen if only_shown else np.zeros(prior.classes, bool)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
@@ -108,11 +112,13 @@ def calibrate(
     evaluated = time.perf_counter()
     candidate = _fit(chosen, whole, shown, prior, mute).scaled(temperature)
     fitted = time.perf_counter()
-    doubts = _warnings(whole.statistics, prior)
+    looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
     held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(whole.statistics, held, trust, prior, doubts, margin, only_shown=only_shown)
+    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
-    warnings = (*doubts, *_contradictions(trust), *_sent_before(shown.again))
+    turn = (turn_text(placement, placements),) if placement else ()
+    seen = inspect(x, shown.z, prior).warnings
+    warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, held, temperature)
@@ -140,7 +146,7 @@ def _judge(
     held: HeldOut | None,
     trust: Trust,
     prior: Prior,
-    doubts: tuple[str, ...],
+    against: tuple[str, ...],
     margin: float,
     *,
     only_shown: bool,
@@ -151,17 +157,7 @@ def _judge(
         return refusal
     if held is not None:
         return judge_held_out(held, prior, shots, margin, trust)
-    return judge_by_population(prior, shots, doubts)
-
-
-def _swap_text(cycle: tuple[str, ...]) -> str:
-    if len(cycle) == 2:
-        a, b = cycle
-        return (
-            f"windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
-        )
-    looks = ", ".join(f"{a!r} look like {b!r}" for a, b in zip(cycle, (*cycle[1:], cycle[0]), strict=True))
-    return f"compared with the population, windows labelled {looks}: were the labels mixed up?"
+    return judge_by_population(prior, shots, against)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
@@ -235,6 +231,15 @@ def _choose(
     return best[1:]
 
 
+def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
+    """Mean logits `(K, K)` of the shared head over the windows of each label in this call; NaN where there are none."""
+    found = np.full((prior.classes, prior.classes), np.nan)
+    logits = shared_head(prior).logits(shown.z)
+    for c in np.unique(shown.y[trust.kept]):
+        found[c] = logits[trust.kept & (shown.y == c)].mean(0)
+    return found
+
+
 def _contradictions(trust: Trust) -> tuple[str, ...]:
     if not trust.noticed:
         return ()
@@ -242,14 +247,3 @@ def _contradictions(trust: Trust) -> tuple[str, ...]:
         f"about {trust.wrong:.0%} of the labels contradict the others; "
         f"{int((~trust.kept).sum())} of {len(trust.kept)} windows were left out",
     )
-
-
-def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
-    found = [_swap_text(cycle) for cycle in swapped_labels(stats, prior)]
-    distance = off_distribution(stats, prior)
-    if distance is not None:
-        found.append(
-            f"the windows lie {distance:.1f} times as far from the population as users usually do: "
-            "is it the same sensor, unit, scale and electrode order as the model's?"
-        )
-    return tuple(found)

@@ -120,15 +120,20 @@ def blended_covariance(stats: Statistics, prior: Prior) -> Array:
 
 
 def placed(stats: Statistics, prior: Prior) -> Prior:
-    """Return the prior at the placement of the sensor that makes the user's class means likeliest.
+    """Return the prior at the placement of the sensor that makes the user's class means likeliest."""
+    return prior.at(placement_of(stats, prior))
+
+
+def placement_of(stats: Statistics, prior: Prior) -> int:
+    """Find the placement of the sensor that makes the user's class means likeliest; 0 is the usual one.
 
     A rotated armband permutes the electrodes, hence rotates the population; the marginal likelihood of a few labelled
     windows tells which rotation.
     """
     p = prior.placements
     if p is None or len(p) == 1 or not stats.seen.any():
-        return prior.at(0)
-    return prior.at(int(placement_evidence(stats, prior).argmax()))
+        return 0
+    return int(placement_evidence(stats, prior).argmax())
 
 
 def placement_evidence(stats: Statistics, prior: Prior) -> Array:

@@ -23,10 +23,11 @@ LEVELS = 16
 """A signal with fewer levels between its rails is coarse, not clipped."""
 LOOKED_AT = 64
 """Windows among which levels are counted."""
-FAR = 6.0
+FAR = 2.5
 """Squared Mahalanobis distance per feature to the nearest class beyond which a window is unlike the population's."""
 WORTH_SAYING = 0.05
-"""Share of a call's windows from which a kind of trouble is worth a sentence."""
+"""Share of a call's windows above which a kind of trouble is worth a sentence, of two windows or more."""
+FEW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,14 @@ class Inspection:
             (self.clipped, "clipped: is the gain too high?"),
         ):
             share = trouble.mean(0) if len(trouble) else np.zeros(0)
-            channels = np.flatnonzero(share > (0.0 if trouble is self.non_finite else WORTH_SAYING))
+            least = 0.0 if trouble is self.non_finite else max(WORTH_SAYING, (FEW - 1) / max(len(trouble), 1))
+            channels = np.flatnonzero(share > least)
             if len(channels):
                 some = f"in {float(share[channels].max()):.0%} of the windows " if share[channels].max() < 1 else ""
                 found.append(f"{_named(channels)} {some}{what}")
-        far = float((self.kind == KINDS.index(OFF_DISTRIBUTION)).mean()) if len(self.kind) else 0.0
-        if far > WORTH_SAYING:
+        strange = self.kind == KINDS.index(OFF_DISTRIBUTION)
+        far = float(strange.mean()) if len(strange) else 0.0
+        if far > WORTH_SAYING and strange.sum() >= FEW:
             found.append(
                 f"{far:.0%} of the windows are unlike any class of the population: is it the same sensor, unit, scale "
                 "and electrode order as the model's?"

@@ -15,6 +15,7 @@ from models.heads.head import NEVER
 
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
+GAIN = "gain"
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
@@ -98,6 +99,7 @@ class Prior:
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
         own: how many of the K classes, the last ones, are a user's own: the population knows nothing of them.
+        gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
@@ -112,6 +114,7 @@ class Prior:
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
     own: int = 0
+    gain: Array | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -208,6 +211,8 @@ def to_bytes(prior: Prior) -> bytes:
         # Float32 halves the size of the largest part; the prior's own arrays stay exact.
         placed = {f"placements.{name}": getattr(prior.placements, name).astype(np.float32) for name in PLACED}
         tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
+    if prior.gain is not None:
+        tensors[GAIN] = np.ascontiguousarray(prior.gain, np.float64)
     return safetensors.numpy.save(tensors)
 
 
@@ -235,7 +240,9 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         m = tensors["placements.log_weight"].shape[0]
         shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
-    for name in (*TENSORS, *placed):
+    gain = [GAIN] if GAIN in tensors else []
+    shapes |= dict.fromkeys(gain, (p,))
+    for name in (*TENSORS, *placed, *gain):
         want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
@@ -246,5 +253,6 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
+        gain=arrays.get(GAIN),
         **{name: arrays[name] for name in TENSORS},
     )

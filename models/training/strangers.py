@@ -69,7 +69,8 @@ def strangers(run: Run, recordings: Sequence[Recordings]) -> Iterator[Stranger]:
             k, p = len(run.labels), encoder.default_cfg.personal
             prior, centre, projection = population_prior(work.moments, others, run.labels, p, k, run.prior.hyper)
             eye = np.concatenate([np.zeros((k, p)), np.eye(k)], 1)
-            prior = replace(prior, generic_weight=eye, generic_bias=np.zeros(k))
+            gain = np.mean([work.gains[v] for v in others], 0) @ projection
+            prior = replace(prior, generic_weight=eye, generic_bias=np.zeros(k), gain=gain)
             yield Stranger(work.people.members[u].name, prior, _features(encoder, centre, projection, weights))
 
 

@@ -28,6 +28,7 @@ from models.training.people import People, fold_members, gather
 from models.training.population import (
     Moments,
     Placement,
+    gain_directions,
     handmade_moments,
     population_prior,
     ring_placements,
@@ -119,6 +120,7 @@ class Training:
         self.placements = ring_placements(channels) if ring else (Placement(0.0, False, 0.0),)
         self.learned = self.recipe.learned and config.steps > 0
         self.features, self.moments = self._all_moments()
+        self.gains = gain_directions(self._blank(), self.people)
 
     def run(self, begin: float, command: str) -> None:
         """Do everything and write the run."""
@@ -211,6 +213,8 @@ class Training:
         encoder.deviation.copy_(torch.from_numpy(np.maximum(deviation, 1e-3).astype(np.float32)))
         encoder.projection.copy_(torch.from_numpy(projection.astype(np.float32)))
         set_placements(encoder, prior, self.placements)
+        if self.people.signal.modality == "emg":  # whose features are logarithms, so that a gain is a direction
+            prior = replace(prior, gain=np.mean([self.gains[u] for u in who], 0) @ projection)
         return encoder, prior
 
     def _folds(self) -> tuple[list[generic.HeldOutEvidence], int, list[dict[str, Any]]]:

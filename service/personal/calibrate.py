@@ -105,6 +105,7 @@ class Calibrator:
             method=request.method,
             overlap=_overlap(given, model),
             only_shown=request.among == "shown",
+            x=given.windows.x,
         )
         try:
             result = await asyncio.to_thread(fit)
