@@ -117,7 +117,7 @@ def calibrate(
     verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     turn = (turn_text(placement, placements),) if placement else ()
-    seen = inspect(x, shown.z, prior).warnings
+    seen = inspect(x, shown.z, prior).warnings if len(shown.z) else ()
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
     seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
