@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from models.heads.doubts import doubts, turn_text
 from models.heads.fit import FITS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
-from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, unseen_classes
-from models.heads.head import Head, blend, log_loss
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
+from models.heads.head import Head, blend, leaning, log_loss
 from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
@@ -114,8 +114,11 @@ def calibrate(
     fitted = time.perf_counter()
     looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
     held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, only_shown=only_shown)
+    active = previous is not None
+    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, active=active, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
+    if head is not None and verdict.lean:
+        head = leaning(head, ~whole.statistics.seen, verdict.lean)
     turn = (turn_text(placement, placements),) if placement else ()
     seen = inspect(x, shown.z, prior).warnings if len(shown.z) else ()
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
@@ -149,15 +152,24 @@ def _judge(
     against: tuple[str, ...],
     margin: float,
     *,
+    active: bool,
     only_shown: bool,
 ) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    if not only_shown and (refusal := unseen_classes(whole, prior)) is not None:
-        return refusal
-    if held is not None:
-        return judge_held_out(held, prior, shots, margin, trust)
-    return judge_by_population(prior, shots, against)
+    known = whole.seen[: prior.known]
+    if not only_shown and not known.all():
+        missing = [label for label, seen in zip(prior.labels, known, strict=False) if not seen]
+        # A share of the shared head would leave labels of the user's own unsaid.
+        rule = None if prior.own else prior.hyper.partial
+        clean = not active and not against and not trust.noticed
+        if rule is not None and held is not None:
+            mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
+            held = replace(held, candidate=mixed)
+        return judge_partial(held, missing, rule, clean)
+    if held is None:
+        return judge_by_population(prior, shots, against)
+    return judge_held_out(held, prior, shots, margin, trust)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:

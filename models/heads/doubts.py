@@ -15,11 +15,14 @@ Array = NDArray[np.float64]
 
 OFF_DISTRIBUTION = 3.0
 """Mean squared Mahalanobis distance per feature above which the input looks like another sensor or scale."""
+ANOTHER_WORLD = 20.0
+"""Distance beyond which the population's record says nothing. People of the population with a dead channel, or four
+times the gain, are at up to 16 and gained from a few windows all the same."""
 SWAP_NATS, SWAP_NATS_OF_FEW = 2.2, 1.8
 """Nats that an exchange of labels must gain, and how many more where only one independent window a class is known."""
 GENERIC_SHARE = 0.5
 """Weight of the generic head's log-odds in those nats: neighbouring windows say the same."""
-UNLIKE_EARLIER = 3.0
+UNLIKE_EARLIER = 2.5
 """Distance from the user's earlier windows, in units of what repetitions of a sitting differ by."""
 GAIN = 0.7
 """Log gain beyond which the signal is said to be stronger or weaker than the population's: twice or half."""
@@ -47,13 +50,13 @@ def doubts(stats: Statistics, prior: Prior, shared: Array | None = None, earlier
         earlier: the part of `stats` that earlier calls brought.
     """
     against = [_swap_text(cycle) for cycle in swapped_labels(stats, prior, shared)]
+    beside: list[str] = []
     distance = off_distribution(stats, prior)
     if distance is not None:
-        against.append(
+        (against if distance > ANOTHER_WORLD else beside).append(
             f"the windows lie {distance:.1f} times as far from the population as users usually do: "
             "is it the same sensor, unit, scale and electrode order as the model's?"
         )
-    beside = []
     gain = log_gain(stats, prior)
     if gain is not None and abs(gain) > GAIN:
         beside.append(

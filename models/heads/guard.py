@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.heads.folds import HeldOut, Score, score, standard_error
 from models.heads.label_noise import Trust
-from models.heads.prior import Prior
-from models.heads.statistics import Statistics
+from models.heads.prior import Partial, Prior
 from models.heads.transfer import Transfer, expected, measured
 
-__all__ = ["Score", "Shots", "Verdict", "judge_by_population", "judge_held_out", "unseen_classes"]
+__all__ = ["Score", "Shots", "Verdict", "judge_by_population", "judge_held_out", "judge_partial"]
 
 BLEND_WEIGHTS = (0.25, 0.5, 0.75)
 LEGIBLE, CLEARLY_LEGIBLE = 0.22, 0.42
@@ -28,7 +27,8 @@ class Verdict:
     `outcome` is `promoted`, `blended`, `kept` or `insufficient`; `weight` is the share of the personal head in what may
     be served (0 for `kept` and `insufficient`); `evidence` is `held_out` or `population`. `remember`: whether later
     updates may add to these windows; not to ones that contradict each other, or the active head. `transfer`: what the
-    personal head does to the user beside the shared one; None where nothing tells.
+    personal head does to the user beside the shared one; None where nothing tells. `lean`: added to the logits of
+    labels that were not shown.
     """
 
     outcome: str
@@ -40,6 +40,7 @@ class Verdict:
     previous: Score | None = None
     candidate: Score | None = None
     transfer: Transfer | None = None
+    lean: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +153,28 @@ def _best_blend(held: HeldOut, weights: Sequence[float]) -> float:
     return best if scores[best].accuracy >= scores[0.0].accuracy else 0.0
 
 
-def unseen_classes(stats: Statistics, prior: Prior) -> Verdict | None:
-    """Refuse to promote while classes are missing: nothing tells what a head does to windows of a class never shown."""
-    missing = [label for label, shown in zip(prior.labels[: prior.known], stats.seen, strict=False) if not shown]
-    if not missing:
-        return None
-    text = f"no windows yet of {', '.join(missing)}: a head is promoted when it was shown every label"
-    return Verdict("insufficient", "population", 0.0, text)
+def judge_partial(held: HeldOut | None, missing: Sequence[str], rule: Partial | None, clean: bool) -> Verdict:
+    """Decide where labels are `missing`, of which nothing held out can tell what a head does to them.
+
+    A cautious blend is served if the population's record says that it leaves nobody worse off, if it does better on
+    what was held out of the labels shown (`held.candidate` being the blend), and if the input is `clean`: without
+    doubts, and without an active head to lose. Else nothing is promoted.
+    """
+    names = ", ".join(missing)
+    if rule is None or held is None or not clean:
+        text = f"no windows yet of {names}: a head is promoted when it was shown every label"
+        return Verdict("insufficient", "population", 0.0, text)
+    shared, blend = score(held.shared, held), score(held.candidate, held)
+    base = Verdict("insufficient", "population", 0.0, "", shared=shared, candidate=blend, transfer=measured(held))
+    numbers = f"{blend.accuracy:.1%} against the shared head's {shared.accuracy:.1%} on {blend.n} held-out windows"
+    if blend.accuracy <= shared.accuracy:
+        text = f"no windows yet of {names}, and a cautious blend does no better on the labels shown: {numbers}"
+        return replace(base, reason=text)
+    text = (
+        f"no windows yet of {names}: a cautious blend, which left none of {rule.users} left-out users worse on labels "
+        f"not shown ({rule.gain_unseen:+.1%} on average, {rule.worst_unseen:+.1%} at worst); on those shown {numbers}"
+    )
+    return replace(base, outcome="blended", weight=rule.weight, reason=text, lean=rule.lean)
 
 
 def judge_by_population(prior: Prior, shots: Shots, warnings: Sequence[str]) -> Verdict:

@@ -55,6 +55,11 @@ def blend(shared: Head, personal: Head, weight: float) -> Head:
     )
 
 
+def leaning(head: Head, classes: NDArray[np.bool_], by: float) -> Head:
+    """Return a head with `by` added to the logits of some classes `(K,)`."""
+    return Head(head.weight, head.bias + by * classes)
+
+
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     """Return probabilities over the last axis."""
     e = np.exp(logits - logits.max(-1, keepdims=True))

@@ -36,6 +36,25 @@ class Evidence(BaseModel):
     floor: float
 
 
+class Partial(BaseModel):
+    """How a calibration that showed some of the labels only may be used, and what it did for left-out people.
+
+    The shared head with a share `weight` of the personal one, `lean` added to the logits of labels that were not shown:
+    the rule that gained most among those that left nobody below the shared head, neither on the labels shown nor on the
+    others (means over a person's calibrations). Gains are personal minus generic accuracy, in [−1, 1].
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    weight: float = Field(gt=0, le=1)
+    lean: float = Field(ge=0, description="added to the logits of labels not shown")
+    shown: int = Field(ge=2, description="labels shown in those calibrations")
+    users: int = Field(ge=2)
+    gain_shown: float
+    gain_unseen: float
+    worst_unseen: float = Field(description="least gain of any left-out user on the labels not shown")
+
+
 class HyperParameters(BaseModel):
     """Settings of the default head, chosen by leave-one-user-out on the population (never on a served user).
 
@@ -46,7 +65,8 @@ class HyperParameters(BaseModel):
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
     one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `set_floors`
-    are the generic head's for sets of labels, by coverage (`models.heads.confidence`), from people left out.
+    are the generic head's for sets of labels, by coverage (`models.heads.confidence`), from people left out; `partial`
+    is None where no rule for labels that were not shown is safe.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +82,7 @@ class HyperParameters(BaseModel):
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
     set_floors: tuple[float, ...] = ()
+    partial: Partial | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,7 @@ class Statistics:
         classes: int,
         weight: Array | None = None,
     ) -> Statistics:
-        """Summarise features `z (n, d)` with labels `y (n,)` in `0..classes-1` and repetition ids `(n,)`.
-
-        With `weight (n,)`, at least 0, each window counts so much.
-        """
+        """Summarise features `z (n, d)`, labels `y (n,)`, repetition ids `(n,)`; windows count `weight (n,)`, or 1."""
         z = np.asarray(z, np.float64)
         ids, column = np.unique(np.asarray(repetition), return_inverse=True)
         dim = z.shape[1]
@@ -252,10 +249,8 @@ def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
             weight = float(base.count[:, i].sum() / count.sum())
             if weight > 1 + 1e-6 or not np.allclose(base.count[:, i], weight * count, rtol=1e-5, atol=0):
                 continue
-            tolerance = 1e-4 * weight
-            if np.allclose(
-                base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=tolerance * (1 + float(count.max()))
-            ):
+            slack = 1e-4 * weight * (1 + float(count.max()))
+            if np.allclose(base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=slack):
                 found[later] = earlier
     return found
 

@@ -24,6 +24,7 @@ from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainConfig, TrainingError
 from models.training.network import Tick, fit_network
+from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
 from models.training.population import (
     Moments,
@@ -270,7 +271,9 @@ class Training:
         place = len(self.placements) > 1
         records, figures = evidence(left, trials, hyper, thinning, place=place)
         self.tick("leave one out", len(self.people), len(self.people))
-        return hyper.model_copy(update={"window": hyper.window * thinning, "evidence": records}), figures
+        rule = partial_rule(left, hyper, self.config.seed)
+        record = {"window": hyper.window * thinning, "evidence": records, "partial": rule}
+        return hyper.model_copy(update=record), figures
 
     def _parity_windows(self) -> NDArray[np.float32]:
         """Real windows of everyone, spread evenly, for the exporter's parity gate."""

@@ -220,6 +220,7 @@ def _report(
         "weight": verdict.weight,
         "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,
+        "transfer": None if verdict.transfer is None else _rounded(asdict(verdict.transfer)),
         "classes": classes,
         "metrics": {name: _score(getattr(verdict, name)) for name in ("shared", "previous", "candidate")},
         "warnings": list(result.warnings),
@@ -238,7 +239,11 @@ def _confidence(found: Confidence) -> dict[str, Any]:
 
 
 def _score(score: Score | None) -> dict[str, Any] | None:
-    return None if score is None else {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(score).items()}
+    return None if score is None else _rounded(asdict(score))
+
+
+def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
 
 
 def _ms(seconds: float) -> float:
