@@ -13,6 +13,7 @@ from sqlalchemy import Table, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
+from service.personal.data_tables import retained
 from service.personal.records import (
     NewVersion,
     NoSuchVersion,
@@ -23,7 +24,7 @@ from service.personal.records import (
     head_to_bytes,
 )
 from service.personal.rows import owned, owner_values, user_of
-from service.personal.schema import activations, users, versions
+from service.personal.schema import activations, metadata, users, versions
 
 STATISTICS_KEPT = 2
 """Versions whose statistics are kept: the newest ones, beside the active one and the base."""
@@ -77,6 +78,16 @@ async def add_version(c: AsyncConnection, scope: Scope, user: str, new: NewVersi
     if new.active:
         await c.execute(insert(activations).values(**owner_values(scope, user), version=number, at=now))
     return number
+
+
+async def found_or_made(c: AsyncConnection, scope: Scope, user: str, now: float) -> User:
+    """Return a user, locked until the transaction ends; made where there is none."""
+    return await _locked(c, scope, user) or await _made(c, scope, user, now)
+
+
+async def altered(c: AsyncConnection, scope: Scope, user: str) -> None:
+    """Make void what was read of a user to be committed later: their statistics are others now."""
+    await c.execute(update(users).where(owned(users, scope, user)).values(revision=users.c.revision + 1))
 
 
 async def _locked(c: AsyncConnection, scope: Scope, user: str) -> User | None:
@@ -160,6 +171,7 @@ async def remove_version(c: AsyncConnection, scope: Scope, user: str, version: i
     gone = await c.execute(delete(versions).where(owned(versions, scope, user), versions.c.version == version))
     if not gone.rowcount:
         raise NoSuchVersion(f"version {version} does not exist")
+    await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version == version))
     base = case((users.c.base == version, 0), else_=users.c.base)
     await c.execute(update(users).where(owned(users, scope, user)).values(base=base, revision=users.c.revision + 1))
 
@@ -181,6 +193,8 @@ async def remove_user(c: AsyncConnection, user: str, model: str | None, tenant: 
     )
     scopes = [Scope(row.model, row.feature_space, tenant) for row in held]
     rows = 0
-    for table in (versions, activations, users):
+    for table in metadata.tables.values():
+        if "user" not in table.c:  # the audit trail knows a pseudonym
+            continue
         rows += (await c.execute(delete(table).where(*theirs(table)))).rowcount
     return rows, scopes

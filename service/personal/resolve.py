@@ -85,7 +85,7 @@ class Resolver:
         if wanted == 0:
             return SHARED_HEAD if fallback == "shared" else None
         slot = model.bank.pin((user, wanted))
-        return None if slot is None else ResolvedHead(slot, wanted)
+        return None if slot is None else ResolvedHead(slot, wanted, model.bank.own(slot))
 
     def preferred(self, candidates: Sequence[LoadedModel], user: str) -> LoadedModel | None:
         """Which of several versions a user has a head in, newest first; None if that is not known here."""
@@ -135,7 +135,7 @@ class Resolver:
         else:
             slot = model.bank.pin((user, wanted))
             if slot is not None:
-                return ResolvedHead(slot, wanted)
+                return ResolvedHead(slot, wanted, model.bank.own(slot))
         try:
             return await self._fetch(model, user, version)
         except StoreError as e:
@@ -164,7 +164,7 @@ class Resolver:
             raise Conflict(f"user {user!r} has no head version {version} for model {model.name!r}")
         if head is None:
             return SHARED_HEAD
-        return ResolvedHead(model.bank.insert((user, wanted), head), wanted)
+        return ResolvedHead(model.bank.insert((user, wanted), head), wanted, head.own)
 
     async def _active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Read a user's active head, in one query with all that are wanted in this turn of the loop."""

@@ -8,6 +8,8 @@ from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, de
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service.personal import data_tables as data_tables  # so that they are made with the others
+from service.personal import operation_tables as operation_tables
 from service.personal import schema
 from service.personal.records import StoreError
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import UserDefinedType
 
-REVISION = "0002"
+REVISION = "0004"
 """The last migration: the state of the tables that this release reads and writes."""
 FIRST_REVISION = "0001"
 """The tables as Headway 0.1.0 made them, which knew no migrations."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -189,6 +191,8 @@ class Store:
         """
         async with self._database.transaction(write=True) as c:
             number = await changes.add_version(c, scope, user, new)
+            if new.also is not None:
+                await new.also(c, number)
             outcome, details = new.report.get("outcome"), {"version": number, "active": new.active}
             await audit.write(c, scope, self.pseudonym(user), "calibrated", details, outcome)
             if new.active:
@@ -242,6 +246,26 @@ class Store:
         """Return the newest lines of the audit trail, of one user or of all, oldest first."""
         async with self._database.transaction() as c:
             return await audit.read(c, None if user is None else self.pseudonym(user), limit)
+
+    def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a transaction that ends with the block, for what else is kept of users.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        return self._database.transaction(write=write)
+
+    async def purge(self) -> bool | None:
+        """Leave no trace of what was deleted in the database's logs; returns as `Erasure.log_truncated`."""
+        return await self._database.scrub()
+
+    async def audit(self, c: AsyncConnection, scope: Scope, user: str, event: str, details: dict[str, Any]) -> None:
+        """Note in the audit trail what a transaction does to a user."""
+        await audit.write(c, scope, self.pseudonym(user), event, details)
+
+    async def replaced(self, c: AsyncConnection, scope: Scope, user: str) -> None:
+        """Tell other services that a transaction replaces all of a user's heads."""
+        await self._database.publish(c, self.who(scope, user), Kind.DROPPED)
 
     async def ping(self) -> None:
         """Do one read.
