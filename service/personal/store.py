@@ -84,7 +84,7 @@ class Store:
         """Return the version served and its head for those of many users who have one."""
         found: dict[str, tuple[int, Head]] = {}
         where = in_scope(users, scope)
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             for begin in range(0, len(names), USERS_A_QUERY):
                 rows = await c.execute(
                     select(users.c.user, versions.c.version, versions.c.head, versions.c.digest)
@@ -114,7 +114,7 @@ class Store:
 
     async def weights(self, scope: Scope, user: str, version: int) -> tuple[bytes, str] | None:
         """Return the safetensors of one version and their digest, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             row = (
                 await c.execute(
                     select(versions.c.head, versions.c.digest).where(
@@ -126,7 +126,7 @@ class Store:
 
     async def user(self, scope: Scope, user: str) -> User | None:
         """Return a user's pointers, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             row = (await c.execute(select(users).where(owned(users, scope, user)))).mappings().first()
         return None if row is None else user_of(row)
 
@@ -138,7 +138,7 @@ class Store:
     async def users(self, scope: Scope, after: str, limit: int) -> list[User]:
         """List users by name, beginning behind `after`."""
         where = in_scope(users, scope)
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(users).where(*where, users.c.user > after).order_by(users.c.user).limit(limit)
             )
@@ -157,7 +157,7 @@ class Store:
 
     async def versions(self, scope: Scope, user: str) -> list[Version]:
         """List a user's versions, oldest first."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user)).order_by(versions.c.version)
             )
@@ -165,7 +165,7 @@ class Store:
 
     async def version(self, scope: Scope, user: str, version: int) -> Version | None:
         """Return one version, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user), versions.c.version == version)
             )
@@ -174,7 +174,7 @@ class Store:
 
     async def by_idempotency_key(self, scope: Scope, user: str, key: str) -> Version | None:
         """Return the version that a call with this key made, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user), versions.c.idempotency_key == key)
             )
@@ -273,7 +273,7 @@ class Store:
         Raises:
             StoreError: the store is out of reach.
         """
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             await c.execute(select(meta.c.key).limit(1))
 
     def pseudonym(self, user: str) -> str:
