@@ -17,7 +17,7 @@ from service.observability import Metrics, RequestScope
 from service.personal.records import StoreError
 from service.personal.store import Store
 from service.registry import Registry
-from service.routes import calibrations, health, infer, metadata, repository, users
+from service.routes import adaptations, calibrations, health, infer, metadata, repository, users
 from service.state import Services
 from service.verbs import Verbs
 
@@ -64,7 +64,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services, app.state.settings = own, settings
-    for part in (health, infer, calibrations, users, repository, metadata):
+    for part in (health, infer, calibrations, adaptations, users, repository, metadata):
         app.include_router(part.router)
     if metrics_route:
 

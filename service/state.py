@@ -12,6 +12,7 @@ from service.config import Settings
 from service.errors import NotFound, Unavailable
 from service.loaded import LoadedModel
 from service.observability import Metrics
+from service.personal.adapt import Adapter
 from service.personal.calibrate import Calibrator
 from service.personal.resolve import Resolver
 from service.personal.store import Store
@@ -38,6 +39,7 @@ class Services:
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
+    _adapter: Adapter | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
     def opened(self, store: Store) -> None:
@@ -45,6 +47,7 @@ class Services:
         self._store = store
         self.plane.heads = self._resolver = Resolver(store)
         self._calibrator = Calibrator(store, self._resolver)
+        self._adapter = Adapter(store, self._resolver, self._calibrator)
         self._problems = []
 
     @property
@@ -73,6 +76,11 @@ class Services:
     def calibrator(self) -> Calibrator:
         """The calibrator."""
         return _started(self._calibrator)
+
+    @property
+    def adapter(self) -> Adapter:
+        """What adapts heads without labels."""
+        return _started(self._adapter)
 
 
 def _started(part: T | None) -> T:

@@ -158,7 +158,8 @@ class Store:
         """
         async with transaction(self._engine, write=True) as c:
             number = await changes.add_version(c, scope, user, new)
-            await self._audit(c, scope, user, "calibrated", {"version": number, "outcome": new.report.get("outcome")})
+            event = "adapted" if new.report.get("origin") == "adaptation" else "calibrated"
+            await self._audit(c, scope, user, event, {"version": number, "outcome": new.report.get("outcome")})
         return number
 
     async def activate(self, scope: Scope, user: str, version: int) -> User:

@@ -55,7 +55,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Calibr
     for required in ("inputs", "labels"):
         if required not in message:
             raise InvalidRequest(f"the body has no {required!r}")
-    x = _windows(message["inputs"], binary, manifest)
+    x = windows_of(message["inputs"], binary, manifest)
     choice = {name: _choice(message, name) for name in CHOICES}
     return CalibrationRequest(
         x=x,
@@ -68,7 +68,13 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Calibr
     )
 
 
-def _windows(value: Any, binary: memoryview, manifest: Manifest) -> NDArray[np.float32]:
+def windows_of(value: Any, binary: memoryview, manifest: Manifest) -> NDArray[np.float32]:
+    """Windows of a control-plane body's `inputs`: a nested array, or one tensor.
+
+    Raises:
+        InvalidRequest: malformed, or of another shape or datatype.
+        Unprocessable: values that are not finite.
+    """
     if isinstance(value, list) and value and isinstance(value[0], dict):
         tensors = oip.tensors(value, binary)
         if len(tensors) != 1:
