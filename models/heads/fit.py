@@ -11,6 +11,7 @@ from models.heads.head import Head
 from models.heads.pencil import pencil, placed_pencil
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
+from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 
@@ -40,7 +41,7 @@ def _solve(matrix: Array, right: Array) -> Array:
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
 
 
-def map_means(stats: Statistics, prior: Prior) -> Array:
+def map_means(stats: Sums, prior: Prior) -> Array:
     """Return posterior class means `(K, d)` under the population's hierarchical Gaussian prior.
 
     M̃ = Mp + Sb (Sb + Sr/r + Sw/n_eff)⁻¹ (M − Mp), with r repetitions and n_eff windows net of their autocorrelation
@@ -65,7 +66,7 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     return moved
 
 
-def blended_covariance(stats: Statistics, prior: Prior) -> Array:
+def blended_covariance(stats: Sums, prior: Prior) -> Array:
     """Return S = (1−λ) S_user + λ Sw, λ falling with the effective number of windows.
 
     Both are covariances within (class, repetition): adding the spread of repetitions makes heads worse.
@@ -79,12 +80,12 @@ def blended_covariance(stats: Statistics, prior: Prior) -> Array:
     return np.asarray((1 - lam) * stats.scatter() / degrees + lam * prior.within)
 
 
-def placed(stats: Statistics, prior: Prior) -> Prior:
+def placed(stats: Sums, prior: Prior) -> Prior:
     """Return the prior at the placement of the sensor that makes the user's class means likeliest."""
     return prior.at(placement_of(stats, prior))
 
 
-def placement_of(stats: Statistics, prior: Prior) -> int:
+def placement_of(stats: Sums, prior: Prior) -> int:
     """Find the placement of the sensor that makes the user's class means likeliest; 0 is the usual one.
 
     A rotated armband permutes the electrodes, hence rotates the population; the marginal likelihood of a few labelled
@@ -96,21 +97,22 @@ def placement_of(stats: Statistics, prior: Prior) -> int:
     return int(placement_evidence(stats, prior).argmax())
 
 
-def placement_evidence(stats: Statistics, prior: Prior) -> Array:
+def placement_evidence(stats: Sums, prior: Prior) -> Array:
     """Log marginal likelihood `(M,)` of the user's class means at each placement, its log prior added."""
     p, h, seen = prior.placements, prior.hyper, stats.seen
     assert p is not None
     evidence = p.log_weight.copy()
-    for c in np.flatnonzero(seen):
-        repetitions = float(stats.repetitions_seen[c])
-        q = placed_pencil(prior, repetitions)
-        noise = 1 / max(repetitions, float(stats.n[c]) / h.window)
-        away = ((stats.means[c] - p.means[:, c])[:, None] @ q.vectors)[:, 0]
-        evidence -= 0.5 * ((away**2 / (q.values + noise)).sum(1) + np.log(q.values + noise).sum(1) + q.log_det)
+    n, r = stats.n, stats.repetitions_seen
+    for repetitions in np.unique(r[seen]):
+        q, rows = placed_pencil(prior, float(repetitions)), seen & (r == repetitions)
+        noise = 1 / np.maximum(repetitions, n[rows] / h.window)
+        away = (stats.means[rows] - p.means[:, rows]) @ q.vectors
+        spread = q.values[:, None] + noise[:, None]
+        evidence -= 0.5 * (away**2 / spread + np.log(spread)).sum((1, 2)) + 0.5 * rows.sum() * q.log_det
     return np.asarray(evidence)
 
 
-def fit_map(stats: Statistics, prior: Prior) -> Head:
+def fit_map(stats: Sums, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
 
     The two judge by different features, so together they know more than either (a product of experts). With no data it
@@ -125,7 +127,7 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
     return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
 
 
-def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
+def shared_share(stats: Sums, hyper: HyperParameters) -> float:
     """How much of the generic head is added to the personal one: the less, the more repetitions were seen.
 
     Repetitions of one sitting count as much less as they have in common (`persistence`).
@@ -137,13 +139,13 @@ def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
     return hyper.shared * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
-def fit_ncm(stats: Statistics, prior: Prior) -> Head:
+def fit_ncm(stats: Sums, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
-def fit_lda(stats: Statistics, prior: Prior) -> Head:
+def fit_lda(stats: Sums, prior: Prior) -> Head:
     """Fit the user's own linear discriminant (Ledoit–Wolf-like trace shrinkage only where n is small).
 
     Classes without windows keep the population's mean.
@@ -190,3 +192,6 @@ FITS: dict[str, Callable[[Statistics, Prior], Head]] = {
     "ridge": fit_ridge,
 }
 """Methods that need statistics only. Each maps to one affine head."""
+
+FITS_FROM_SUMS: dict[str, Callable[[Sums, Prior], Head]] = {"map": fit_map, "ncm": fit_ncm, "lda": fit_lda}
+"""Those of them that need no second moment by class."""
