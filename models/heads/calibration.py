@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
 TEMPERATURES = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 """Tried on held-out windows, on top of the bundle's; never below 1: few windows make no head more certain."""
-MOST_SCORED, MOST_INSPECTED = 2048, 512
+MOST_SCORED, MOST_INSPECTED = 1024, 256
 """Windows that a temperature is chosen by, and that are looked at one by one; of more, every second, third, …."""
 MAX_REPETITIONS = 8
 """Repetitions kept apart in a user's statistics; older ones are merged."""
@@ -110,7 +110,8 @@ def calibrate(
     chosen, logits, temperature = _choose(method, shown, folds, trust, prior)
     evaluated = time.perf_counter()
     part = _Part(whole, lambda: whole, trust.kept)
-    candidate = _fit(chosen, part, shown, prior).scaled(temperature)
+    known_already = trust.head if chosen == "map" and not trust.noticed else None
+    candidate = (known_already or _fit(chosen, part, shown, prior)).scaled(temperature)
     fitted = time.perf_counter()
     population, known = prior.base or prior, prior.known
     witness = _by_label(shared, shown.y, trust, prior.classes)[:known, :known]

@@ -161,17 +161,14 @@ def unlike_earlier(stats: Sums, earlier: Sums, prior: Prior) -> float | None:
     both = stats.seen & earlier.seen
     if not both.any():
         return None
-    squares = []
-    for c in np.flatnonzero(both):
-        rest, per = 0.0, 0.0
-        for s in (stats, earlier):
-            repetitions = float(s.repetitions_seen[c])
-            per += 1 / repetitions
-            rest += 1 / max(repetitions, float(s.n[c]) / prior.hyper.window)
-        covariance = per * prior.repetition + rest * prior.within
-        away = stats.means[c] - earlier.means[c]
-        squares.append(float(away @ np.linalg.solve(covariance, away)) / stats.dim)
-    distance = float(np.mean(squares))
+    per, rest = 0.0, 0.0
+    for s in (stats, earlier):
+        repetitions = s.repetitions_seen[both]
+        per += float((1 / repetitions).mean())
+        rest += float((1 / np.maximum(repetitions, s.n[both] / prior.hyper.window)).mean())
+    away = (stats.means - earlier.means)[both]
+    covariance = per * prior.repetition + rest * prior.within
+    distance = float((away.T * np.linalg.solve(covariance, away.T)).sum() / away.size)
     return distance if distance > UNLIKE_EARLIER else None
 
 

@@ -25,12 +25,13 @@ SHARE_BEFORE, SHARE_LEAST, SHARE_MOST = 0.3, 0.02, 0.85
 class Trust:
     """Which windows' labels agree with the rest: `kept (n,)`, and the share of labels estimated to be `wrong`.
 
-    `noticed`: so many are that they are left out; else all are kept.
+    `noticed`: so many are that they are left out; else all are kept. `head`: the default one, of all windows.
     """
 
     kept: NDArray[np.bool_]
     wrong: float
     noticed: bool
+    head: Head | None = None
 
 
 def trusted(
@@ -68,13 +69,13 @@ def trusted(
     some = np.unique(np.linspace(0, len(y) - 1, min(len(y), FIRST_LOOK)).astype(int)) if len(y) else np.arange(0)
     weight, wrong = _right(head, z[some], y[some], prior, SHARE_BEFORE)
     if wrong < NOTICED:
-        return Trust(everything, wrong, False)
+        return Trust(everything, wrong, False, head)
     weight, wrong = _right(head, z, y, prior, SHARE_BEFORE)
     for _ in range(ITERATIONS - 1):
         weight, wrong = _right(fitted(weight), z, y, prior, wrong)
     kept = weight >= 0.5
     if wrong < NOTICED or not kept.any():
-        return Trust(everything, wrong, False)
+        return Trust(everything, wrong, False, head)
     return Trust(kept, wrong, True)
 
 

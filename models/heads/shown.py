@@ -44,11 +44,10 @@ class Shown:
             return self.whole.rest(fold.repetitions, self.pooled)
         # Blocks are of one repetition.
         out, (column,) = fold.removed, np.flatnonzero(np.isin(self.whole.repetitions, self.repetition[:1]))
-        z, y = self.z[out, : self.whole.dim], self.y[out]
+        z, one_of = self.z[out, : self.whole.dim], np.eye(self.whole.classes)[self.y[out]]
         count, total = self.whole.count.copy(), self.whole.total.copy()
-        for c in np.unique(y):
-            count[c, column] -= (y == c).sum()
-            total[c, column] -= z[y == c].sum(0)
+        count[:, column] -= one_of.sum(0)
+        total[:, column] -= one_of.T @ z
         return Rest(count, total, self.pooled - z.T @ z)
 
     def without(self, fold: Fold) -> Statistics:
