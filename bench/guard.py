@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +286,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="bundle: the evaluation people; counts as a run on them")
     parser.add_argument("--seeds", type=int, default=2, help="rounds")
     parser.add_argument("--only", default="", help="people whose name contains this")
+    parser.add_argument("--log", type=Path, help="append a line: looks at the evaluation people are counted")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     chosen = parser.parse_args()
@@ -306,6 +309,17 @@ def main() -> None:
         chosen.json.write_text(json.dumps({"rows": rows, "some_labels": parts, "outcomes": outcomes}) + "\n")
     if chosen.markdown:
         chosen.markdown.write_text(text)
+    if chosen.log:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {
+            "at": at,
+            "protocol": "guard",
+            "people": len(people),
+            "command": " ".join(sys.argv[1:]),
+            "rows": len(rows),
+        }
+        with chosen.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
