@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.doubts import doubts, turn_text
-from models.heads.fit import FITS, FITS_FROM_SUMS, placement_of
+from models.heads.fit import FITS, FITS_FROM_SUMS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
 from models.heads.head import Head, blend, leaning, log_loss
 from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
-from models.heads.labels import padded
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
 from models.heads.shown import Shown, together
@@ -50,6 +49,8 @@ class Calibration:
         verdict: the guard's decision.
         warnings: sentences about the input.
         seconds: durations of `fit` (with the statistics) and `evaluate`.
+        held: logits of the left-out windows, where there are any and every class was shown that the head answers.
+        temperature: of the candidate, on top of the bundle's.
     """
 
     head: Head | None
@@ -59,11 +60,14 @@ class Calibration:
     verdict: Verdict
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    held: HeldOut | None = None
+    temperature: float = 1.0
 
 
 def shared_head(prior: Prior) -> Head:
     """Return the population's generic head."""
-    return Head(prior.generic_weight, prior.generic_bias)
+    floors = np.array(prior.hyper.set_floors) if prior.hyper.set_floors else None
+    return Head(prior.generic_weight, prior.generic_bias, floors)
 
 
 def calibrate(
@@ -77,6 +81,7 @@ def calibrate(
     method: str = "map",
     overlap: int = 0,
     margin: float = 0.0,
+    only_shown: bool = False,
     x: NDArray[np.generic] | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
@@ -91,6 +96,7 @@ def calibrate(
         method: one of `METHODS`.
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
+        only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
         x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
@@ -102,23 +108,23 @@ def calibrate(
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
     placement, placements = placement_of(shown.whole, prior), 0 if prior.placements is None else len(prior.placements)
+    population, known = (prior.base or prior).at(placement), prior.known
     prior = prior.at(placement)
     folds = plan_folds(shown.y, shown.repetition, overlap)
+    mute = ~shown.whole.seen if only_shown else np.zeros(prior.classes, bool)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
     whole = shown.only(trust.kept) if trust.noticed else shown.whole
     shared = shared_head(prior).logits(shown.z)
-    chosen, logits, temperature = _choose(method, shown, folds, trust, prior)
+    chosen, logits, temperature = _choose(method, shown, folds, trust, prior, mute)
     evaluated = time.perf_counter()
-    part = _Part(whole, lambda: whole, trust.kept)
-    known_already = trust.head if chosen == "map" and not trust.noticed else None
-    candidate = (known_already or _fit(chosen, part, shown, prior)).scaled(temperature)
+    candidate = _candidate(chosen, _Part(whole, lambda: whole, trust.kept), shown, trust, prior, mute)
+    candidate = candidate.scaled(temperature)
     fitted = time.perf_counter()
-    population, known = prior.base or prior, prior.known
     witness = _by_label(shared, shown.y, trust, prior.classes)[:known, :known]
     parts = (minus(whole, shown.earlier).first(known), shown.earlier.first(known)) if shown.earlier.n.any() else None
     looks = doubts(whole.first(known), population, witness, parts)
     held = _held_out(folds, shown, shared, logits / temperature, previous) if folds else None
-    verdict = _judge(whole, held, trust, prior, previous, looks.against, margin)
+    verdict = _judge(whole, held, trust, prior, looks.against, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
         head = leaning(head, ~whole.seen, verdict.lean)
@@ -130,7 +136,8 @@ def calibrate(
         "evaluate": time.perf_counter() - fitted + evaluated - begin,
     }
     kept = whole.merged_to(MAX_REPETITIONS)
-    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds)
+    told = held if only_shown or whole.seen[:known].all() else None
+    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +167,22 @@ def _judge(
     held: HeldOut | None,
     trust: Trust,
     prior: Prior,
-    previous: Head | None,
     against: tuple[str, ...],
     margin: float,
+    *,
+    only_shown: bool,
 ) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    if not whole.seen.all():
-        missing = [label for label, seen in zip(prior.labels, whole.seen, strict=True) if not seen]
-        rule, clean = prior.hyper.partial, previous is None and not against and not trust.noticed
+    known = whole.seen[: prior.known]
+    if not only_shown and not known.all():
+        missing = [label for label, seen in zip(prior.labels, known, strict=False) if not seen]
+        # A share of the shared head would leave labels of the user's own unsaid.
+        rule = None if prior.own else prior.hyper.partial
+        clean = not against and not trust.noticed
         if rule is not None and held is not None:
             mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
-            held = replace(held, candidate=mixed)
+            held, clean = replace(held, candidate=mixed), clean and held.previous is None
         return judge_partial(held, missing, rule, clean)
     if held is None:
         return judge_by_population(prior, shots, against)
@@ -189,7 +200,7 @@ def _held_out(folds: Sequence[Fold], shown: Shown, shared: Array, candidate: Arr
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
     y, classes = shown.y[order], shown.whole.classes
-    earlier = None if previous is None else padded(previous, classes).logits(shown.z[order])
+    earlier = None if previous is None else previous.widened(classes).logits(shown.z[order])
     repetitions = len(np.unique(shown.repetition[order]))
     return HeldOut(y, fold * classes + y, len(folds), shared[order], candidate, earlier, repetitions)
 
@@ -208,15 +219,31 @@ def _check(shown: Shown, method: str, prior: Prior) -> None:
         )
 
 
-def _fit(name: str, part: _Part, shown: Shown, prior: Prior) -> Head:
+def _fit(name: str, part: _Part, shown: Shown, prior: Prior, mute: NDArray[np.bool_]) -> Head:
     if name == "logistic":
-        return fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
-    if name in FITS_FROM_SUMS:
-        return FITS_FROM_SUMS[name](part.sums, prior)
-    return FITS[name](part.statistics(), prior)
+        head = fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
+    elif name in FITS_FROM_SUMS:
+        head = FITS_FROM_SUMS[name](part.sums, prior)
+    else:
+        head = FITS[name](part.statistics(), prior)
+    return without(head, mute) if mute.any() else head
 
 
-def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prior: Prior) -> tuple[str, Array, float]:
+def _candidate(name: str, part: _Part, shown: Shown, trust: Trust, prior: Prior, mute: NDArray[np.bool_]) -> Head:
+    """The head of all windows that are trusted; the default one was fitted to tell which are."""
+    if name != "map" or trust.noticed or trust.head is None:
+        return _fit(name, part, shown, prior, mute)
+    return without(trust.head, mute) if mute.any() else trust.head
+
+
+def _choose(
+    method: str,
+    shown: Shown,
+    folds: Sequence[Fold],
+    trust: Trust,
+    prior: Prior,
+    mute: NDArray[np.bool_],
+) -> tuple[str, Array, float]:
     """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it.
 
     Returns:
@@ -233,7 +260,7 @@ def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prio
     y = shown.y[order][sound]
     best: tuple[float, str, Array, float] | None = None
     for name in names:
-        heads = [_fit(name, part, shown, prior) for part in parts]
+        heads = [_fit(name, part, shown, prior, mute) for part in parts]
         logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
         some = logits[sound]
         for t in TEMPERATURES:

@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head
-from models.heads.pencil import pencil, placed_pencil
+from models.heads.head import NEVER, Head
+from models.heads.pencil import pencil, placed_pencil, repetition_share
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
+S = TypeVar("S", bound=Sums)
 
 LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
+
+
+NOVELTY = 0.1
+"""Share of the classes' spread in which a label of the user's own may differ from them in any direction alike. On 19
+people with one gesture taken out of the population, 0 to 0.3 do alike (docs/heads.md)."""
+
+
+def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
+    """Return a head that never answers some classes."""
+    weight, bias = head.weight.copy(), head.bias.copy()
+    weight[classes], bias[classes] = 0.0, NEVER
+    return Head(weight, bias)
+
+
+def _answering(fit: Callable[[S, Prior], Head]) -> Callable[[S, Prior], Head]:
+    """Let a fit not answer labels of the user's own that were never shown."""
+
+    @wraps(fit)
+    def fitted(stats: S, prior: Prior) -> Head:
+        """Fit a head."""
+        head = fit(stats, prior)
+        return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
+
+    return fitted
 
 
 def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0, width: int = 0) -> Head:
@@ -52,18 +79,33 @@ def map_means(stats: Sums, prior: Prior) -> Array:
     h = prior.hyper
     moved = prior.means.copy()
     n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
+    for c in np.flatnonzero(seen[prior.known :]) + prior.known:
+        moved[c] = _newcomer(prior, own[c], float(n[c]), float(r[c]))
     # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
-    for c in np.flatnonzero(seen):
-        if c >= prior.known:  # no population to pull it: the user's own mean stands
-            moved[c] = own[c]
-            continue
+    for c in np.flatnonzero(seen[: prior.known]):
         q = pencil(prior, float(r[c]))
         noise = 1 / max(float(r[c]), float(n[c]) / h.window)
         moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
-    known = seen & (np.arange(len(seen)) < prior.known)
-    if h.offset and known.any() and not seen.all():
-        moved[~seen] += h.offset * (moved[known] - prior.means[known]).mean(0)
+    shown, missing = np.flatnonzero(seen[: prior.known]), np.flatnonzero(~seen[: prior.known])
+    if h.offset and len(shown) and len(missing):
+        moved[missing] += h.offset * (moved[shown] - prior.means[shown]).mean(0)
     return moved
+
+
+def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> Array:
+    """Return the posterior mean of a class that the population does not know, from the mean of its windows.
+
+    It is one more class as classes are: around the middle of the known ones, spread as they are and as people are.
+    Without that the noise of a few windows stays in all directions, and windows of the class lie far from its mean.
+    """
+    h = prior.hyper
+    known = prior.means[: prior.known]
+    middle = known.mean(0)
+    among = (known - middle).T @ (known - middle) / max(prior.known - 1, 1)
+    unlike = NOVELTY * np.trace(among) / prior.personal * np.eye(prior.personal)
+    spread = h.between * prior.between + (1 - NOVELTY) * among + unlike
+    noise = repetition_share(h, repetitions) * prior.repetition + prior.within / max(repetitions, windows / h.window)
+    return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
 
 
 def blended_covariance(stats: Sums, prior: Prior) -> Array:
@@ -103,15 +145,17 @@ def placement_evidence(stats: Sums, prior: Prior) -> Array:
     assert p is not None
     evidence = p.log_weight.copy()
     n, r = stats.n, stats.repetitions_seen
+    seen = seen & (np.arange(len(seen)) < prior.known)
     for repetitions in np.unique(r[seen]):
-        q, rows = placed_pencil(prior, float(repetitions)), seen & (r == repetitions)
+        q, rows = placed_pencil(prior, float(repetitions)), np.flatnonzero(seen & (r == repetitions))
         noise = 1 / np.maximum(repetitions, n[rows] / h.window)
         away = (stats.means[rows] - p.means[:, rows]) @ q.vectors
         spread = q.values[:, None] + noise[:, None]
-        evidence -= 0.5 * (away**2 / spread + np.log(spread)).sum((1, 2)) + 0.5 * rows.sum() * q.log_det
+        evidence -= 0.5 * (away**2 / spread + np.log(spread)).sum((1, 2)) + 0.5 * len(rows) * q.log_det
     return np.asarray(evidence)
 
 
+@_answering
 def fit_map(stats: Sums, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
 
@@ -124,7 +168,11 @@ def fit_map(stats: Sums, prior: Prior) -> Head:
     share = shared_share(stats, prior.hyper)
     if not share:
         return head
-    return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
+    weight, bias = prior.generic_weight, prior.generic_bias
+    if prior.own:  # of those the generic head says no more than of an average class
+        weight, bias = weight.copy(), bias.copy()
+        weight[prior.known :], bias[prior.known :] = weight[: prior.known].mean(0), bias[: prior.known].mean()
+    return Head(head.weight + share * weight, head.bias + share * bias)
 
 
 def shared_share(stats: Sums, hyper: HyperParameters) -> float:
@@ -139,12 +187,14 @@ def shared_share(stats: Sums, hyper: HyperParameters) -> float:
     return hyper.shared * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
+@_answering
 def fit_ncm(stats: Sums, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_lda(stats: Sums, prior: Prior) -> Head:
     """Fit the user's own linear discriminant (Ledoit–Wolf-like trace shrinkage only where n is small).
 
@@ -160,6 +210,7 @@ def fit_lda(stats: Sums, prior: Prior) -> Head:
     return gaussian_head(means, own, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     """Fit least squares on targets of `LOG_ODDS` for the class and 0 else, pulled towards the population's solution.
 
@@ -171,14 +222,16 @@ def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     mean = stats.means * stats.seen[:, None]
     count = float(stats.seen.sum())
     pull = prior.hyper.shrinkage * prior.hyper.window / max(float(stats.n.sum()), 1.0)
-    p_second = prior.within * k + prior.means.T @ prior.means
+    known = prior.known
+    p_means = np.where(np.arange(k)[:, None] < known, prior.means, 0.0)
+    p_second = prior.within * known + p_means.T @ p_means
     gram = np.zeros((d + 1, d + 1))
     gram[:d, :d] = second + pull * p_second
-    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * prior.means.sum(0)
-    gram[d, d] = count + pull * k
+    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * p_means.sum(0)
+    gram[d, d] = count + pull * known
     target = np.zeros((d + 1, k))
-    target[:d] = (mean + pull * prior.means).T
-    target[d] = stats.seen + pull
+    target[:d] = (mean + pull * p_means).T
+    target[d] = stats.seen + pull * (np.arange(k) < known)
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
     solution = np.linalg.solve(gram, target) * LOG_ODDS
     weights = np.pad(solution[:d].T, ((0, 0), (0, prior.dim - d)))

@@ -78,6 +78,8 @@ class _Case:
 
     def __init__(self, held: HeldOut, prior: Prior, margin: float) -> None:
         self.held, self.margin = held, margin
+        # The shared head cannot say labels of the user's own: a share of it would leave the rest of the head mute, too.
+        self.blends = () if prior.own else BLEND_WEIGHTS
         self.shared, self.candidate = score(held.shared, held), score(held.candidate, held)
         self.previous = None if held.previous is None else score(held.previous, held)
         self.gain = self.candidate.accuracy - self.shared.accuracy
@@ -148,7 +150,7 @@ class _Case:
         at_least = self.gain >= self.margin
         if self.gain > max(self.error, self.margin) or (at_least and self.candidate.log_loss <= self.shared.log_loss):
             return self.verdict("promoted", 1.0, f"personal head better: {self.numbers}")
-        best = _best_blend(self.held, up_to_one=at_least)
+        best = _best_blend(self.held, (*self.blends, *((1.0,) if at_least else ())))
         if best == 1.0:
             return self.verdict("promoted", 1.0, f"personal head better: {self.numbers}")
         if best == 0.0:
@@ -157,11 +159,10 @@ class _Case:
         return self.verdict("blended", best, text)
 
 
-def _best_blend(held: HeldOut, *, up_to_one: bool) -> float:
+def _best_blend(held: HeldOut, weights: Sequence[float]) -> float:
     """The share of the personal head with the least held-out log-loss; 0 if accuracy falls below the shared head's."""
-    weights = (0.0, *BLEND_WEIGHTS, *((1.0,) if up_to_one else ()))
-    scores = {w: score((1 - w) * held.shared + w * held.candidate, held) for w in weights}
-    best = min(weights, key=lambda w: scores[w].log_loss)
+    scores = {w: score((1 - w) * held.shared + w * held.candidate, held) for w in (0.0, *weights)}
+    best = min(scores, key=lambda w: scores[w].log_loss)
     return best if scores[best].accuracy >= scores[0.0].accuracy else 0.0
 
 

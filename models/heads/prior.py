@@ -11,6 +11,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.heads.head import NEVER
+
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
 GAIN = "gain"
@@ -63,7 +65,8 @@ class HyperParameters(BaseModel):
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
     one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `partial` is
-    None where no rule for labels that were not shown is safe.
+    None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets of labels,
+    by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -79,6 +82,7 @@ class HyperParameters(BaseModel):
     temperature: float = Field(1.0, gt=0)
     evidence: tuple[Evidence, ...] = ()
     partial: Partial | None = None
+    set_floors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,45 @@ class Prior:
                 repetition=p.repetition[placement],
                 placements=None,
             )
+        return found if found.labels == self.labels else found.named(self.labels)
+
+    @property
+    def own(self) -> int:
+        """Number of classes that are a user's own: the last ones, of which the population knows nothing."""
+        return self.classes - self.known
+
+    def with_own(self, count: int) -> Prior:
+        """Return the prior with `count` classes more, of which nothing is known before a user shows them.
+
+        Their rows of the generic head are never answered. Their means stand in the middle of the others', where
+        nothing reads them.
+        """
+        if not count:
+            return self
+        found: Prior | None = self.memo.get(("own", count))
+        if found is not None:
+            return found
+
+        def middle(means: Array) -> Array:
+            """Add rows to `(…, K, p)`."""
+            return np.concatenate([means, np.repeat(means.mean(-2, keepdims=True), count, -2)], -2)
+
+        p = self.placements
+        found = self.memo["own", count] = replace(
+            self,
+            labels=(*self.labels, *[""] * count),
+            generic_weight=np.pad(self.generic_weight, ((0, count), (0, 0))),
+            generic_bias=np.pad(self.generic_bias, (0, count), constant_values=NEVER),
+            means=middle(self.means),
+            placements=None if p is None else replace(p, means=middle(p.means)),
+            base=self.base or self,
+        )
+        return found
+
+    def named(self, labels: tuple[str, ...]) -> Prior:
+        """Return the same with other names of its classes; what was worked out of the matrices is shared."""
+        found = replace(self, labels=labels)
+        object.__setattr__(found, "memo", self.memo)
         return found
 
     @property
@@ -231,7 +274,7 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"the prior's {name} holds values that are not finite")
-    arrays = {name: value.astype(np.float64) for name, value in tensors.items()}
+    arrays: dict[str, Any] = {name: value.astype(np.float64) for name, value in tensors.items()}
     return Prior(
         labels=labels,
         hyper=hyper,

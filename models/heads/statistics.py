@@ -135,9 +135,18 @@ class Statistics(Sums):
             self.repetition_moment,
         )
 
-    def first(self, classes: int) -> Rest:
+    def first(self, classes: int) -> Sums:
         """Return the sums of the first classes alone."""
+        if classes == self.classes:
+            return self
         return Rest(self.count[:classes], self.total[:classes], self.class_moment[:classes].sum(0))
+
+    def trimmed(self, classes: int) -> Statistics:
+        """Return the same without the classes behind the first `classes`, which must be empty."""
+        if self.n[classes:].any():
+            raise ValueError(f"classes behind the first {classes} have windows")
+        some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
+        return Statistics(self.repetitions, *some, self.repetition_moment)
 
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.
@@ -214,14 +223,14 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
 
 
 def to_bytes(stats: Statistics) -> bytes:
-    """Encode as safetensors: float32, symmetric matrices as packed upper triangles."""
-    upper = np.triu_indices(stats.dim)
+    """Encode as safetensors: float32, symmetric matrices as packed upper triangles, sums of shown classes only."""
+    upper, seen = np.triu_indices(stats.dim), stats.seen
     return safetensors.numpy.save(
         {
             "repetitions": np.asarray(stats.repetitions, np.int64),
-            "count": stats.count.astype(np.float32),
-            "total": stats.total.astype(np.float32),
-            "class_moment": np.ascontiguousarray(stats.class_moment[:, *upper], np.float32),
+            "count": np.ascontiguousarray(stats.count, np.float32),
+            "total": np.ascontiguousarray(stats.total[seen], np.float32),
+            "class_moment": np.ascontiguousarray(stats.class_moment[seen][:, *upper], np.float32),
             "repetition_moment": np.ascontiguousarray(stats.repetition_moment[:, *upper], np.float32),
         },
     )
@@ -235,15 +244,14 @@ def from_bytes(data: bytes) -> Statistics:
     """
     try:
         t = safetensors.numpy.load(data)
-        dim = t["total"].shape[2]
-        return Statistics(
-            tuple(int(i) for i in t["repetitions"]),
-            t["count"].astype(np.float64),
-            t["total"].astype(np.float64),
-            _unpacked(t["class_moment"], dim),
-            _unpacked(t["repetition_moment"], dim),
-        )
-    except (safetensors.SafetensorError, KeyError, IndexError) as e:
+        count, dim = t["count"].astype(np.float64), t["total"].shape[2]
+        # Earlier releases wrote all classes.
+        seen = np.flatnonzero(count.sum(1) > 0) if len(t["total"]) < len(count) else np.arange(len(count))
+        total, moment = np.zeros((*count.shape, dim)), np.zeros((len(count), dim, dim))
+        total[seen], moment[seen] = t["total"], _unpacked(t["class_moment"], dim)
+        repetitions = tuple(int(i) for i in t["repetitions"])
+        return Statistics(repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim))
+    except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as e:
         raise ValueError(f"not a user's statistics: {e}") from e
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from models.backbones.signal import SignalConfig, SignalEncoder
 from models.data.recordings import Recordings
 from models.data.splits import assert_disjoint
+from models.heads.confidence import population_floors
+from models.heads.head import softmax
 from models.heads.prior import HyperParameters, Prior
 from models.training import generic
 from models.training.checkpoint import write_atomically
@@ -128,6 +130,9 @@ class Training:
         classes = len(self.people.labels)
         weights, logits = generic.weigh(held, classes)
         hyper, figures = self._personal(logits)
+        strangers = [(softmax(v), self.people.members[u].y) for u, v in logits.items()]
+        floors = tuple(round(float(f), 6) for f in population_floors(strangers))
+        hyper = hyper.model_copy(update={"set_floors": floors})
         encoder, prior = self.encoder(range(len(self.people)), hyper)
         if self.learned:
             fitted = fit_network(
