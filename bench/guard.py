@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import damage
+from bench import damage, guard_tables
 from bench.guard_people import Person, left_out, tested
 from models.heads.calibration import Calibration, calibrate, shared_head
 from models.heads.head import Head
@@ -236,40 +236,6 @@ def signals(person: Person) -> dict[str, str]:
     }
 
 
-def markdown(rows: list[dict[str, object]], people: int, note: str) -> str:
-    """Return the table."""
-    lines = [note, ""]
-    lines.append(
-        "| calibration | condition | below generic, unguarded → guarded (most in a round) | good heads refused "
-        "| gain, unguarded → guarded (points) | warned | rightly named |"
-    )
-    lines.append("|--|--|--|--|--|--|--|")
-    lines += [
-        f"| {r['calibration']} | {r['condition']} | {r['below_generic_unguarded']:.1f} → {r['below_generic']:.1f} "
-        f"({r['below_generic_most']}) of {people} | {r['good_refused']:.1f} | {r['gain_unguarded']:+.2f} → "
-        f"{r['gain']:+.2f} | {r['warned']:.0%} | {r['named']:.0%} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_of_parts(rows: list[dict[str, object]]) -> str:
-    """Return the table of calibrations that showed some of the labels."""
-    lines = [
-        f"\n{SHOWN} labels shown, {DRAWS} sets of them a person and round; people by the mean over theirs.\n",
-        "| calibration | head | gain on the labels shown (people below generic) | on the others (people below generic) "
-        "| worst person | calibrations below generic on the others (by more than a point) |",
-        "|--|--|--|--|--|--|",
-    ]
-    lines += [
-        f"| {r['calibration']} | {r['head']} | {r['gain_shown']:+.2f} ({r['below_shown']} of {r['people']}) "
-        f"| {r['gain_others']:+.2f} ({r['below_others']}) | {r['worst_others']:+.2f} "
-        f"| {r['calibrations_below_others']} of {r['calibrations']} ({r['calibrations_below_others_by_a_point']}) |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def progress(people: list[Person], bench: Bench, seeds: int) -> Iterator[str]:
     """Run everything, and yield each person's name when done."""
     for person in people:
@@ -300,9 +266,9 @@ def main() -> None:
         print(name, flush=True)
     rows = [row.summary() for row in bench.rows.values()]
     kind = "people of the population, each left out" if chosen.run else "evaluation people, the shipped bundle"
-    text = markdown(rows, len(people), f"{len(people)} {kind}; {chosen.seeds} rounds.")
+    text = guard_tables.of_conditions(rows, len(people), f"{len(people)} {kind}; {chosen.seeds} rounds.")
     parts = bench.some_labels()
-    text += markdown_of_parts(parts)
+    text += guard_tables.of_parts(parts, SHOWN, DRAWS)
     print(text)
     if chosen.json:
         outcomes = {f"{r.calibration}, {r.condition}": [asdict(o) for o in r.outcomes] for r in bench.rows.values()}
