@@ -93,13 +93,15 @@ class Person:
         w = Windows(x, w.y, w.repetition, w.session, w.recording, w.start)
         return (self.z(title)[mask] if under is None else under.features(x)), w
 
-    def accuracy(self, head: Head, seed: int, title: str = "clean") -> float:
-        """Accuracy on the test windows; with several sessions, the mean over them."""
+    def accuracy(self, head: Head, seed: int, title: str = "clean", labels: NDArray[np.integer] | None = None) -> float:
+        """Accuracy on the test windows, or those of some labels; with several sessions, the mean over them."""
         w = self.windows
         if self.rotating:
             tests = [~np.isin(w.repetition, self._cycles(seed))]
         else:
             tests = [w.session == s for s in np.unique(w.session) if s]
+        if labels is not None:
+            tests = [t & np.isin(w.y, labels) for t in tests]
         z = self.z(title)
         return float(np.mean([(head.logits(z[t]).argmax(1) == w.y[t]).mean() for t in tests]))
 
