@@ -62,17 +62,6 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     return moved
 
 
-def posterior_covariances(stats: Statistics, prior: Prior) -> Array:
-    """Return how uncertain `map_means` are, `(K, p, p)`: the prior's covariance less what the windows told."""
-    h = prior.hyper
-    found = np.repeat(h.between * prior.between[None], stats.classes, 0)
-    for n_c, r_c in {(float(a), float(b)) for a, b in zip(stats.n, stats.repetitions_seen, strict=True) if a > 0}:
-        between = h.between * r_c**h.growth * prior.between
-        noise = _repetition_share(h, r_c) * prior.repetition + prior.within / max(r_c, n_c / h.window)
-        found[(stats.n == n_c) & (stats.repetitions_seen == r_c)] = between - between @ _solve(between + noise, between)
-    return found
-
-
 def _repetition_share(hyper: HyperParameters, repetitions: float) -> float:
     """How much of the covariance of repetitions is left in the mean of some: what a sitting has in common stays."""
     return hyper.repetition * ((1 - hyper.persistence) / repetitions + hyper.persistence)
