@@ -6,18 +6,35 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from service import __version__, error_handlers
 from service.config import Settings
 from service.data_plane import DataPlane
+from service.gate import Gate
+from service.keys import Keyring
 from service.observability import Metrics, RequestScope
 from service.personal.records import StoreError
 from service.personal.store import Store
 from service.registry import Registry
-from service.routes import adaptations, calibrations, health, infer, metadata, repository, users
+from service.routes import (
+    adaptations,
+    calibrations,
+    evaluations,
+    feedback,
+    health,
+    infer,
+    metadata,
+    operations,
+    portable,
+    repository,
+    samples,
+    users,
+    versions,
+)
 from service.state import Services
 from service.verbs import Verbs
 
@@ -30,10 +47,15 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     Args:
         settings: what to serve and how.
         metrics_route: whether `/metrics` is answered here, not only on a port of its own.
+
+    Raises:
+        KeysError: the file of keys cannot be used.
     """
     registry = Registry(settings)
     metrics = Metrics(registry, settings.device)
     own = Services(settings, registry, metrics, DataPlane(registry, metrics, settings.max_body_bytes))
+    keys = Keyring(settings.keys) if settings.keys else None
+    own.plane.keys = keys
     registry.on_batch, registry.on_unload = metrics.batch, metrics.forget
 
     @asynccontextmanager
@@ -46,13 +68,15 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             await asyncio.to_thread(registry.stop)
             raise
         own.opened(store)
-        watch = asyncio.create_task(_watch(store, metrics))
+        work = [_watch(store, metrics), store.follow(own.resolver.changed, own.resolver.lost), own.recalibrator.run()]
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
             own.plane.draining = True
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await registry.retired()
             await asyncio.to_thread(registry.stop)
             await store.close()
@@ -62,9 +86,12 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         version=__version__,
         summary="One frozen backbone for all, a personal head for every user.",
         lifespan=lifespan,
+        # Described here, checked by `Gate`.
+        dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if keys is not None else [],
     )
     app.state.services, app.state.settings = own, settings
-    for part in (health, infer, calibrations, adaptations, users, repository, metadata):
+    of_users = (calibrations, adaptations, samples, feedback, evaluations, users, versions, portable, operations)
+    for part in (health, infer, *of_users, repository, metadata):
         app.include_router(part.router)
     if metrics_route:
 
@@ -74,6 +101,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
     error_handlers.install(app)
     app.add_middleware(Verbs)
+    if keys is not None:
+        app.add_middleware(Gate, keys=keys)
     app.add_middleware(RequestScope, metrics=metrics)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 from urllib.parse import quote
@@ -29,11 +30,14 @@ class Client:
     Args:
         url: base URL, as `headway serve` prints it.
         seconds: time that one call may take.
+        key: sent with each call, where the service wants one; by default the environment's HEADWAY_KEY.
     """
 
-    def __init__(self, url: str, seconds: float = 120.0) -> None:
+    def __init__(self, url: str, seconds: float = 120.0, key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=seconds)
+        key = key or os.environ.get("HEADWAY_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=seconds, headers=headers)
 
     def __enter__(self) -> Self:
         return self

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     store: str = Field(
         "sqlite+aiosqlite:///headway.db",
-        description="SQLAlchemy URL of the store of users' heads (SQLite in this release)",
+        description="URL of the store of users' heads: sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE",
     )
     device: str = Field(
         "cpu",
@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         1 << 30,
         ge=1 << 16,
         description="bytes of personal heads kept in memory, a model; the smaller limit counts",
+    )
+    keys: Path | None = Field(
+        None, description="TOML file of keys (`headway key add`); without it every request is answered"
     )
     drain_seconds: int = Field(20, ge=0, description="time that requests in flight have to finish on SIGTERM")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error")

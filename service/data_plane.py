@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service.answered import Answered
 from service.answers import JSON, Headers
 from service.call import Call, Decoded
 from service.catalogue import Catalogue
@@ -18,6 +19,7 @@ from service.decoding import Decoder, inflate_and_decode
 from service.engine.head_table import HeadMoved
 from service.engine.jobs import Result
 from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_body
+from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.records import StoreError
@@ -64,12 +66,16 @@ class DataPlane:
         metrics: where requests are counted.
         heads: set when there is a store.
         draining: whether new calls are refused.
+        feedback: answers that may still be corrected.
+        keys: whose calls are answered; None for everybody's. Whoever reads from the wire asks it.
     """
 
     def __init__(self, models: Catalogue, metrics: Metrics, max_body: int) -> None:
         self.models, self.metrics, self.max_body = models, metrics, max_body
         self.heads: Heads | None = None
+        self.keys: Keyring | None = None
         self.draining = False
+        self.feedback = Answered()
         self._decoder = Decoder()
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -205,17 +211,15 @@ class DataPlane:
 
     def _done(self, call: Call, decoded: Decoded, model: LoadedModel, outcome: Result | Exception) -> None:
         heads = call.heads
-        if isinstance(outcome, HeadMoved) and call.moves < MOST_MOVES:
-            call.moves += 1
-            self._release(call)
-            self._later(call, self._fetch_heads(call, decoded, model), model)
-            return
         try:
-            if isinstance(outcome, HeadMoved):
-                raise Unavailable("heads make room for others faster than they are used", retry_after=1) from outcome
             if isinstance(outcome, Exception):
                 raise outcome
+            if decoded.asked.feedback:
+                outcome.prediction_id = self.feedback.keep(model, decoded.asked.user_id, outcome.features)
             headers, body = decoded.encode(model, outcome, heads)
+        except HeadMoved as e:
+            self._again(call, decoded, model, e)
+            return
         except Exception as e:
             self.fail(call, e)
             return
@@ -238,6 +242,17 @@ class DataPlane:
                 self._later(call, self._compress(call, headers, body, coding))
                 return
         self._reply(call, 200, headers, body)
+
+    def _again(self, call: Call, decoded: Decoded, model: LoadedModel, moved: HeadMoved) -> None:
+        """Look the heads up anew, for one moved; not for ever."""
+        if call.moves >= MOST_MOVES:
+            crowded = Unavailable("heads make room for others faster than they are used", retry_after=1)
+            crowded.__cause__ = moved
+            self.fail(call, crowded)
+            return
+        call.moves += 1
+        self._release(call)
+        self._later(call, self._fetch_heads(call, decoded, model), model)
 
     async def _compress(self, call: Call, headers: Headers, body: bytes, coding: str) -> None:
         self._reply(call, 200, headers, await asyncio.to_thread(compression.compress, body, coding))

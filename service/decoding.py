@@ -83,7 +83,8 @@ def decode(call: Call, spec: InputSpec) -> Decoded:
         return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r))
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, answers.predictions)
+    encode = partial(answers.predictions, asked if asked.decides else None)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode)
 
 
 def _only(query: Mapping[str, str], known: Sequence[str]) -> None:
@@ -113,7 +114,8 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
         users = partial(inputs.per_row_users, user_tensor)
     else:
         users = _same_user(asked.user_id)
-    encode = partial(answers.inference, message.id, outputs, per_row)
+    decides = asked if asked.decides else None
+    encode = partial(answers.inference, message.id, outputs, per_row, decides)
     windows = partial(inputs.windows, tensor)
     return Decoded(asked, windows, users, encode, None if per_row else tensor)
 

@@ -3,6 +3,8 @@
 ```
 HeadwayError                  500 internal
 ├── InvalidRequest            400 invalid_request
+├── Unauthorized              401 unauthorized          + WWW-Authenticate
+├── Forbidden                 403 forbidden
 ├── NotFound                  404 not_found
 │   ├── UnknownModel              unknown_model
 │   ├── UnknownUser               unknown_user
@@ -39,6 +41,18 @@ class InvalidRequest(HeadwayError):
     """Malformed, or of the wrong shape or datatype."""
 
     status, code = 400, "invalid_request"
+
+
+class Unauthorized(HeadwayError):
+    """No key, or one that is not known."""
+
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(HeadwayError):
+    """The key is for another plane."""
+
+    status, code = 403, "forbidden"
 
 
 class NotFound(HeadwayError):
@@ -120,5 +134,7 @@ def error_body(error: Exception, request_id: str) -> tuple[int, str, list[tuple[
     headers = []
     if error.retry_after is not None:
         headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b'Bearer realm="headway"'))
     content = {"error": error.message, "code": error.code, "request_id": request_id}
     return error.status, error.code, headers, orjson.dumps(content)

@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with a short cut: posts of the data plane go from the parser to the data plane.
 
-Every other request, and any of the data plane that is unusual (chunked, `Expect`, pipelined behind another), takes
+Every other request, and any of the data plane that is unusual (chunked, `Expect`, pipelined behind another, without a
+key where one is needed), takes
 uvicorn's own way to the application, whose routes hand it to the same data plane.
 """
 
@@ -112,7 +113,10 @@ class Protocol(HttpToolsProtocol):
             if path is not None and self.parser.get_method() == b"POST":
                 headers = dict(self.headers)
                 length = headers.get(b"content-length", b"0")
-                if _UNUSUAL.isdisjoint(headers) and len(length) < 12 and int(length) <= self.plane.max_body:
+                keys = self.plane.keys
+                admitted = keys is None or keys.allows(headers.get(b"authorization"), "data")
+                usual = _UNUSUAL.isdisjoint(headers) and len(length) < 12 and int(length) <= self.plane.max_body
+                if admitted and usual:
                     keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
                     self._exchange = _Exchange(path, headers, keep_alive)
                     self.cycle = self._exchange  # type: ignore[assignment]

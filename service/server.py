@@ -24,6 +24,8 @@ from service.state import Services
 
 log = logging.getLogger("headway")
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 Announce = Callable[[str, str], None]
 
 
@@ -98,6 +100,8 @@ def serve(settings: Settings, announce: Announce) -> bool:
     if not bundles.find(settings.models):
         raise bundles.BundleError(f"there are no bundles in {settings.models}; `headway export` writes them")
     asyncio.run(_check_store(settings.store))
+    if settings.keys is None and settings.host not in LOOPBACK:
+        log.warning("whoever reaches %s may predict, calibrate and erase: give keys with --keys", settings.host)
     listener = listen(settings.host, settings.port)
     port = listener.getsockname()[1]
     shared_port = settings.metrics_port in (port, settings.port) and settings.metrics_port != 0

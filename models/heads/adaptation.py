@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.fit import blended_covariance, gaussian_head, map_means, placed
-from models.heads.head import Head, softmax
+from models.heads.head import NEVER, Head, softmax
 from models.heads.prior import Prior
 from models.heads.statistics import Statistics
 
@@ -117,6 +117,7 @@ class Anchor:
             as much as they move the default head of these statistics, scaled to this head's size.
 
     Attributes:
+        answerable: which classes the head may answer, `(K,)`.
         labelled_accuracy: `expected_accuracy` of the calibrated class means.
         discriminant: the discriminant at the posterior class means, which moves are measured from.
     """
@@ -126,6 +127,7 @@ class Anchor:
         self.prior = prior = placed(stats, prior)
         self.head, self.stats = Head(np.asarray(head.weight, np.float64), np.asarray(head.bias, np.float64)), stats
         self.longest = longest_passage(prior)
+        self.answerable = self.head.bias > NEVER / 2
         self.means = map_means(stats, prior)
         self.covariance = blended_covariance(stats, prior)
         ridge = 1e-9 * float(np.trace(self.covariance)) / prior.personal
@@ -170,7 +172,8 @@ class Anchor:
             head = self.head_at(means)
         means, drift = self._capped(means)
         enough = s.independent * self.prior.hyper.window
-        complete = bool(windows.min() >= max(enough, s.share * windows.mean()))
+        shown = windows[self.answerable]
+        complete = bool(shown.min() >= max(enough, s.share * shown.mean()))
         return Moved(means, self.head_at(means), windows, drift, complete)
 
     def _posterior(self, windows: Array, seen_at: Array) -> Array:
@@ -229,6 +232,7 @@ class Anchor:
         margin = 0.5 * (distance - distance[np.arange(len(seen)), seen][:, None])
         apart = np.sqrt(((centres[seen][:, None] - centres) ** 2).sum(2))
         wrong = _below_zero(margin, apart)
+        wrong[:, ~self.answerable] = 0.0
         wrong[np.arange(len(seen)), seen] = 0.0
         return 1.0 - float(np.minimum(wrong.sum(1), 1.0).mean())
 

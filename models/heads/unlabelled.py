@@ -79,7 +79,7 @@ def judge(anchor: Anchor, moved: Moved, calibrated: float, adapted: float) -> Ad
 
 def _decided(anchor: Anchor, moved: Moved, before: Score, after: Score) -> tuple[str, str]:
     if not moved.complete:
-        rarest = int(moved.windows.argmin())
+        rarest = int(np.where(anchor.answerable, moved.windows, np.inf).argmin())
         return "insufficient", (
             f"the windows show {anchor.prior.labels[rarest]!r} too rarely ({moved.windows[rarest]:.0f} windows, "
             f"{moved.windows.mean():.0f} on average): class means move only when every class comes about as often"

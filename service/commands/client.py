@@ -61,6 +61,11 @@ def run_prediction(
         if not len(chosen):
             raise ValueError(f"{file} has no such windows; {_what_there_is(rec)}")
         labels = client.metadata(model)["parameters"]["labels"]
+        if foreign := sorted({rec.label_names[i] for i in np.unique(chosen.y)} - set(labels)):
+            raise ValueError(
+                f"{file} has windows labelled {', '.join(foreign)}, which model {model!r} does not know; "
+                f"its labels are {', '.join(labels)}"
+            )
         probabilities, answer = client.infer(model, chosen.x, user=user)
     hit = np.array(labels)[probabilities.argmax(1)] == np.array(rec.label_names)[chosen.y]
     console.print(_accuracy_table(chosen, rec, hit))

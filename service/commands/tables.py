@@ -12,20 +12,16 @@ from exporters import bundle as bundles
 
 
 def recordings_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """One line a file of recordings, with what is wrong with it."""
-    table = Table(
-        "file", "modality", "channels", "Hz", "labels", "repetitions", "sessions", "recordings", "s", "problems"
-    )
+    """One line a file of recordings, with how many problems it has; it fits into 80 columns."""
+    shown = {
+        "file": "file", "modality": "kind", "channels": "ch", "fs": "Hz", "labels": "labels", "repetitions": "reps",
+        "sessions": "sessions", "recordings": "recs", "seconds": "s", "problems": "problems",
+    }  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    for key, heading in shown.items():
+        table.add_column(heading, justify="left" if key in ("file", "modality") else "right", overflow="fold")
     for row in rows:
-        table.add_row(
-            *(
-                _text(row.get(key))
-                for key in (
-                    "file", "modality", "channels", "fs", "labels", "repetitions", "sessions", "recordings", "seconds",
-                    "problems",
-                )
-            )
-        )  # fmt: skip
+        table.add_row(*(_text(round(row[k]) if k == "seconds" and row.get(k) else row.get(k)) for k in shown))
     return table
 
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from service import loading
+from service.answered import Answered, message_of
 from service.catalogue import Catalogue
 from service.config import Settings
 from service.data_plane import DataPlane
@@ -27,7 +29,9 @@ from service.frontends.channel import Channel
 from service.frontends.folder import VARIABLE
 from service.frontends.heads import Found, RemoteHeads
 from service.frontends.proxy import Proxy
+from service.gate import Gate
 from service.http import Protocol, config_of, keep_collections_short
+from service.keys import Keyring
 from service.loaded import BrokenModel, LoadedModel
 from service.observability import Metrics
 
@@ -55,6 +59,7 @@ class Worker:
             "connection": self._connection,
             "drain": self._drain,
             "forget": self._forget,
+            "answered": self._answered,
             "ping": lambda content, fds: None,
         }
         self._channel = Channel(end, handlers, self._orphaned)
@@ -76,6 +81,8 @@ class Worker:
         self._metrics = metrics
         self._plane = plane = DataPlane(self._catalogue, metrics, settings.max_body_bytes)
         plane.heads = self._heads
+        plane.feedback = Answered(1 + self._number)
+        plane.keys = Keyring(settings.keys) if settings.keys else None
         number = self._number
 
         def closed() -> None:
@@ -93,7 +100,10 @@ class Worker:
         self._closed = closed
 
         Connection.plane = plane
-        config = config_of(Proxy(content["path"]), Connection, settings, lifespan="off")
+        app: ASGIApp = Proxy(content["path"])
+        if plane.keys is not None:
+            app = Gate(app, plane.keys, metrics.refused)
+        config = config_of(app, Connection, settings, lifespan="off")
         self._server = _Server(config)
         self._protocol = partial(
             Connection, config=config, server_state=self._server.server_state, app_state={}, _loop=self._loop
@@ -164,6 +174,12 @@ class Worker:
     def _forget(self, content: dict[str, Any], fds: list[int]) -> None:
         """Let go of what is known of a user who was erased."""
         self._heads.forget_user(content["user"])
+        self._plane.feedback.forget(content["user"])
+
+    def _answered(self, content: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        """Find a prediction that was answered here."""
+        found = self._plane.feedback.find(content["id"])
+        return None if found is None else message_of(found)
 
     def _unloaded(self, model: LoadedModel) -> None:
         self._metrics.forget(model)

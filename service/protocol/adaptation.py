@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import Manifest
 from service.errors import InvalidRequest
-from service.protocol import oip
-from service.protocol.calibration import windows_of
+from service.protocol.labelled import digest_of, message_of, windows_of
 
 FIELDS = ("inputs", "activate", "dry_run")
 ACTIVATE = ("if_better", "never")
@@ -22,12 +20,12 @@ class AdaptationRequest:
     """Unlabelled windows and what to do with them.
 
     Attributes:
-        x: windows `(n, C, T)`, in time order.
+        x: windows `(n, …)`, in time order.
         activate: `if_better` leaves it to the guard; `never` only writes the version.
         digest: sha256 of the body, to tell a repeated call from another with the same key.
     """
 
-    x: NDArray[np.float32]
+    x: NDArray[Any]
     activate: str
     dry_run: bool
     digest: str
@@ -40,9 +38,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Adapta
         InvalidRequest: malformed, or of another shape or datatype.
         Unprocessable: values that are not finite.
     """
-    message, binary = oip.split(body, header_length)
-    if unknown := sorted(set(message) - set(FIELDS)):
-        raise InvalidRequest(f"unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    message, binary = message_of(body, header_length, FIELDS)
     if "inputs" not in message:
         raise InvalidRequest("the body has no 'inputs'")
     activate, dry_run = message.get("activate", ACTIVATE[0]), message.get("dry_run", False)
@@ -51,4 +47,4 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Adapta
     if not isinstance(dry_run, bool):
         raise InvalidRequest(f"dry_run must be of type bool, not {type(dry_run).__name__}")
     x = windows_of(message["inputs"], binary, manifest)
-    return AdaptationRequest(x, activate, dry_run, hashlib.sha256(body).hexdigest())
+    return AdaptationRequest(x, activate, dry_run, digest_of(body))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from exporters import bundle as bundles
@@ -96,6 +97,14 @@ def test_calibrate_and_predict_by_command(loop, tmp_path):
             "predict", "--url", service.url, "--model", "x", "--file", file, fails=True
         )
         assert "cannot be read" in headway("calibrate", *common, "--user", "a", "--repetitions", "x", fails=True)
+        with np.load(file, allow_pickle=False) as arrays:
+            renamed = dict(arrays)
+        renamed["gesture_names"] = np.array(["juggling", *renamed["gesture_names"][1:]])
+        np.savez(tmp_path / "renamed.npz", **renamed)
+        foreign = headway(
+            "predict", "--url", service.url, "--model", "band", "--file", tmp_path / "renamed.npz", fails=True
+        )
+        assert "labelled juggling, which model 'band' does not know" in " ".join(foreign.split())
     assert "no service answers" in headway("predict", *common, fails=True)
 
 

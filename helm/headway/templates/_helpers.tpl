@@ -57,6 +57,9 @@ HEADWAY_METRICS_PORT: "9090"
 {{- if eq .Values.store.kind "sqlite" }}
 HEADWAY_STORE: "sqlite+aiosqlite:////data/headway.db"
 {{- end }}
+{{- if .Values.keys.existingSecret }}
+HEADWAY_KEYS: {{ printf "/etc/headway/keys/%s" .Values.keys.secretKey | quote }}
+{{- end }}
 {{- if .Values.models.existingClaim }}
 HEADWAY_MODELS: "/models"
 {{- end }}
@@ -75,6 +78,26 @@ HEADWAY_DISPATCH: {{ . | quote }}
 {{- end }}
 {{- range $name, $value := $config.extra }}
 {{ $name }}: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
+{{/* Where a container has its settings from. */}}
+{{- define "headway.environment" -}}
+envFrom:
+  - configMapRef:
+      name: {{ include "headway.fullname" . }}
+{{- if or (ne .Values.store.kind "sqlite") .Values.extraEnv }}
+env:
+  {{- if ne .Values.store.kind "sqlite" }}
+  - name: HEADWAY_STORE
+    valueFrom:
+      secretKeyRef:
+        name: {{ .Values.store.postgresql.existingSecret }}
+        key: {{ .Values.store.postgresql.secretKey }}
+  {{- end }}
+  {{- with .Values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 {{- end }}
 

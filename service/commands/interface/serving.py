@@ -34,6 +34,7 @@ ResidentHeads = Annotated[int | None, typer.Option(help="Personal heads in memor
 MaxDelayUs = Annotated[int | None, typer.Option(help="µs that a free runtime waits for more rows (default 0).")]
 Dispatch = Annotated[str | None, typer.Option(help="Where batches run: auto, inline or thread.")]
 HeadBankBytes = Annotated[int | None, typer.Option(help="Bytes of personal heads in memory, a model (default 1 GiB).")]
+KeysFile = Annotated[Path | None, typer.Option(help="TOML file of keys; without it every request is answered.")]
 DrainSeconds = Annotated[int | None, typer.Option(help="Time for requests in flight on SIGTERM (default 20).")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error (default info).")]
 Config = Annotated[Path | None, typer.Option(help="TOML file of settings.")]
@@ -57,6 +58,7 @@ def serve(
     max_delay_us: MaxDelayUs = None,
     dispatch: Dispatch = None,
     head_bank_bytes: HeadBankBytes = None,
+    keys: KeysFile = None,
     drain_seconds: DrainSeconds = None,
     log_level: LogLevel = None,
     config: Config = None,
@@ -109,6 +111,7 @@ def doctor(
     max_delay_us: MaxDelayUs = None,
     dispatch: Dispatch = None,
     head_bank_bytes: HeadBankBytes = None,
+    keys: KeysFile = None,
     drain_seconds: DrainSeconds = None,
     log_level: LogLevel = None,
     config: Config = None,
