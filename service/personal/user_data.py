@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
@@ -15,9 +15,9 @@ from service.personal import changes, data_changes
 from service.personal.data_changes import Answer, Enrolled
 from service.personal.data_tables import enrolled_windows, retained
 from service.personal.kept import RETENTION, Kept, UserSettings
-from service.personal.records import Scope
+from service.personal.records import Scope, UserChanged
 from service.personal.rows import owned
-from service.personal.schema import users, versions
+from service.personal.schema import versions
 from service.personal.store import Store
 
 
@@ -108,6 +108,22 @@ class UserData:
             Conflict: the key was used with another body.
             Unprocessable: nothing may be kept of the user, or there are too many windows.
         """
+        try:
+            return await self._enrol(scope, user, new, classes, personal, answer, key, digest)
+        except UserChanged:  # another service made the user in the same moment: now there is one
+            return await self._enrol(scope, user, new, classes, personal, answer, key, digest)
+
+    async def _enrol(
+        self,
+        scope: Scope,
+        user: str,
+        new: Kept,
+        classes: int,
+        personal: int,
+        answer: Callable[[Enrolled], Answer],
+        key: str | None,
+        digest: str,
+    ) -> tuple[Answer, bool]:
         async with self._store.transaction(write=True) as c:
             now = time.time()
             await changes.found_or_made(c, scope, user, now)
@@ -128,14 +144,12 @@ class UserData:
         Heads stay as they are. Returns whether there is such a user.
         """
         async with self._store.transaction(write=True) as c:
-            exists = await c.scalar(select(func.count()).select_from(users).where(owned(users, scope, user)))
-            if not exists:
+            if not await changes.altered(c, scope, user):
                 return False
             if label is None:
                 await data_changes.forget_all(c, scope, user)
             else:
                 await data_changes.forget_class(c, scope, user, label)
-            await changes.altered(c, scope, user)
             await self._store.audit(c, scope, user, "forgot samples", {"label": label})
         await self._store.purge()
         return True
