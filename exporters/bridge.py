@@ -135,6 +135,8 @@ def _check(old: Bundle, new: Bundle) -> None:
         raise BridgeError(
             f"both compute feature space {a.feature_space}: heads of one are valid in the other as they are"
         )
+    if len(b.input.window_shape) != 2 or b.input.padding is not None:
+        raise BridgeError(f"bridges are fitted on recordings of signals; the input is {list(b.input.shape)}")
     if (a.input.shape, a.input.sample_rate, a.input.unit) != (b.input.shape, b.input.sample_rate, b.input.unit):
         raise BridgeError(
             f"the inputs differ: {list(a.input.shape)} at {a.input.sample_rate:g} Hz in {a.input.unit}, and "

@@ -240,11 +240,13 @@ def _written(original: Bundle, models: Path, graph: bytes, found: Agreement, how
             "version": max(bundles.next_version(models, old.name), old.version + 1),
             "precision": "fp16",
             "feature_space": old.feature_space if found.same else bundles.feature_space(graph),
+            "bridges": old.bridges if found.same else {},
             "provenance": {**old.provenance, "precision": record},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {},
         }
     )
-    files = {name: (original.path / name).read_bytes() for name in old.files}
+    left = set() if found.same else {bridge.file for bridge in old.bridges.values()}
+    files = {name: (original.path / name).read_bytes() for name in old.files if name not in left}
     files |= {bundles.BACKBONE: graph, bundles.CARD: model_card(manifest).encode()}
     return bundles.write(models, manifest, files)

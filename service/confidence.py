@@ -31,21 +31,26 @@ class Decided(NamedTuple):
     calibrated_on: str | None
 
 
-def decide(asked: Parameters, model: LoadedModel, result: Result, heads: Sequence[ResolvedHead]) -> Decided:
-    """Decide what a request asks for.
+def decide(
+    asked: Parameters, model: LoadedModel, result: Result, heads: Sequence[ResolvedHead], columns: int
+) -> Decided:
+    """Decide what a request asks for, among the first `columns` labels.
 
     Raises:
         Unprocessable: sets are asked for, and neither the head of a row nor the shared one is calibrated for them.
         HeadMoved: a head moved since its rows were answered.
     """
     assert result.scores is not None
-    probabilities = result.scores[:, len(model.label_bytes) :]
+    probabilities = result.scores[:, model.columns : model.columns + columns]
     rejected = None if asked.threshold is None else probabilities.max(1) < asked.threshold
     if asked.coverage is None:
         return Decided(rejected, None, None)
     slots = np.array([h.slot for h in heads], np.int64)
     floors, own = _floors(model, slots, level_of(asked.coverage))
     sets = probabilities >= floors[:, None]
+    if columns > len(model.label_bytes):  # of rows of several users some have labels that others do not
+        known = len(model.label_bytes) + np.array([len(h.own) for h in heads])
+        sets &= np.arange(columns) < known[:, None]
     sets[np.arange(len(sets)), probabilities.argmax(1)] = True
     calibrated_on = "held_out" if own.all() else "mixed" if own.any() else "population"
     return Decided(rejected, sets, calibrated_on)

@@ -49,7 +49,7 @@ async def enrol(data, new, user="ana", **fields):
     def answer(held):
         return {"samples": sum(held.of_class(c)[0] for c in range(K))}
 
-    return await data.enrol(SCOPE, user, new, classes=K, personal=P, answer=answer, **fields)
+    return await data.enrol(SCOPE, user, new, classes=K, personal=P, own=(), room=0, answer=answer, **fields)
 
 
 async def configure(data, user="ana", scope=SCOPE, **wanted):
@@ -100,14 +100,14 @@ async def test_a_version_takes_over_what_it_was_made_from_and_nothing_that_came_
     await configure(data, retention="features")
     await enrol(data, windows())
     seen = await data.enrolled(SCOPE, "ana", windows=True)
-    also = data.committed(SCOPE, "ana", seen, used=True, windows=seen.windows)
+    also = data.committed(SCOPE, "ana", seen, own=(), used=True, windows=seen.windows)
     await enrol(data, windows(3, 1, 1))
     with pytest.raises(Conflict):
         await data.store.commit(SCOPE, "ana", version(1, also=also))
     assert await data.store.versions(SCOPE, "ana") == []
     assert len((await data.enrolled(SCOPE, "ana", windows=True)).windows) == 9
     seen = await data.enrolled(SCOPE, "ana", windows=True)
-    also = data.committed(SCOPE, "ana", seen, used=True, windows=seen.windows)
+    also = data.committed(SCOPE, "ana", seen, own=(), used=True, windows=seen.windows)
     assert await data.store.commit(SCOPE, "ana", version(1, also=also)) == 1
     assert not await data.enrolled(SCOPE, "ana")
     assert len(await data.retained(SCOPE, "ana", 1)) == 9
@@ -117,7 +117,7 @@ async def test_windows_are_kept_as_long_as_statistics(data):
     await configure(data, retention="inputs")
     for number in range(1, 6):
         seen = await data.enrolled(SCOPE, "ana")
-        also = data.committed(SCOPE, "ana", seen, used=False, windows=windows(seed=number))
+        also = data.committed(SCOPE, "ana", seen, own=(), used=False, windows=windows(seed=number))
         await data.store.commit(SCOPE, "ana", version(number, also=also))
     held = [await data.retained(SCOPE, "ana", number) is not None for number in range(1, 6)]
     assert held == [False, False, False, True, True]
@@ -129,7 +129,7 @@ async def test_windows_are_kept_as_long_as_statistics(data):
 async def test_lowering_retention_reaches_every_feature_space(data):
     await configure(data, retention="inputs")
     for scope in (SCOPE, OTHER):
-        also = data.committed(scope, "ana", await data.enrolled(scope, "ana"), used=False, windows=windows())
+        also = data.committed(scope, "ana", await data.enrolled(scope, "ana"), own=(), used=False, windows=windows())
         await data.store.commit(scope, "ana", version(1, also=also))
     await enrol(data, windows())
     assert (await configure(data, retention="features"))[1] is True
@@ -150,7 +150,7 @@ async def test_a_calibration_under_way_does_not_bring_back_what_was_deleted(data
     stats = statistics.to_bytes(windows().statistics(K, P))
     await data.store.commit(SCOPE, "ana", version(1, statistics=stats))
     revision = await data.store.revision(SCOPE, "ana")
-    also = data.committed(SCOPE, "ana", await data.enrolled(SCOPE, "ana"), used=False, windows=None)
+    also = data.committed(SCOPE, "ana", await data.enrolled(SCOPE, "ana"), own=(), used=False, windows=None)
     if what == "a class is forgotten":
         assert await data.forget(SCOPE, "ana", 1)
     else:
@@ -167,7 +167,7 @@ async def test_a_calibration_under_way_does_not_bring_back_what_was_deleted(data
 async def test_an_erasure_leaves_no_row(data):
     await configure(data, retention="inputs", attributes={"a": 1})
     await enrol(data, windows(), key="k", digest="d")
-    also = data.committed(SCOPE, "ana", await data.enrolled(SCOPE, "ana"), used=False, windows=windows())
+    also = data.committed(SCOPE, "ana", await data.enrolled(SCOPE, "ana"), own=(), used=False, windows=windows())
     await data.store.commit(SCOPE, "ana", version(1, also=also))
     await enrol(data, windows(), "bob")
     assert (await data.store.erase("ana")).rows >= 7

@@ -55,11 +55,22 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest and the card.")] = "Apache-2.0",
     citation: Annotated[str, typer.Option(help="What to cite, for the card.")] = "",
     description: Annotated[str, typer.Option(help="One sentence, for the card.")] = "",
+    user_labels: Annotated[
+        int, typer.Option(min=0, max=256, help="Labels of their own that a user may add; 0: a closed set.")
+    ] = 0,
 ) -> None:
     """Export a run to an ONNX bundle, through the parity gate."""
     from exporters.export import export_run
 
-    path = export_run(run, models, name=name, licence=licence, citation=citation, description=description)
+    path = export_run(
+        run,
+        models,
+        name=name,
+        licence=licence,
+        citation=citation,
+        description=description,
+        user_labels=user_labels,
+    )
     from exporters import bundle as bundles
 
     parity = bundles.load(path).manifest.parity
