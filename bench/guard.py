@@ -122,6 +122,9 @@ class Bench:
     def run(self, person: Person, others: list[Person], seed: int) -> None:
         """Run all conditions of one person."""
         rng = np.random.default_rng([seed, *person.name.encode()])
+        if seed and not person.rotating:  # only what is random differs from the first round
+            self._labels(person, "all cycles", seed, rng)
+            return
         other = others[int(rng.integers(len(others)))]
         for name in person.calibrations(seed):
             self._labels(person, name, seed, rng)
@@ -236,11 +239,12 @@ def signals(person: Person) -> dict[str, str]:
     }
 
 
-def progress(people: list[Person], bench: Bench, seeds: int) -> Iterator[str]:
+def progress(people: list[Person], others: list[Person], bench: Bench, seeds: int) -> Iterator[str]:
     """Run everything, and yield each person's name when done."""
     for person in people:
         for seed in range(seeds):
-            bench.run(person, [p for p in people if p is not person], seed)
+            bench.run(person, [p for p in others if p is not person], seed)
+        person.forget()
         yield person.name
 
 
@@ -251,7 +255,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="finished run with its checkpoints: its own people, each left out")
     parser.add_argument("--model", type=Path, help="bundle: the evaluation people; counts as a run on them")
     parser.add_argument("--seeds", type=int, default=2, help="rounds")
-    parser.add_argument("--only", default="", help="people whose name contains this")
+    parser.add_argument("--only", default="", help="people whose names these are, with commas between")
     parser.add_argument("--log", type=Path, help="append a line: looks at the evaluation people are counted")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -259,22 +263,22 @@ def main() -> None:
     if (chosen.run is None) == (chosen.model is None):
         parser.error("one of --run and --model is needed")
     found = left_out(chosen.run, chosen.data) if chosen.run else tested(chosen.model, chosen.data)
-    people = [p for p in found if chosen.only in p.name]
+    people = [p for p in found if not chosen.only or p.name in chosen.only.split(",")]
     first = people[0]
     bench = Bench(first.prior.classes, first.prior.labels, first.block(damage.BLOCK_SECONDS))
-    for name in progress(people, bench, chosen.seeds):
-        print(name, flush=True)
-    rows = [row.summary() for row in bench.rows.values()]
     kind = "people of the population, each left out" if chosen.run else "evaluation people, the shipped bundle"
-    text = guard_tables.of_conditions(rows, len(people), f"{len(people)} {kind}; {chosen.seeds} rounds.")
-    parts = bench.some_labels()
-    text += guard_tables.of_parts(parts, SHOWN, DRAWS)
+    for done, name in enumerate(progress(people, found, bench, chosen.seeds), 1):
+        print(name, flush=True)
+        rows, parts = [row.summary() for row in bench.rows.values()], bench.some_labels()
+        text = guard_tables.of_conditions(rows, done, f"{done} {kind}; {chosen.seeds} rounds.")
+        text += guard_tables.of_parts(parts, SHOWN, DRAWS)
+        # After each person: a long run that is stopped has said something.
+        if chosen.json:
+            outcomes = {f"{r.calibration}, {r.condition}": [asdict(o) for o in r.outcomes] for r in bench.rows.values()}
+            chosen.json.write_text(json.dumps({"rows": rows, "some_labels": parts, "outcomes": outcomes}) + "\n")
+        if chosen.markdown:
+            chosen.markdown.write_text(text)
     print(text)
-    if chosen.json:
-        outcomes = {f"{r.calibration}, {r.condition}": [asdict(o) for o in r.outcomes] for r in bench.rows.values()}
-        chosen.json.write_text(json.dumps({"rows": rows, "some_labels": parts, "outcomes": outcomes}) + "\n")
-    if chosen.markdown:
-        chosen.markdown.write_text(text)
     if chosen.log:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         line = {
