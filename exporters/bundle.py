@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exporters.input_spec import InputSpec as InputSpec
 from exporters.input_spec import Padding as Padding
@@ -73,7 +73,8 @@ class Manifest(BaseModel):
     feature_space: str = Field(min_length=8, description="heads belong to this id and are never applied in another")
     task: Literal["classification"] = "classification"
     labels: tuple[str, ...] = Field(min_length=2)
-    label_set: Literal["closed"] = "closed"
+    label_set: Literal["closed", "open"] = "closed"
+    user_labels: int = Field(0, ge=0, le=256, description="labels of their own that a user may add; 0: a closed set")
     input: InputSpec
     preprocessing: str = Field(description="what the graph does to the raw input")
     feature_dim: int = Field(ge=1, le=8192)
@@ -88,6 +89,14 @@ class Manifest(BaseModel):
     citation: str = ""
     created: str = ""
     files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _open_sets_have_room(self) -> Manifest:
+        if (self.label_set == "open") != (self.user_labels > 0):
+            raise ValueError(
+                f"label_set is {self.label_set!r} and user_labels is {self.user_labels}; open sets have some"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)

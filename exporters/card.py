@@ -18,7 +18,7 @@ def model_card(manifest: Manifest) -> str:
         f"{_timing(spec)}; modality {spec.modality}, electrode layout: {spec.channel_layout}.",
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
         f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: "
-        f"{', '.join(manifest.labels)}.",
+        f"{', '.join(manifest.labels)}{_room(manifest)}.",
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
         "",
         "## Made by",
@@ -68,6 +68,10 @@ def model_card(manifest: Manifest) -> str:
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _room(manifest: Manifest) -> str:
+    return f"; a user may add {manifest.user_labels} of their own" if manifest.user_labels else ""
 
 
 def _timing(spec: InputSpec) -> str:

@@ -72,15 +72,16 @@ def inference(
     if asked is not None:
         return _decided(request_id, outputs, per_row, asked, model, result, heads)
     # Of the same request for other data only the data changes, if all of it is numbers behind the JSON.
-    key = (request_id, outputs, per_row, len(result.features), heads[0].version if heads else None)
+    columns = _columns(model, heads)
+    key = (request_id, outputs, per_row, len(result.features), heads[0].version if heads else None, columns)
     text = model.answers_begun.get(key)
     if text is not None:
-        return _binary(text, [_numbers(o.name, model, result) for o in outputs])
+        return _binary(text, [_numbers(o.name, model, result, columns) for o in outputs])
     answer = _begun(request_id, per_row, model, heads)
     made = []
     for name, binary, top in outputs:
         tensor = _output(name, model, result, heads)
-        made.append((classification.top(tensor, model.bundle.manifest.labels, top) if top else tensor, binary))
+        made.append((classification.top(tensor, _named(model, heads), top) if top else tensor, binary))
     body, length = oip.encode(answer, made)
     if length is None:
         return [(b"content-type", JSON)], body
@@ -123,7 +124,7 @@ def tensors(
     """Make the outputs of `infer`, each with whether it is binary, and what is said of all rows together."""
     decided = Decided(None, None, None)
     if asked is not None and result.scores is not None:
-        decided = decide(asked, model, result, heads)
+        decided = decide(asked, model, result, heads, _columns(model, heads))
     made = []
     for name, binary, top in outputs:
         if name in DECIDED_OUTPUTS:
@@ -134,7 +135,7 @@ def tensors(
             tensor = _output(name, model, result, heads)
         if name == "label" and decided.rejected is not None:
             tensor = Tensor(name, "BYTES", np.where(decided.rejected, b"", tensor.data).astype(object))
-        made.append((classification.top(tensor, model.bundle.manifest.labels, top) if top else tensor, binary))
+        made.append((classification.top(tensor, _named(model, heads), top) if top else tensor, binary))
     return made, _said(decided, result)
 
 
@@ -170,29 +171,55 @@ def _binary(text: bytes, data: Sequence[Any]) -> tuple[Headers, bytes]:
     return headers, b"".join((text, *data))
 
 
-def _numbers(name: str, model: LoadedModel, result: Result) -> NDArray[np.float32]:
+def _columns(model: LoadedModel, heads: Heads) -> int:
+    """Columns of an answer's scores: the bundle's labels, and as many more as the user with the most has added."""
+    k = len(model.label_bytes)
+    return k if model.columns == k else k + max((len(h.own) for h in heads), default=0)
+
+
+def _named(model: LoadedModel, heads: Heads) -> list[Sequence[str]]:
+    """Names of each row's columns."""
+    return [(*model.labels, *h.own) for h in heads]
+
+
+def _names(model: LoadedModel, heads: Heads, columns: int) -> NDArray[Any]:
+    """Names of each row's columns as BYTES `(n, columns)`; empty where a row has fewer labels than another."""
+    names = np.tile(model.label_bytes, (len(heads), 1))
+    k = names.shape[1]
+    if columns == k:
+        return names
+    more = np.full((len(heads), columns - k), b"", object)
+    for row, head in zip(more, heads, strict=True):
+        row[: len(head.own)] = [name.encode() for name in head.own]
+    return np.concatenate([names, more], 1)
+
+
+def _numbers(name: str, model: LoadedModel, result: Result, columns: int) -> NDArray[np.float32]:
     """Return the data of one of `NUMERIC_OUTPUTS`, as bytes lie in memory."""
     if name == "features":
         return np.ascontiguousarray(result.features)
     assert result.scores is not None
-    k = len(model.label_bytes)
-    return np.ascontiguousarray(result.scores[:, :k] if name == "logits" else result.scores[:, k:])
+    begin = 0 if name == "logits" else model.columns
+    return np.ascontiguousarray(result.scores[:, begin : begin + columns])
 
 
 def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tensor:
     if name == "features":
         return Tensor(name, "FP32", result.features)
     assert result.scores is not None
-    k = len(model.label_bytes)
-    logits = result.scores[:, :k]
+    columns = _columns(model, heads)
+    logits = result.scores[:, :columns]
     if name == "probabilities":
-        return Tensor(name, "FP32", result.scores[:, k:])
+        return Tensor(name, "FP32", result.scores[:, model.columns : model.columns + columns])
     if name == "label":
-        return Tensor(name, "BYTES", model.label_bytes[logits.argmax(1)])
+        best = logits.argmax(1)
+        if columns == len(model.label_bytes):
+            return Tensor(name, "BYTES", model.label_bytes[best])
+        return Tensor(name, "BYTES", _names(model, heads, columns)[np.arange(len(best)), best])
     if name == "logits":
         return Tensor(name, "FP32", logits)
     if name == "labels":
-        return Tensor(name, "BYTES", np.tile(model.label_bytes, (len(logits), 1)))
+        return Tensor(name, "BYTES", _names(model, heads, columns))
     if name == "head":
         return Tensor(name, "BYTES", np.array([h.kind.encode() for h in heads], object))
     if name == "model_version":
@@ -202,16 +229,16 @@ def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tens
 
 def predictions(asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads) -> tuple[Headers, bytes]:
     """Answer `predict`; `asked` as of `inference`."""
-    labels = model.bundle.manifest.labels
+    labels = (*model.labels, *heads[0].own)  # all rows are of one user
     assert result.scores is not None
-    probabilities = result.scores[:, len(labels) :]
+    probabilities = result.scores[:, model.columns : model.columns + len(labels)]
     rows = [
         {"label": labels[best], "probability": row[best], "probabilities": dict(zip(labels, row, strict=True))}
         for row, best in zip(probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)
     ]
     answer = {"predictions": rows, **_who(model), "head": heads[0].kind, "head_version": heads[0].version}
     if asked is not None:
-        decided = decide(asked, model, result, heads)
+        decided = decide(asked, model, result, heads, len(labels))
         _decide_rows(rows, decided, probabilities, labels)
         answer |= _said(decided, result)
     return [(b"content-type", JSON)], orjson.dumps(answer)

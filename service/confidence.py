@@ -31,15 +31,17 @@ class Decided(NamedTuple):
     calibrated_on: str | None
 
 
-def decide(asked: Parameters, model: LoadedModel, result: Result, heads: Sequence[ResolvedHead]) -> Decided:
-    """Decide what a request asks for.
+def decide(
+    asked: Parameters, model: LoadedModel, result: Result, heads: Sequence[ResolvedHead], columns: int
+) -> Decided:
+    """Decide what a request asks for, among the first `columns` labels.
 
     Raises:
         Unprocessable: sets are asked for, and neither the head of a row nor the shared one is calibrated for them.
         HeadMoved: a head moved since its rows were answered.
     """
     assert result.scores is not None
-    probabilities = result.scores[:, len(model.label_bytes) :]
+    probabilities = result.scores[:, model.columns : model.columns + columns]
     rejected = None if asked.threshold is None else probabilities.max(1) < asked.threshold
     if asked.coverage is None:
         return Decided(rejected, None, None)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.records import StoreError
-from service.personal.resolved import ResolvedHead
+from service.personal.resolved import Heads
 from service.protocol import compression
 
 log = logging.getLogger("headway")
@@ -34,29 +34,6 @@ DECODED_HERE = 256 * 1024
 """Bodies up to so many bytes are decoded on the event loop; larger ones, unless binary, on a thread."""
 MOST_MOVES = 3
 """Times that a request looks its heads up anew because one moved while its rows waited."""
-
-
-class Heads(Protocol):
-    """Finds the heads of requests, and holds those that wait for their rows."""
-
-    def resident(
-        self, model: LoadedModel, users: Sequence[str | None], version: int | None, fallback: str
-    ) -> list[ResolvedHead] | None:
-        """Hold the heads of `users` if all are known here, without waiting; else None, and `fetched` finds them."""
-
-    def release(self, model: LoadedModel, heads: Sequence[ResolvedHead]) -> None:
-        """Let go of what `resident` or `fetched` held."""
-
-    def preferred(self, candidates: Sequence[LoadedModel], user: str) -> LoadedModel | None:
-        """Which of several versions a user has a head in, newest first; None if that is not known here."""
-
-    async def has_head(self, model: LoadedModel, user: str) -> bool:
-        """Whether a personal head is active for a user in a model's feature space."""
-
-    async def fetched(
-        self, model: LoadedModel, users: Sequence[str | None], version: int | None, fallback: str
-    ) -> list[ResolvedHead]:
-        """Hold the heads of `users` (None: the shared one), waiting for what is not known here."""
 
 
 class DataPlane:

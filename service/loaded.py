@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import Bundle, Manifest
+from models.heads.prior import Prior
 from service.engine.head_bank import HeadBank
 from service.engine.head_table import HeadReader
 from service.engine.memory import ModelMemory
@@ -23,7 +24,8 @@ from service.personal.records import Scope
 
 def scope_of(manifest: Manifest) -> Scope:
     """Return where heads of a model are valid: rows of a head are classes, so other labels are another scope."""
-    labels = hashlib.sha256("\0".join(manifest.labels).encode()).hexdigest()[:8]
+    names = (*manifest.labels, *([f"+{manifest.user_labels}"] if manifest.user_labels else []))
+    labels = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
     return Scope(manifest.name, f"{manifest.feature_space}-{labels}")
 
 
@@ -33,6 +35,8 @@ class LoadedModel:
 
     Attributes:
         scope: where heads of this model are valid.
+        prior: the population's, with room for labels of users' own.
+        columns: of a head's logits: the labels, and room for those of users' own.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
         answers_begun: JSON that answers of `infer` begin with, by what determines it.
@@ -49,10 +53,14 @@ class LoadedModel:
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)
+    prior: Prior = field(init=False)
+    columns: int = field(init=False)
     label_bytes: NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.scope = scope_of(self.bundle.manifest)
+        self.prior = self.bundle.prior.with_own(self.bundle.manifest.user_labels)
+        self.columns = self.prior.classes
         self.label_bytes = np.array([label.encode() for label in self.bundle.manifest.labels], object)
 
     @property
@@ -64,6 +72,15 @@ class LoadedModel:
     def version(self) -> int:
         """The version's number."""
         return self.bundle.manifest.version
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The bundle's K labels."""
+        return self.bundle.manifest.labels
+
+    def prior_of(self, own: tuple[str, ...]) -> Prior:
+        """Return the population's prior, with a user's own labels behind the bundle's."""
+        return self.bundle.prior.with_own(len(own)).named((*self.labels, *own))
 
     @property
     def bank(self) -> HeadBank:

@@ -9,22 +9,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.heads.head import NEVER
 from service import answers
 from service.answers import Headers
 from service.call import Call, Decoded, PerRow
 from service.engine.jobs import Result
 from service.errors import Conflict
 from service.loaded import LoadedModel
-from service.personal.resolved import ResolvedHead
+from service.personal.resolved import Heads, ResolvedHead
 from service.protocol.tensors import Tensor
-
-if TYPE_CHECKING:
-    from service.data_plane import Heads
 
 Groups = dict[LoadedModel, list[int]]
 """Rows by the version that answers them."""
@@ -135,7 +133,7 @@ class Mixed:
         back = np.argsort(np.concatenate([rows for rows, _, _ in self._parts]))
         outputs = []
         for at, (first, binary) in enumerate(self._parts[0][1]):
-            data = np.concatenate([made[at][0].data for _, made, _ in self._parts])[back]
+            data = np.concatenate(_as_wide([made[at][0] for _, made, _ in self._parts]))[back]
             outputs.append((Tensor(first.name, first.datatype, data, first.parameters), binary))
         answer: dict[str, Any] = {"model_name": self.newest.name, "model_version": str(self.newest.version)}
         if self._asked.request_id:
@@ -144,6 +142,17 @@ class Mixed:
         if said[0]:
             answer["parameters"] = {name: _summed([each[name] for each in said]) for name in said[0]}
         return answers.encoded(answer, outputs)
+
+
+def _as_wide(tensors: list[Tensor]) -> list[NDArray[Any]]:
+    """Fill rows up to the widest: users may have labels of their own, and fewer than another version's."""
+    first = tensors[0].data
+    if first.ndim == 1 or len({t.data.shape[1:] for t in tensors}) == 1:
+        return [t.data for t in tensors]
+    width = max(t.data.shape[1] for t in tensors)
+    nothing: Any = b"" if tensors[0].datatype == "BYTES" else NEVER if tensors[0].name == "logits" else 0
+    fills = [(t.data, np.full((len(t.data), width - t.data.shape[1]), nothing, first.dtype)) for t in tensors]
+    return [np.concatenate(pair, 1) for pair in fills]
 
 
 def _summed(values: list[Any]) -> Any:

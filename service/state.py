@@ -12,6 +12,7 @@ from service.config import Settings
 from service.errors import NotFound, Unavailable
 from service.loaded import LoadedModel
 from service.observability import Metrics
+from service.personal.adapt import Adapter
 from service.personal.calibrate import Calibrator
 from service.personal.recalibrate import Recalibrator
 from service.personal.resolve import Resolver
@@ -46,6 +47,7 @@ class Services:
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
     _recalibrator: Recalibrator | None = None
+    _adapter: Adapter | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
     def opened(self, store: Store) -> None:
@@ -54,6 +56,7 @@ class Services:
         self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
         self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
+        self._adapter = Adapter(store, self._resolver, self._calibrator)
         self._problems = []
 
     @property
@@ -87,6 +90,11 @@ class Services:
     def recalibrator(self) -> Recalibrator:
         """What moves users' heads to another feature space."""
         return _started(self._recalibrator)
+
+    @property
+    def adapter(self) -> Adapter:
+        """What adapts heads without labels."""
+        return _started(self._adapter)
 
 
 def _started(part: T | None) -> T:

@@ -98,6 +98,12 @@ class Postgres:
         asyncio.run(make(name))
         return self.address(name)
 
+    @property
+    def pid(self) -> int:
+        """The process that all its others descend from."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End all its processes at once, as a power cut does."""
         if self._process is not None and self._process.poll() is None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.doubts import doubts, turn_text
-from models.heads.fit import FITS, placement_of
+from models.heads.fit import FITS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
 from models.heads.head import Head, blend, leaning, log_loss
@@ -44,8 +44,8 @@ class Calibration:
         statistics: all the user's windows after this call.
         verdict: the guard's decision.
         warnings: sentences about the input.
-        seconds: durations of `fit` and `evaluate`.
-        held: logits of the left-out windows, where there are any and every class was shown.
+        seconds: durations of `fit` (with the statistics) and `evaluate`.
+        held: logits of the left-out windows, where there are any and every class was shown that the head answers.
         temperature: of the candidate, on top of the bundle's.
     """
 
@@ -77,6 +77,7 @@ def calibrate(
     method: str = "map",
     overlap: int = 0,
     margin: float = 0.0,
+    only_shown: bool = False,
     x: NDArray[np.generic] | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
@@ -91,36 +92,44 @@ def calibrate(
         method: one of `METHODS`.
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
+        only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
         x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
+    started = time.perf_counter()
     shown = together(prior, np.asarray(z, np.float64), y, repetition, before)
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
     placement, placements = placement_of(shown.whole, prior), 0 if prior.placements is None else len(prior.placements)
+    population, known = (prior.base or prior).at(placement), prior.known
     prior = prior.at(placement)
     folds = plan_folds(shown.y, shown.repetition, overlap)
+    mute = ~shown.whole.seen if only_shown else np.zeros(prior.classes, bool)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
     whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
-    chosen, logits, temperature = _choose(method, shown, folds, trust, prior)
+    chosen, logits, temperature = _choose(method, shown, folds, trust, prior, mute)
     evaluated = time.perf_counter()
-    candidate = _fit(chosen, whole, shown, prior).scaled(temperature)
+    candidate = _fit(chosen, whole, shown, prior, mute).scaled(temperature)
     fitted = time.perf_counter()
-    looks = doubts(whole.statistics, prior, _shared_logits(shown, trust, prior), shown.earlier)
+    witness = _shared_logits(shown, trust, prior)[:known, :known]
+    looks = doubts(whole.statistics.first(known), population, witness, shown.earlier.first(known))
     held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin)
+    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
         head = leaning(head, ~whole.statistics.seen, verdict.lean)
     turn = (turn_text(placement, placements),) if placement else ()
-    seen = inspect(x, shown.z, prior).warnings
+    seen = _inspected(x, shown, population)
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
-    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
+    seconds = {
+        "fit": fitted - evaluated + begin - started,
+        "evaluate": time.perf_counter() - fitted + evaluated - begin,
+    }
     kept = whole.statistics.merged_to(MAX_REPETITIONS)
-    told = held if whole.statistics.seen.all() else None
+    told = held if only_shown or whole.statistics.seen[:known].all() else None
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
 
 
@@ -148,12 +157,17 @@ def _judge(
     prior: Prior,
     against: tuple[str, ...],
     margin: float,
+    *,
+    only_shown: bool,
 ) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
     shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
-    if not whole.seen.all():
-        missing = [label for label, seen in zip(prior.labels, whole.seen, strict=True) if not seen]
-        rule, clean = prior.hyper.partial, not against and not trust.noticed
+    known = whole.seen[: prior.known]
+    if not only_shown and not known.all():
+        missing = [label for label, seen in zip(prior.labels, known, strict=False) if not seen]
+        # A share of the shared head would leave labels of the user's own unsaid.
+        rule = None if prior.own else prior.hyper.partial
+        clean = not against and not trust.noticed
         if rule is not None and held is not None:
             mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
             held, clean = replace(held, candidate=mixed), clean and held.previous is None
@@ -175,7 +189,7 @@ def _held_out(folds: Sequence[Fold], shown: Shown, shared: Head, candidate: Arra
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
     z, y = shown.z[order], shown.y[order]
     block = fold * shown.whole.classes + y
-    earlier = None if previous is None else previous.logits(z)
+    earlier = None if previous is None else previous.widened(shown.whole.classes).logits(z)
     repetitions = len(np.unique(shown.repetition[order]))
     return HeldOut(y, block, len(folds), shared.logits(z), candidate, earlier, repetitions)
 
@@ -194,19 +208,28 @@ def _check(shown: Shown, method: str, prior: Prior) -> None:
         )
 
 
-def _fit(name: str, part: _Part, shown: Shown, prior: Prior) -> Head:
+def _fit(name: str, part: _Part, shown: Shown, prior: Prior, mute: NDArray[np.bool_]) -> Head:
     if name == "logistic":
-        return fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
-    return FITS[name](part.statistics, prior)
+        head = fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
+    else:
+        head = FITS[name](part.statistics, prior)
+    return without(head, mute) if mute.any() else head
 
 
-def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prior: Prior) -> tuple[str, Array, float]:
+def _choose(
+    method: str,
+    shown: Shown,
+    folds: Sequence[Fold],
+    trust: Trust,
+    prior: Prior,
+    mute: NDArray[np.bool_],
+) -> tuple[str, Array, float]:
     """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it.
 
     Returns:
         The method, its logits of the folds' scored windows one fold after the other, and the temperature.
     """
-    names = tuple(FITS) if method == "auto" else (method,)
+    names = (method,) if method != "auto" else tuple(FITS) if shown.earlier.n.any() else (*FITS, "logistic")
     if not folds:
         return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
     parts = [_rest(shown, f, trust, prior) for f in folds]
@@ -215,7 +238,7 @@ def _choose(method: str, shown: Shown, folds: Sequence[Fold], trust: Trust, prio
     sound = trust.kept[order] if trust.kept[order].any() else np.ones(len(order), bool)
     best: tuple[float, str, Array, float] | None = None
     for name in names:
-        heads = [_fit(name, part, shown, prior) for part in parts]
+        heads = [_fit(name, part, shown, prior, mute) for part in parts]
         logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
         for t in TEMPERATURES:
             loss = float(log_loss(logits[sound] / t, shown.y[order][sound]).mean())
@@ -232,6 +255,12 @@ def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
     for c in np.unique(shown.y[trust.kept]):
         found[c] = logits[trust.kept & (shown.y == c)].mean(0)
     return found
+
+
+def _inspected(x: NDArray[np.generic] | None, shown: Shown, population: Prior) -> tuple[str, ...]:
+    """Warn of windows, but for those of labels that are the user's own: the population has none like them."""
+    familiar = shown.y < population.classes
+    return inspect(None if x is None else x[familiar], shown.z[familiar], population).warnings
 
 
 def _contradictions(trust: Trust) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def swapped_labels(stats: Statistics, prior: Prior, shared: Array | None = None)
     Returns:
         Cycles of labels: windows labelled with one look like the population's next, those of the last like the first.
     """
-    seen = np.flatnonzero(stats.seen)
+    seen = np.flatnonzero(stats.seen[: prior.known])
     if len(seen) < 2:
         return []
     gained = _prototype_gain(stats, prior, seen)
@@ -139,7 +139,7 @@ def off_distribution(stats: Statistics, prior: Prior) -> float | None:
 
 def population_distance(stats: Statistics, prior: Prior) -> float:
     """Squared Mahalanobis distance, per feature, of the user's common offset from the population (1 is usual)."""
-    seen = stats.seen
+    seen = stats.seen & (np.arange(prior.classes) < prior.known)
     if not seen.any():
         return 0.0
     # Windows are summed by the thousand; one in a class is the case that matters.
@@ -180,13 +180,14 @@ def log_gain(stats: Statistics, prior: Prior) -> float | None:
 
     None where the prior does not know what a gain does to the features, or no class was shown.
     """
-    if prior.gain is None or not stats.seen.any():
+    seen = stats.seen & (np.arange(prior.classes) < prior.known)
+    if prior.gain is None or not seen.any():
         return None
     along: Array | None = prior.memo.get("gain")
     if along is None:
         direction = np.asarray(np.linalg.solve(prior.within, prior.gain), np.float64)
         along = prior.memo["gain"] = direction / float(direction @ prior.gain)
-    return float(along @ (stats.means - prior.means)[stats.seen].mean(0))
+    return float(along @ (stats.means - prior.means)[seen].mean(0))
 
 
 def turn_of(placement: int, placements: int) -> tuple[float, bool]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head
-from models.heads.pencil import pencil, placed_pencil
+from models.heads.head import NEVER, Head
+from models.heads.pencil import pencil, placed_pencil, repetition_share
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 
@@ -16,6 +17,30 @@ Array = NDArray[np.float64]
 
 LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
+
+
+NOVELTY = 0.1
+"""Share of the classes' spread in which a label of the user's own may differ from them in any direction alike. On 19
+people with one gesture taken out of the population, 0 to 0.3 do alike (docs/heads.md)."""
+
+
+def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
+    """Return a head that never answers some classes."""
+    weight, bias = head.weight.copy(), head.bias.copy()
+    weight[classes], bias[classes] = 0.0, NEVER
+    return Head(weight, bias)
+
+
+def _answering(fit: Callable[[Statistics, Prior], Head]) -> Callable[[Statistics, Prior], Head]:
+    """Let a fit not answer labels of the user's own that were never shown."""
+
+    @wraps(fit)
+    def fitted(stats: Statistics, prior: Prior) -> Head:
+        """Fit a head."""
+        head = fit(stats, prior)
+        return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
+
+    return fitted
 
 
 def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0, width: int = 0) -> Head:
@@ -51,14 +76,44 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     h = prior.hyper
     moved = prior.means.copy()
     n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
+    for c in np.flatnonzero(seen[prior.known :]) + prior.known:
+        moved[c] = _newcomer(prior, own[c], float(n[c]), float(r[c]))
     # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
-    for c in np.flatnonzero(seen):
+    for c in np.flatnonzero(seen[: prior.known]):
         q = pencil(prior, float(r[c]))
         noise = 1 / max(float(r[c]), float(n[c]) / h.window)
         moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
-    if h.offset and seen.any() and not seen.all():
-        moved[~seen] += h.offset * (moved[seen] - prior.means[seen]).mean(0)
+    shown, missing = np.flatnonzero(seen[: prior.known]), np.flatnonzero(~seen[: prior.known])
+    if h.offset and len(shown) and len(missing):
+        moved[missing] += h.offset * (moved[shown] - prior.means[shown]).mean(0)
     return moved
+
+
+def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> Array:
+    """Return the posterior mean of a class that the population does not know, from the mean of its windows.
+
+    It is one more class as classes are: around the middle of the known ones, spread as they are and as people are.
+    Without that the noise of a few windows stays in all directions, and windows of the class lie far from its mean.
+    """
+    h = prior.hyper
+    known = prior.means[: prior.known]
+    middle = known.mean(0)
+    among = (known - middle).T @ (known - middle) / max(prior.known - 1, 1)
+    unlike = NOVELTY * np.trace(among) / prior.personal * np.eye(prior.personal)
+    spread = h.between * prior.between + (1 - NOVELTY) * among + unlike
+    noise = repetition_share(h, repetitions) * prior.repetition + prior.within / max(repetitions, windows / h.window)
+    return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
+
+
+def posterior_covariances(stats: Statistics, prior: Prior) -> Array:
+    """Return how uncertain `map_means` are, `(K, p, p)`: the prior's covariance less what the windows told."""
+    h = prior.hyper
+    found = np.repeat(h.between * prior.between[None], stats.classes, 0)
+    for n_c, r_c in {(float(a), float(b)) for a, b in zip(stats.n, stats.repetitions_seen, strict=True) if a > 0}:
+        between = h.between * r_c**h.growth * prior.between
+        noise = repetition_share(h, r_c) * prior.repetition + prior.within / max(r_c, n_c / h.window)
+        found[(stats.n == n_c) & (stats.repetitions_seen == r_c)] = between - between @ _solve(between + noise, between)
+    return found
 
 
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
@@ -97,7 +152,7 @@ def placement_evidence(stats: Statistics, prior: Prior) -> Array:
     p, h, seen = prior.placements, prior.hyper, stats.seen
     assert p is not None
     evidence = p.log_weight.copy()
-    for c in np.flatnonzero(seen):
+    for c in np.flatnonzero(seen[: prior.known]):
         repetitions = float(stats.repetitions_seen[c])
         q = placed_pencil(prior, repetitions)
         noise = 1 / max(repetitions, float(stats.n[c]) / h.window)
@@ -106,6 +161,7 @@ def placement_evidence(stats: Statistics, prior: Prior) -> Array:
     return np.asarray(evidence)
 
 
+@_answering
 def fit_map(stats: Statistics, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
 
@@ -118,7 +174,11 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
     share = shared_share(stats, prior.hyper)
     if not share:
         return head
-    return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
+    weight, bias = prior.generic_weight, prior.generic_bias
+    if prior.own:  # of those the generic head says no more than of an average class
+        weight, bias = weight.copy(), bias.copy()
+        weight[prior.known :], bias[prior.known :] = weight[: prior.known].mean(0), bias[: prior.known].mean()
+    return Head(head.weight + share * weight, head.bias + share * bias)
 
 
 def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
@@ -133,12 +193,14 @@ def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
     return hyper.shared * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
+@_answering
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_lda(stats: Statistics, prior: Prior) -> Head:
     """Fit the user's own linear discriminant (Ledoit–Wolf-like trace shrinkage only where n is small).
 
@@ -154,25 +216,28 @@ def fit_lda(stats: Statistics, prior: Prior) -> Head:
     return gaussian_head(means, own, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     """Fit least squares on targets of `LOG_ODDS` for the class and 0 else, pulled towards the population's solution.
 
     Every class weighs the same however many windows it has. Source: L2-SP, Xuhong et al. 2018, in closed form.
     """
     k, d = stats.classes, stats.dim
-    weight = np.where(stats.seen, 1.0 / np.maximum(stats.n, 1.0), 0.0)
+    weight = np.where(stats.seen, 1.0 / np.where(stats.seen, stats.n, 1.0), 0.0)
     second = np.einsum("k,kij->ij", weight, stats.class_moment)
     mean = stats.means * stats.seen[:, None]
     count = float(stats.seen.sum())
     pull = prior.hyper.shrinkage * prior.hyper.window / max(float(stats.n.sum()), 1.0)
-    p_second = prior.within * k + prior.means.T @ prior.means
+    known = prior.known
+    p_means = np.where(np.arange(k)[:, None] < known, prior.means, 0.0)
+    p_second = prior.within * known + p_means.T @ p_means
     gram = np.zeros((d + 1, d + 1))
     gram[:d, :d] = second + pull * p_second
-    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * prior.means.sum(0)
-    gram[d, d] = count + pull * k
+    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * p_means.sum(0)
+    gram[d, d] = count + pull * known
     target = np.zeros((d + 1, k))
-    target[:d] = (mean + pull * prior.means).T
-    target[d] = stats.seen + pull
+    target[:d] = (mean + pull * p_means).T
+    target[d] = stats.seen + pull * (np.arange(k) < known)
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
     solution = np.linalg.solve(gram, target) * LOG_ODDS
     weights = np.pad(solution[:d].T, ((0, 0), (0, prior.dim - d)))

@@ -53,6 +53,12 @@ class HeldOut:
     previous: Array | None = None
     repetitions: int = 1
 
+    def only(self, which: Mask) -> HeldOut:
+        """Return some of the windows `(n,)`."""
+        previous = None if self.previous is None else self.previous[which]
+        heads = self.shared[which], self.candidate[which], previous
+        return HeldOut(self.y[which], self.block[which], self.folds, *heads, self.repetitions)
+
 
 def plan_folds(y: NDArray[np.integer], repetition: NDArray[np.integer], overlap: int = 0) -> list[Fold]:
     """Choose what to leave out: whole repetitions, or contiguous blocks where there is only one.

@@ -61,7 +61,7 @@ def judge_held_out(
     calibration whose labels agree with each other less than any left-out population user's did.
     """
     case = _Case(held, prior, margin)
-    if (refusal := case.against_active(trust)) is not None:
+    if (refusal := case.against_active(trust) or case.against_known(prior.known)) is not None:
         return refusal
     record = prior.evidence_for(shots.windows, shots.repetitions)
     if trust is not None and trust.noticed:
@@ -78,6 +78,8 @@ class _Case:
 
     def __init__(self, held: HeldOut, prior: Prior, margin: float) -> None:
         self.held, self.margin = held, margin
+        # The shared head cannot say labels of the user's own: a share of it would leave the rest of the head mute, too.
+        self.blends = () if prior.own else BLEND_WEIGHTS
         self.shared, self.candidate = score(held.shared, held), score(held.candidate, held)
         self.previous = None if held.previous is None else score(held.previous, held)
         self.gain = self.candidate.accuracy - self.shared.accuracy
@@ -105,6 +107,19 @@ class _Case:
             f"the active head is better: {self.previous.accuracy:.1%} against the new one's "
             f"{self.candidate.accuracy:.1%} on {self.candidate.n} held-out windows"
         )
+        return self.verdict("kept", 0.0, text, remember=False)
+
+    def against_known(self, known: int) -> Verdict | None:
+        """Refuse a head that learns a user's own labels at the cost of the population's."""
+        old = self.held.y < known
+        if old.all() or not old.any():
+            return None
+        some = self.held.only(old)
+        before = some.shared if some.previous is None else some.previous
+        loss = float(((before.argmax(1) == some.y).astype(float) - (some.candidate.argmax(1) == some.y)).mean())
+        if loss <= max(2 * standard_error(before, some.candidate, some), self.margin):
+            return None
+        text = f"the labels known before would be decided worse, by {loss:.1%}: {self.numbers}"
         return self.verdict("kept", 0.0, text, remember=False)
 
     def contradicting(self, wrong: float) -> Verdict:
@@ -135,7 +150,7 @@ class _Case:
         at_least = self.gain >= self.margin
         if self.gain > max(self.error, self.margin) or (at_least and self.candidate.log_loss <= self.shared.log_loss):
             return self.verdict("promoted", 1.0, f"personal head better: {self.numbers}")
-        best = _best_blend(self.held, up_to_one=at_least)
+        best = _best_blend(self.held, (*self.blends, *((1.0,) if at_least else ())))
         if best == 1.0:
             return self.verdict("promoted", 1.0, f"personal head better: {self.numbers}")
         if best == 0.0:
@@ -144,11 +159,10 @@ class _Case:
         return self.verdict("blended", best, text)
 
 
-def _best_blend(held: HeldOut, *, up_to_one: bool) -> float:
+def _best_blend(held: HeldOut, weights: Sequence[float]) -> float:
     """The share of the personal head with the least held-out log-loss; 0 if accuracy falls below the shared head's."""
-    weights = (0.0, *BLEND_WEIGHTS, *((1.0,) if up_to_one else ()))
-    scores = {w: score((1 - w) * held.shared + w * held.candidate, held) for w in weights}
-    best = min(weights, key=lambda w: scores[w].log_loss)
+    scores = {w: score((1 - w) * held.shared + w * held.candidate, held) for w in (0.0, *weights)}
+    best = min(scores, key=lambda w: scores[w].log_loss)
     return best if scores[best].accuracy >= scores[0.0].accuracy else 0.0
 
 

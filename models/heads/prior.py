@@ -11,6 +11,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.heads.head import NEVER
+
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
 GAIN = "gain"
@@ -118,6 +120,7 @@ class Prior:
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
         gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
+        base: the population's own prior where a user's labels were added behind its, or None.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
@@ -132,12 +135,18 @@ class Prior:
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
     gain: Array | None = None
+    base: Prior | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
         """Number of classes K."""
         return len(self.labels)
+
+    @property
+    def known(self) -> int:
+        """Number of classes that the population has; a user's own labels come behind them."""
+        return len((self.base or self).labels)
 
     @property
     def dim(self) -> int:
@@ -164,6 +173,45 @@ class Prior:
                 repetition=p.repetition[placement],
                 placements=None,
             )
+        return found if found.labels == self.labels else found.named(self.labels)
+
+    @property
+    def own(self) -> int:
+        """Number of classes that are a user's own: the last ones, of which the population knows nothing."""
+        return self.classes - self.known
+
+    def with_own(self, count: int) -> Prior:
+        """Return the prior with `count` classes more, of which nothing is known before a user shows them.
+
+        Their rows of the generic head are never answered. Their means stand in the middle of the others', where
+        nothing reads them.
+        """
+        if not count:
+            return self
+        found: Prior | None = self.memo.get(("own", count))
+        if found is not None:
+            return found
+
+        def middle(means: Array) -> Array:
+            """Add rows to `(…, K, p)`."""
+            return np.concatenate([means, np.repeat(means.mean(-2, keepdims=True), count, -2)], -2)
+
+        p = self.placements
+        found = self.memo["own", count] = replace(
+            self,
+            labels=(*self.labels, *[""] * count),
+            generic_weight=np.pad(self.generic_weight, ((0, count), (0, 0))),
+            generic_bias=np.pad(self.generic_bias, (0, count), constant_values=NEVER),
+            means=middle(self.means),
+            placements=None if p is None else replace(p, means=middle(p.means)),
+            base=self.base or self,
+        )
+        return found
+
+    def named(self, labels: tuple[str, ...]) -> Prior:
+        """Return the same with other names of its classes; what was worked out of the matrices is shared."""
+        found = replace(self, labels=labels)
+        object.__setattr__(found, "memo", self.memo)
         return found
 
     @property
@@ -226,11 +274,12 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"the prior's {name} holds values that are not finite")
-    arrays = {name: value.astype(np.float64) for name, value in tensors.items()}
+    arrays: dict[str, Any] = {name: value.astype(np.float64) for name, value in tensors.items()}
     return Prior(
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
         gain=arrays.get(GAIN),
+        base=None,
         **{name: arrays[name] for name in TENSORS},
     )

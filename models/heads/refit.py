@@ -32,11 +32,11 @@ def judge_statistics(stats: Statistics, prior: Prior) -> tuple[Verdict, tuple[st
     The prior is that of the placement at which the user wears the sensor (`fit.placed`).
     """
     seen = stats.seen
-    if not seen.all():
-        missing = [label for label, shown in zip(prior.labels, seen, strict=True) if not shown]
+    missing = [label for label, shown in zip(prior.labels[: prior.known], seen, strict=False) if not shown]
+    if missing:
         return judge_partial(None, missing, None, clean=False), ()
     looks = doubts(stats, prior)
-    shots = Shots(float(stats.n.mean()), float(stats.repetitions_seen.mean()))
+    shots = Shots(float(stats.n[seen].mean()), float(stats.repetitions_seen[seen].mean()))
     return judge_by_population(prior, shots, looks.against), (*looks.against, *looks.beside)
 
 

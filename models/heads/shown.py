@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.heads.folds import Fold
 from models.heads.label_noise import Trust, trusted
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, merge, minus, repeated
+from models.heads.statistics import Statistics, merge, minus
 
 Array = NDArray[np.float64]
 
@@ -79,3 +79,21 @@ def together(
         weight = float(base.count[:, base.repetitions.index(earlier)].sum() / copy.count.sum())
         base = minus(base, copy.scaled(weight))
     return Shown(z, y, repetition, base, parts, base + new, again)
+
+
+def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
+    """Find repetitions of `new` that `base` holds already, aged or not: new id -> id in `base`.
+
+    Equal up to the float32 of storage, and to a common weight not above 1.
+    """
+    found: dict[int, int] = {}
+    for j, later in enumerate(new.repetitions):
+        count = new.count[:, j]
+        for i, earlier in enumerate(base.repetitions):
+            weight = float(base.count[:, i].sum() / count.sum())
+            if weight > 1 + 1e-6 or not np.allclose(base.count[:, i], weight * count, rtol=1e-5, atol=0):
+                continue
+            slack = 1e-4 * weight * (1 + float(count.max()))
+            if np.allclose(base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=slack):
+                found[later] = earlier
+    return found

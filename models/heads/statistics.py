@@ -109,12 +109,13 @@ class Statistics:
     @property
     def means(self) -> Array:
         """Mean features per class, `(K, d)`; zero for a class without windows."""
-        return np.asarray(self.total.sum(1) / np.maximum(self.n, 1.0)[:, None])
+        return np.asarray(self.total.sum(1) / np.where(self.n > 0, self.n, 1.0)[:, None])
 
     def scatter(self) -> Array:
         """Pooled scatter Σ (z − m_cr)(z − m_cr)ᵀ around the means of each class and repetition, `(d, d)`."""
         total = self.total.reshape(-1, self.dim)
-        means = total / np.maximum(self.count.reshape(-1), 1.0)[:, None]
+        count = self.count.reshape(-1)
+        means = total / np.where(count > 0, count, 1.0)[:, None]
         return np.asarray(self.class_moment.sum(0) - total.T @ means)
 
     @property
@@ -163,6 +164,19 @@ class Statistics:
             np.pad(self.class_moment, ((0, more), (0, 0), (0, 0))),
             self.repetition_moment,
         )
+
+    def first(self, classes: int) -> Statistics:
+        """Return the first classes alone; the second moments of repetitions stay those of all."""
+        if classes == self.classes:
+            return self
+        some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
+        return Statistics(self.repetitions, *some, self.repetition_moment)
+
+    def trimmed(self, classes: int) -> Statistics:
+        """Return the same without the classes behind the first `classes`, which must be empty."""
+        if self.n[classes:].any():
+            raise ValueError(f"classes behind the first {classes} have windows")
+        return self.first(classes)
 
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.
@@ -230,24 +244,6 @@ def decayed(stats: Statistics, seconds: float, half_life: float) -> Statistics:
     return stats.scaled(float(2.0 ** (-seconds / half_life)))
 
 
-def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
-    """Find repetitions of `new` that `base` holds already, aged or not: new id -> id in `base`.
-
-    Equal up to the float32 of storage, and to a common weight not above 1.
-    """
-    found: dict[int, int] = {}
-    for j, later in enumerate(new.repetitions):
-        count = new.count[:, j]
-        for i, earlier in enumerate(base.repetitions):
-            weight = float(base.count[:, i].sum() / count.sum())
-            if weight > 1 + 1e-6 or not np.allclose(base.count[:, i], weight * count, rtol=1e-5, atol=0):
-                continue
-            slack = 1e-4 * weight * (1 + float(count.max()))
-            if np.allclose(base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=slack):
-                found[later] = earlier
-    return found
-
-
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """Add any number (at least one) of statistics."""
     first, *rest = parts
@@ -257,14 +253,14 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
 
 
 def to_bytes(stats: Statistics) -> bytes:
-    """Encode as safetensors: float32, symmetric matrices as packed upper triangles."""
-    upper = np.triu_indices(stats.dim)
+    """Encode as safetensors: float32, symmetric matrices as packed upper triangles, sums of shown classes only."""
+    upper, seen = np.triu_indices(stats.dim), stats.seen
     return safetensors.numpy.save(
         {
             "repetitions": np.asarray(stats.repetitions, np.int64),
             "count": np.ascontiguousarray(stats.count, np.float32),
-            "total": np.ascontiguousarray(stats.total, np.float32),
-            "class_moment": np.ascontiguousarray(stats.class_moment[:, *upper], np.float32),
+            "total": np.ascontiguousarray(stats.total[seen], np.float32),
+            "class_moment": np.ascontiguousarray(stats.class_moment[seen][:, *upper], np.float32),
             "repetition_moment": np.ascontiguousarray(stats.repetition_moment[:, *upper], np.float32),
         },
     )
@@ -278,15 +274,14 @@ def from_bytes(data: bytes) -> Statistics:
     """
     try:
         t = safetensors.numpy.load(data)
-        dim = t["total"].shape[2]
-        return Statistics(
-            tuple(int(i) for i in t["repetitions"]),
-            t["count"].astype(np.float64),
-            t["total"].astype(np.float64),
-            _unpacked(t["class_moment"], dim),
-            _unpacked(t["repetition_moment"], dim),
-        )
-    except (safetensors.SafetensorError, KeyError, IndexError) as e:
+        count, dim = t["count"].astype(np.float64), t["total"].shape[2]
+        # Earlier releases wrote all classes.
+        seen = np.flatnonzero(count.sum(1) > 0) if len(t["total"]) < len(count) else np.arange(len(count))
+        total, moment = np.zeros((*count.shape, dim)), np.zeros((len(count), dim, dim))
+        total[seen], moment[seen] = t["total"], _unpacked(t["class_moment"], dim)
+        repetitions = tuple(int(i) for i in t["repetitions"])
+        return Statistics(repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim))
+    except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as e:
         raise ValueError(f"not a user's statistics: {e}") from e
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.confidence import LEVELS
-from models.heads.head import Head, softmax
+from models.heads.head import NEVER, Head, softmax
 
 SHARED = 0
 """Slot of the shared head."""
@@ -71,7 +71,9 @@ class HeadTable:
 
     def put(self, slot: int, head: Head) -> None:
         """Write a head into a slot that nobody uses."""
-        self.weight[slot], self.bias[slot] = head.weight, head.bias
+        rows = len(head.bias)  # fewer than there are where the user has not added all the labels that they may
+        self.weight[slot, :rows], self.bias[slot, :rows] = head.weight, head.bias
+        self.weight[slot, rows:], self.bias[slot, rows:] = 0.0, NEVER
         known = head.floors is not None and len(head.floors) == len(LEVELS)
         self.floors[slot] = head.floors if known else np.nan
 

@@ -215,7 +215,7 @@ class Frontends:
             (head,) = held
             handle = table.handle(head.slot)
             resolver.release(model, held)  # its lease begins
-            return [head.version, handle]
+            return [head.version, handle, *head.own]
 
         return list(await asyncio.gather(*map(one, users)))
 

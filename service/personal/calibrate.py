@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,6 +20,7 @@ from models.heads.calibration import Calibration, CalibrationError
 from models.heads.confidence import LEVELS, Confidence, measure
 from models.heads.guard import Score
 from models.heads.head import Head
+from models.heads.labels import recalls
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal.enrol import WINDOWS_ADVISED
@@ -106,21 +107,23 @@ class Calibrator:
     ) -> dict[str, Any]:
         _check_repetitions(request)
         begin = time.perf_counter()
-        features = np.empty((0, model.bundle.prior.dim), np.float32)
+        features = np.empty((0, model.prior.dim), np.float32)
         if not request.enrolled:
             features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
         given = await gather(self._store, self.data, model, user, request, features)
+        names = (*model.labels, *given.own)
         fit = partial(
             maths.calibrate,
-            model.bundle.prior,
+            model.prior_of(given.own),
             given.windows.z,
             given.windows.y,
             given.windows.repetition,
-            before=given.before,
+            before=None if given.before is None else given.before.trimmed(len(names)),
             previous=given.previous,
             method=request.method,
             overlap=_overlap(given, model),
+            only_shown=request.among == "shown",
             x=given.windows.x if len(given.windows) else None,
         )
         try:
@@ -128,7 +131,7 @@ class Calibrator:
         except CalibrationError as e:
             raise Unprocessable(str(e)) from e
         outcome, head = _served(result, request.activate)
-        report = _report(model, request, result, outcome)
+        report = _report(model, names, request, result, outcome)
         keeps = given.seen.settings.keeps("statistics")
         report["remembered"] = report["remembered"] and keeps
         report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
@@ -136,13 +139,16 @@ class Calibrator:
         used = request.enrolled and report["remembered"]
         if request.enrolled and not used:
             report["warnings"].append("the enrolled windows stay enrolled; DELETE …/samples forgets them")
-        stored_head = head or result.candidate
+        stored_head = (head or result.candidate).cut(len(names), given.own)
         if result.held is not None:
             weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
             population = model.bundle.prior.hyper.set_floors
             confidence = measure(result.held, result.temperature, weight, population)
             report["confidence"] = _confidence(confidence)
             stored_head = replace(stored_head, floors=confidence.floors)
+            mixed = (1 - weight) * result.held.shared + weight * result.held.candidate
+            before = result.held.shared if result.held.previous is None else result.held.previous
+            report["recall"] = [asdict(r) for r in recalls(before, mixed, result.held.y, names)]
         report["timings_ms"] = {
             "features": _ms(extracted - begin),
             **{stage: _ms(seconds) for stage, seconds in result.seconds.items()},
@@ -153,13 +159,13 @@ class Calibrator:
         new = NewVersion(
             calibration_id=report["calibration_id"],
             head=stored_head,
-            statistics=statistics.to_bytes(result.statistics) if keeps else None,
+            statistics=statistics.to_bytes(result.statistics.padded(model.columns)) if keeps else None,
             report=report,
             active=head is not None,
             base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
-            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept),
+            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept, own=given.own),
             revision=revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
@@ -211,16 +217,17 @@ def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:
     return result.verdict.outcome, result.head
 
 
-def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration, outcome: str) -> dict[str, Any]:
+def _report(
+    model: LoadedModel, names: Sequence[str], request: CalibrationRequest, result: Calibration, outcome: str
+) -> dict[str, Any]:
     verdict, stats = result.verdict, result.statistics
-    labels = model.bundle.manifest.labels
     classes = {
         label: {
             "samples": int(stats.n[i]),
             "repetitions": int(stats.repetitions_seen[i]),
             "remaining": max(0, WINDOWS_ADVISED - int(stats.n[i])),
         }
-        for i, label in enumerate(labels)
+        for i, label in enumerate(names)
     }
     return {
         "calibration_id": str(uuid.uuid4()),
@@ -233,6 +240,7 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         else f"activated as demanded; the guard: {verdict.reason}",
         "method": result.method,
         "mode": request.mode,
+        "among": request.among,
         "weight": verdict.weight,
         "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,

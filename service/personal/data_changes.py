@@ -14,7 +14,14 @@ from models.heads import statistics
 from models.heads.calibration import MAX_REPETITIONS
 from models.heads.statistics import Statistics
 from service.errors import Conflict, Unprocessable
-from service.personal.data_tables import enrolled, enrolled_windows, retained, sample_calls, user_settings
+from service.personal.data_tables import (
+    enrolled,
+    enrolled_windows,
+    own_labels,
+    retained,
+    sample_calls,
+    user_settings,
+)
 from service.personal.kept import MOST_WINDOWS, Kept, UserSettings, joined
 from service.personal.records import Scope
 from service.personal.rows import owned, owner_values
@@ -36,6 +43,7 @@ class Enrolled:
         counts: of the others, by class and repetition (`Kept.counts`).
         settings: the user's, at the same moment.
         windows: those that are counted, where they were asked for and there are some.
+        own: labels that the user has added to the bundle's.
     """
 
     revision: int
@@ -43,6 +51,7 @@ class Enrolled:
     counts: tuple[tuple[int, int, int], ...]
     settings: UserSettings
     windows: Kept | None = None
+    own: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -102,7 +111,36 @@ async def enrolled_of(c: AsyncConnection, scope: Scope, user: str, *, windows: b
         tuple((label, repetition, n) for each in counts for label, repetition, n in each),
         settings,
         joined(parts),
+        await own_labels_of(c, scope, user),
     )
+
+
+async def own_labels_of(c: AsyncConnection, scope: Scope, user: str) -> tuple[str, ...]:
+    """Read which labels a user has added to the bundle's."""
+    return tuple(await c.scalar(select(own_labels.c.labels).where(owned(own_labels, scope, user))) or ())
+
+
+async def add_own_labels(c: AsyncConnection, scope: Scope, user: str, labels: tuple[str, ...]) -> None:
+    """Give a user the labels of a head that comes from elsewhere, where they have the same or none yet.
+
+    Raises:
+        Conflict: they have others.
+    """
+    held = await own_labels_of(c, scope, user)
+    common = min(len(held), len(labels))
+    if held[:common] != labels[:common]:
+        raise Conflict(
+            f"the head's labels beyond the model's are {', '.join(labels)}, and the user's {', '.join(held)}: "
+            "they must be the same, in the same order"
+        )
+    if len(labels) > len(held):
+        await set_own_labels(c, scope, user, labels)
+
+
+async def set_own_labels(c: AsyncConnection, scope: Scope, user: str, labels: tuple[str, ...]) -> None:
+    """Write which labels a user has added."""
+    await c.execute(delete(own_labels).where(owned(own_labels, scope, user)))
+    await c.execute(insert(own_labels).values(**owner_values(scope, user), labels=list(labels)))
 
 
 async def set_enrolled(c: AsyncConnection, scope: Scope, user: str, revision: int, blob: bytes | None) -> None:

@@ -48,6 +48,13 @@ retained = Table(
     Column("data", LargeBinary, nullable=False, doc="all windows behind a version, as in enrolled_windows"),
 )
 
+own_labels = Table(
+    "own_labels",
+    metadata,
+    *[Column(name, Text, primary_key=True) for name in SCOPE],
+    Column("labels", JSON, nullable=False, doc="labels that the user added, in the order of their classes"),
+)
+
 sample_calls = Table(
     "sample_calls",
     metadata,

@@ -52,7 +52,7 @@ def verdicts(found: Inspection, chosen: NDArray[np.bool_]) -> list[dict[str, Any
 def state(model: LoadedModel, enrolled: Enrolled, base: Statistics | None) -> dict[str, Any]:
     """Describe what is enrolled, what earlier calibrations were shown, and what remains a class."""
     classes = {}
-    for i, label in enumerate(model.bundle.manifest.labels):
+    for i, label in enumerate((*model.labels, *enrolled.own)):
         windows, repetitions = enrolled.of_class(i)
         calibrated = 0 if base is None else int(base.n[i])
         classes[label] = {

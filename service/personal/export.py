@@ -14,6 +14,7 @@ from exporters.personal import standalone
 from models.heads.head import Head
 from service.loaded import LoadedModel
 from service.personal.imports import STATISTICS
+from service.personal.records import OWN_LABELS
 
 FORMAT = "headway-head-1"
 
@@ -26,7 +27,7 @@ def onnx_model(bundle: Bundle, head: Head, version: int, digest: str) -> bytes:
         "model_version": str(manifest.version),
         "feature_space": manifest.feature_space,
         "bundle_digest": bundle.digest,
-        "labels": json.dumps(manifest.labels, ensure_ascii=False),
+        "labels": json.dumps((*manifest.labels, *head.own), ensure_ascii=False),
         "head": "personal" if version else "shared",
         "head_version": str(version),
         "head_digest": digest,
@@ -55,6 +56,8 @@ def weights_file(model: LoadedModel, head: Head, version: int, digest: str, stat
         "head_version": str(version),
         "digest": digest,
     }
+    if head.own:
+        metadata[OWN_LABELS] = json.dumps(head.own, ensure_ascii=False)
     tensors: dict[str, NDArray[Any]] = {"weight": np.asarray(head.weight, "<f4"), "bias": np.asarray(head.bias, "<f4")}
     if head.floors is not None:
         tensors["floors"] = np.asarray(head.floors, "<f4")

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from models.heads import statistics
 from models.heads.head import Head
+from models.heads.shown import repeated
 from models.heads.statistics import Statistics
 from service.errors import Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal.data_changes import Enrolled
 from service.personal.kept import MOST_WINDOWS, Kept, joined
+from service.personal.own_labels import placed
 from service.personal.store import Store
 from service.personal.user_data import UserData
 from service.protocol.calibration import CalibrationRequest
@@ -36,6 +38,7 @@ class Gathered:
         seen: what was enrolled at that moment, and the user's settings.
         kept: all windows behind the version to be, where they may be kept.
         warnings: sentences for the report.
+        own: the user's own labels, with those that the request adds.
     """
 
     windows: Kept
@@ -45,6 +48,7 @@ class Gathered:
     seen: Enrolled
     kept: Kept | None
     warnings: list[str] = field(default_factory=list)
+    own: tuple[str, ...] = ()
 
 
 async def gather(
@@ -61,9 +65,10 @@ async def gather(
         Unprocessable: there are no windows, or the method needs more than is kept of earlier ones.
         Unavailable: what is kept is damaged.
     """
-    prior = model.bundle.prior
+    prior = model.prior
     seen = await data.enrolled(model.scope, user, windows=request.enrolled)
-    windows = Kept(features, request.y, request.repetition, request.x)
+    y, own = placed(request.y, request.own, seen.own, prior.known, prior.own)
+    windows = Kept(features, y, request.repetition, request.x)
     earlier: Statistics | None = None
     if request.enrolled:
         if not seen:
@@ -78,6 +83,8 @@ async def gather(
         numbered = earlier.renumbered(first)
         before = numbered if before is None else before + numbered
     _, previous = await store.active(model.scope, user)
+    if previous is not None:
+        previous = previous.widened(prior.known + len(own))
     kept = None
     if seen.settings.keeps("features") and earlier is None and (held is not None or not base):
         kept = _after(held, windows, prior.classes, prior.personal)
@@ -96,7 +103,7 @@ async def gather(
         kept = None
     if kept is not None and not seen.settings.keeps("inputs"):
         kept = kept.without_inputs()
-    return Gathered(fitted, before, previous, base, seen, kept, warnings)
+    return Gathered(fitted, before, previous, base, seen, kept, warnings, own)
 
 
 async def _base(
@@ -120,6 +127,6 @@ def _after(held: Kept | None, new: Kept, classes: int, personal: int) -> Kept:
     """Put new windows behind those held; a repetition that is sent again counts once, as the newer."""
     if held is None:
         return new
-    again = statistics.repeated(held.statistics(classes, personal), new.statistics(classes, personal))
+    again = repeated(held.statistics(classes, personal), new.statistics(classes, personal))
     left = held.at(np.flatnonzero(~np.isin(held.repetition, list(again.values()))))
     return joined([left, new.later_than(left)]) or new

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from exporters.bundle import Manifest
 from models.heads import statistics as sums
@@ -21,7 +22,8 @@ from models.heads.refit import judge_statistics
 from models.heads.statistics import Statistics
 from service.errors import Conflict, InvalidRequest, Unprocessable
 from service.loaded import LoadedModel
-from service.personal.records import NewVersion, head_to_bytes
+from service.personal import data_changes
+from service.personal.records import OWN_LABELS, NewVersion, head_to_bytes
 
 STATISTICS = "statistics."
 """Prefix of the tensors of a user's statistics beside a head."""
@@ -59,7 +61,7 @@ def read_head(body: bytes, manifest: Manifest, prior: Prior, digest: str | None)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
         raise InvalidRequest(f"the body is not safetensors: {e}") from e
     check_space(metadata, manifest)
-    head = head_of(tensors, manifest)
+    head = head_of(tensors, manifest, own_labels_in(metadata))
     found = hashlib.sha256(head_to_bytes(head)).hexdigest()
     for wanted, whose in ((digest, "If-Match"), (metadata.get("digest"), "the file's metadata")):
         if wanted is not None and wanted != found:
@@ -100,14 +102,34 @@ def check_space(metadata: dict[str, Any], manifest: Manifest) -> None:
         raise Conflict(f"it is for the labels {named}; the model's are {list(manifest.labels)}")
 
 
-def head_of(tensors: dict[str, Any], manifest: Manifest) -> Head:
-    """Check the tensors of a head against the model it is for.
+def own_labels_in(metadata: dict[str, str]) -> tuple[str, ...]:
+    """Return the labels of a user's own that a head's metadata name.
+
+    Raises:
+        Unprocessable: they are no list of names.
+    """
+    try:
+        found = json.loads(metadata.get(OWN_LABELS, "[]"))
+    except ValueError as e:
+        raise Unprocessable(f"the metadata's {OWN_LABELS} are not a JSON array: {e}") from e
+    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+        raise Unprocessable(f"the metadata's {OWN_LABELS} are not a list of names")
+    return tuple(found)
+
+
+def head_of(tensors: dict[str, Any], manifest: Manifest, own: tuple[str, ...] = ()) -> Head:
+    """Check the tensors of a head, with rows for labels of its user's own, against the model it is for.
 
     Raises:
         InvalidRequest: a tensor is missing.
         Unprocessable: of another shape or datatype, or not finite.
     """
-    k, d = len(manifest.labels), manifest.feature_dim
+    if len(own) > manifest.user_labels or len({*manifest.labels, *own}) < len(manifest.labels) + len(own):
+        raise Unprocessable(
+            f"the head has labels of its user's own ({', '.join(own)}); the model has room for {manifest.user_labels} "
+            f"beside {', '.join(manifest.labels)}"
+        )
+    k, d = len(manifest.labels) + len(own), manifest.feature_dim
     found = []
     for name, shape in (("weight", (k, d)), ("bias", (k,))):
         if name not in tensors:
@@ -122,7 +144,7 @@ def head_of(tensors: dict[str, Any], manifest: Manifest) -> Head:
             raise Unprocessable(f"{name} holds values that are not finite, or beyond {LARGEST:g}")
         found.append(value)
     weight, bias = found
-    return Head(weight, bias, _floors(tensors.get("floors")))
+    return Head(weight, bias, _floors(tensors.get("floors")), own)
 
 
 def _floors(value: Any) -> Any:
@@ -145,14 +167,17 @@ def statistics_of(data: bytes, prior: Prior) -> Statistics:
     try:
         tensors = safetensors.numpy.load(data)
         # Before they are unpacked: what is empty may claim any size.
-        shape = tensors["total"].shape
+        shape = tensors["count"].shape
         packed = p * (p + 1) // 2
-        r = shape[1] if len(shape) == 3 else 0
+        r = shape[1] if len(shape) == 2 else 0
+        # Sums of classes without windows are left out, but not by earlier releases.
+        shown = int((tensors["count"] != 0).any(1).sum()) if shape == (k, r) else k
+        rows = k if len(tensors["total"]) == k else shown
         wanted = {
             "repetitions": (r,),
             "count": (k, r),
-            "total": (k, r, p),
-            "class_moment": (k, packed),
+            "total": (rows, r, p),
+            "class_moment": (rows, packed),
             "repetition_moment": (r, packed),
         }
         for name, size in wanted.items():
@@ -172,17 +197,18 @@ def statistics_of(data: bytes, prior: Prior) -> Statistics:
     return stats
 
 
-def as_version(model: LoadedModel, imported: ImportedHead, activate: str) -> NewVersion:
-    """Make the version that an imported head becomes.
+def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: str) -> NewVersion:
+    """Make the version of a user that an imported head becomes.
 
     Without statistics nothing tells what it is worth here: it is served only on demand (`activate` `always`, or later
     `PUT …/active`). With them it is judged as a calibration that has nothing to hold out.
     """
-    prior, stats = model.bundle.prior, imported.statistics
+    stats, own = imported.statistics, imported.head.own
     outcome, evidence, warnings = "kept", "none", list[str]()
     reason = "imported, not judged: no statistics came with it; PUT …/active serves it"
     if stats is not None:
-        verdict, doubts = judge_statistics(stats, placed(stats, prior))
+        shown = stats.trimmed(len(model.labels) + len(own))
+        verdict, doubts = judge_statistics(shown, placed(shown, model.prior_of(own)))
         outcome, evidence, reason, warnings = verdict.outcome, verdict.evidence, verdict.reason, list(doubts)
     if activate == "always":
         outcome, reason = "promoted", f"activated as demanded; {reason}"
@@ -201,12 +227,18 @@ def as_version(model: LoadedModel, imported: ImportedHead, activate: str) -> New
         "weight": 1.0,
         "remembered": serves and stats is not None,
         "digest": imported.digest,
-        "classes": classes_of(stats, model.bundle.manifest.labels),
+        "classes": classes_of(stats, (*model.labels, *own)),
         "metrics": {"shared": None, "previous": None, "candidate": None},
         "warnings": warnings,
     }
     data = None if stats is None else sums.to_bytes(stats)
-    return NewVersion(identifier, imported.head, data, report, serves, serves)
+
+    async def also(c: AsyncConnection, version: int) -> None:
+        """Let the user have the head's labels."""
+        if own:
+            await data_changes.add_own_labels(c, model.scope, user, own)
+
+    return NewVersion(identifier, imported.head, data, report, serves, serves, also=also)
 
 
 def classes_of(stats: Statistics | None, labels: tuple[str, ...]) -> dict[str, dict[str, int]]:

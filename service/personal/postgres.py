@@ -42,6 +42,7 @@ class PostgresDatabase(Database):
         super().__init__(
             create_async_engine(
                 url.set(drivername="postgresql+asyncpg"),
+                isolation_level="AUTOCOMMIT",
                 pool_pre_ping=True,  # after a restart of the database the first request finds a connection that works
                 pool_timeout=CONNECT_SECONDS,
                 connect_args={
@@ -58,9 +59,12 @@ class PostgresDatabase(Database):
         """Nothing to take: it is shared."""
 
     async def begins(self, c: AsyncConnection, *, write: bool) -> None:
-        """Let a reader see one state in all its statements; a writer locks the rows it goes by."""
-        if not write:
-            await c.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        """Begin a transaction for a writer only: a reader's statements stand alone, and so cost one round trip each.
+
+        What is written by what was read is held together by the user's revision.
+        """
+        if write:
+            await c.execution_options(isolation_level="READ COMMITTED")
 
     async def alone(self, c: AsyncConnection) -> None:
         """Take an advisory lock."""

@@ -66,6 +66,7 @@ class _Refitted:
     statistics: Statistics
     verdict: Verdict
     warnings: tuple[str, ...]
+    own: tuple[str, ...]
     kept: Kept | None = None
 
 
@@ -211,9 +212,10 @@ class Recalibrator:
         if source.feature_space.rpartition("-")[2] != model.scope.feature_space.rpartition("-")[2]:
             return "the labels of the new version are others"
         method = str(version.report.get("method", "map"))
+        own = (await self._data.enrolled(source, user)).own
         windows = await self._data.retained(source, user, version.version)
         if windows is not None and windows.x is not None:
-            return await self._from_windows(model, windows, windows.x, method)
+            return await self._from_windows(model, windows, windows.x, method, own)
         data = await statistics_of(self._store, source, user, version.version)
         if data is None:
             return "neither windows nor statistics are kept of them"
@@ -224,12 +226,12 @@ class Recalibrator:
         if not entry.parity.passes:
             loss = f"{entry.parity.mean_loss:.1%}"
             return f"the bridge from {space} is not good enough (loss {loss}), and no windows are kept of them"
-        stats = bridge.statistics(statistics.from_bytes(data))
-        weight = float(version.report.get("weight") or 1.0)
-        found = await self._off_the_loop(partial(refit, stats, model.bundle.prior, method, weight))
+        stats = bridge.statistics(statistics.from_bytes(data).trimmed(len(model.labels) + len(own)))
+        weight = 1.0 if own else float(version.report.get("weight") or 1.0)
+        found = await self._off_the_loop(partial(refit, stats, model.prior_of(own), method, weight))
         if found.head is None:
             return f"by their statistics: {found.verdict.reason}"
-        return _Refitted(found.head, "bridge", found.method, stats, found.verdict, found.warnings)
+        return _Refitted(found.head, "bridge", found.method, stats, found.verdict, found.warnings, own)
 
     async def _off_the_loop(self, fit: Callable[[], T]) -> T:
         """Fit on a thread, and count the time."""
@@ -239,7 +241,9 @@ class Recalibrator:
         finally:
             self._worked += time.perf_counter() - begin
 
-    async def _from_windows(self, model: LoadedModel, windows: Kept, x: NDArray[Any], method: str) -> _Refitted | str:
+    async def _from_windows(
+        self, model: LoadedModel, windows: Kept, x: NDArray[Any], method: str, own: tuple[str, ...]
+    ) -> _Refitted | str:
         misfit = model.bundle.manifest.input.misfit(x.shape)
         if misfit is not None:
             return f"their windows do not fit the new version: they {misfit}"
@@ -247,7 +251,7 @@ class Recalibrator:
         known = method if method in calibration.METHODS else "map"
         fit = partial(
             calibration.calibrate,
-            model.bundle.prior,
+            model.prior_of(own),
             features,
             windows.y,
             windows.repetition,
@@ -261,7 +265,8 @@ class Recalibrator:
         if result.head is None:
             return f"by their windows: {result.verdict.reason}"
         kept = replace(windows, z=features)
-        return _Refitted(result.head, "inputs", result.method, result.statistics, result.verdict, result.warnings, kept)
+        made = result.head, "inputs", result.method, result.statistics, result.verdict, result.warnings
+        return _Refitted(*made, own, kept)
 
     @staticmethod
     async def _features(model: LoadedModel, x: NDArray[Any]) -> NDArray[np.float32]:
@@ -298,7 +303,7 @@ class Recalibrator:
             "mode": "replace",
             "weight": before.report.get("weight", 1.0) if refitted.by == "bridge" else verdict.weight,
             "remembered": True,
-            "classes": classes_of(refitted.statistics, model.bundle.manifest.labels),
+            "classes": classes_of(refitted.statistics, (*model.labels, *refitted.own)),
             "metrics": {
                 name: None if (score := getattr(verdict, name)) is None else asdict(score)
                 for name in ("shared", "previous", "candidate")
@@ -313,9 +318,12 @@ class Recalibrator:
             if await c.scalar(row) != before.version:
                 raise UserChanged
             await self.operations.count(c, operation, user, "moved", refitted.by)
+            if refitted.own:
+                await data_changes.add_own_labels(c, model.scope, user, refitted.own)
             if refitted.kept is not None:
                 await data_changes.retain(c, model.scope, user, number, refitted.kept)
 
         # Who lets nothing be kept has neither windows nor statistics that anything could be refitted from.
-        data = statistics.to_bytes(refitted.statistics)
-        return NewVersion(identifier, refitted.head, data, report, True, True, revision=revision, also=also)
+        data = statistics.to_bytes(refitted.statistics.padded(model.columns))
+        head = refitted.head.cut(len(model.labels) + len(refitted.own), refitted.own)
+        return NewVersion(identifier, head, data, report, True, True, revision=revision, also=also)

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 import safetensors
 import safetensors.numpy
 
@@ -91,6 +92,9 @@ class Kind(IntEnum):
 OnChanges = Callable[[Sequence[tuple[int, Kind]]], None]
 """Takes changes of heads by any service: the keyed hash of whose, and what happened."""
 
+OWN_LABELS = "own_labels"
+"""Key of a user's own labels in the metadata of a stored head."""
+
 
 class StoreError(RuntimeError):
     """The store is out of reach or holds what it should not."""
@@ -116,7 +120,10 @@ def head_to_bytes(head: Head) -> bytes:
     arrays = {"weight": head.weight, "bias": head.bias}
     if head.floors is not None:
         arrays["floors"] = head.floors
-    return safetensors.numpy.save({name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()})
+    metadata = {OWN_LABELS: orjson.dumps(head.own).decode()} if head.own else None
+    return safetensors.numpy.save(
+        {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}, metadata
+    )
 
 
 def head_from_bytes(data: bytes, digest: str) -> Head:
@@ -129,6 +136,14 @@ def head_from_bytes(data: bytes, digest: str) -> Head:
         raise StoreError("a stored head does not match its digest; it is not served")
     try:
         tensors = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as e:
+        own = _own_labels(data)
+    except (safetensors.SafetensorError, ValueError) as e:
         raise StoreError(f"a stored head cannot be read: {e}") from e
-    return Head(tensors["weight"], tensors["bias"], tensors.get("floors"))
+    return Head(tensors["weight"], tensors["bias"], tensors.get("floors"), own)
+
+
+def _own_labels(data: bytes) -> tuple[str, ...]:
+    """Read the labels of a user's own from the header of a safetensors file, which its reader keeps to itself."""
+    length = int.from_bytes(data[:8], "little")
+    metadata = orjson.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    return tuple(orjson.loads(metadata.get(OWN_LABELS, "[]")))

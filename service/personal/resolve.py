@@ -14,6 +14,9 @@ from service.personal.records import Kind, Scope, StoreError
 from service.personal.resolved import POINTERS_KEPT, SHARED_HEAD, ResolvedHead, no_head
 from service.personal.store import Store
 
+READS_AT_ONCE = 2
+"""Queries for active heads under way. More would each fetch fewer; one would wait for the store's answer idly."""
+
 
 class _Fetch:
     """A look-up under way; `stale` once what it reads may be old."""
@@ -82,7 +85,7 @@ class Resolver:
         if wanted == 0:
             return SHARED_HEAD if fallback == "shared" else None
         slot = model.bank.pin((user, wanted))
-        return None if slot is None else ResolvedHead(slot, wanted)
+        return None if slot is None else ResolvedHead(slot, wanted, model.bank.own(slot))
 
     def preferred(self, candidates: Sequence[LoadedModel], user: str) -> LoadedModel | None:
         """Which of several versions a user has a head in, newest first; None if that is not known here."""
@@ -127,10 +130,12 @@ class Resolver:
         wanted = self._pointers.get((model.scope, user)) if version is None else version
         if wanted == 0:
             return SHARED_HEAD
-        if wanted is not None:
+        if wanted is None:
+            model.bank.misses += 1
+        else:
             slot = model.bank.pin((user, wanted))
             if slot is not None:
-                return ResolvedHead(slot, wanted)
+                return ResolvedHead(slot, wanted, model.bank.own(slot))
         try:
             return await self._fetch(model, user, version)
         except StoreError as e:
@@ -159,7 +164,7 @@ class Resolver:
             raise Conflict(f"user {user!r} has no head version {version} for model {model.name!r}")
         if head is None:
             return SHARED_HEAD
-        return ResolvedHead(model.bank.insert((user, wanted), head), wanted)
+        return ResolvedHead(model.bank.insert((user, wanted), head), wanted, head.own)
 
     async def _active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Read a user's active head, in one query with all that are wanted in this turn of the loop."""
@@ -167,14 +172,21 @@ class Resolver:
         future: asyncio.Future[tuple[int, Head | None]] = loop.create_future()
         if scope not in self._wanted:
             self._wanted[scope] = {}
-            loop.call_soon(self._read, scope)
+            loop.call_soon(self._read)
         self._wanted[scope].setdefault(user, []).append(future)
         return await future
 
-    def _read(self, scope: Scope) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(scope, self._wanted.pop(scope)))
-        self._reads.add(task)
-        task.add_done_callback(self._reads.discard)
+    def _read(self) -> None:
+        """Begin queries; what is wanted while enough are under way goes into the next one, all together."""
+        while self._wanted and len(self._reads) < READS_AT_ONCE:
+            scope = next(iter(self._wanted))
+            task = asyncio.get_running_loop().create_task(self._answer(scope, self._wanted.pop(scope)))
+            self._reads.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._reads.discard(task)
+        self._read()
 
     async def _answer(self, scope: Scope, wanted: dict[str, list[asyncio.Future[tuple[int, Head | None]]]]) -> None:
         try:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from sqlalchemy import delete, insert, select
 
 from service.personal import data_changes
-from service.personal.data_tables import enrolled, enrolled_windows, retained, sample_calls
+from service.personal.data_tables import enrolled, enrolled_windows, own_labels, retained, sample_calls
 from service.personal.kept import UserSettings
 from service.personal.records import Scope, head_from_bytes
 from service.personal.rows import owned, owner_values
@@ -50,6 +50,7 @@ async def take_out(
             .order_by(activations.c.id)
         )
         settings = await data_changes.settings_of(c, scope, user)
+        own = await data_changes.own_labels_of(c, scope, user)
         history = tuple(Activation(version=row.version, at=row.at) for row in served)
     for row in rows:
         head_from_bytes(row["head"], row["digest"])  # what is damaged here is not carried elsewhere
@@ -73,6 +74,7 @@ async def take_out(
         labels=labels,
         **{name: pointers[name] for name in ("active", "base", "last", "created", "updated")},
         settings=asdict(settings),
+        own_labels=own,
         versions=listed,
         activations=history,
     )
@@ -93,8 +95,10 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
         known = await c.scalar(select(users.c.user).where(owned(users, scope, user)).with_for_update())
         if known is not None and not replace:
             raise UserExists(user)
-        for table in (versions, activations, users, enrolled, enrolled_windows, retained, sample_calls):
+        for table in (versions, activations, users, enrolled, enrolled_windows, retained, sample_calls, own_labels):
             await c.execute(delete(table).where(owned(table, scope, user)))
+        if index.own_labels:
+            await data_changes.set_own_labels(c, scope, user, index.own_labels)
         if index.settings:
             await data_changes.set_settings(c, scope, user, UserSettings.of(index.settings))
         await c.execute(

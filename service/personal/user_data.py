@@ -15,6 +15,7 @@ from service.personal import changes, data_changes
 from service.personal.data_changes import Answer, Enrolled
 from service.personal.data_tables import enrolled_windows, retained
 from service.personal.kept import RETENTION, Kept, UserSettings
+from service.personal.own_labels import placed
 from service.personal.records import Scope
 from service.personal.rows import owned
 from service.personal.schema import users, versions
@@ -85,6 +86,8 @@ class UserData:
         *,
         classes: int,
         personal: int,
+        own: tuple[str, ...],
+        room: int,
         answer: Callable[[Enrolled], Answer],
         key: str | None = None,
         digest: str = "",
@@ -95,8 +98,10 @@ class UserData:
             scope: the feature space.
             user: whose windows.
             new: the windows.
-            classes: number of classes.
+            classes: number of classes, with the room for the user's own.
             personal: number of features that heads are fitted in.
+            own: labels that the bundle does not know, of the classes from its number of labels on.
+            room: labels of their own that a user may have.
             answer: makes the call's answer from all that is enrolled then.
             key: the call's Idempotency-Key.
             digest: of the call's body.
@@ -115,6 +120,10 @@ class UserData:
                 return before, True
             held = await data_changes.enrolled_of(c, scope, user)
             held.settings.require("statistics", "enrolling samples")
+            y, labels = placed(new.y, own, held.own, classes - room, room)
+            if labels != held.own:
+                await data_changes.set_own_labels(c, scope, user, labels)
+            new, held = replace(new, y=y), replace(held, own=labels)
             if len(new):
                 held = await data_changes.add(c, scope, user, held, new, classes, personal)
             made = answer(held)
@@ -141,7 +150,7 @@ class UserData:
         return True
 
     def committed(
-        self, scope: Scope, user: str, seen: Enrolled, *, used: bool, windows: Kept | None
+        self, scope: Scope, user: str, seen: Enrolled, *, used: bool, windows: Kept | None, own: tuple[str, ...]
     ) -> Callable[[AsyncConnection, int], Awaitable[None]]:
         """Return what goes into the transaction of a new version.
 
@@ -151,6 +160,7 @@ class UserData:
             seen: what was enrolled when the calibration began.
             used: whether the version takes it over.
             windows: all windows behind the version, where they may be kept.
+            own: the user's own labels from now on.
 
         Raises:
             Conflict: (when it runs) what is enrolled, or may be kept, has changed meanwhile.
@@ -159,8 +169,11 @@ class UserData:
         async def also(c: AsyncConnection, version: int) -> None:
             """Take over what was enrolled, keep windows, and drop those of versions whose statistics are dropped."""
             now = await data_changes.enrolled_of(c, scope, user)
-            if now.settings.retention != seen.settings.retention or (used and now.revision != seen.revision):
+            changed = now.settings.retention != seen.settings.retention or (used and now.revision != seen.revision)
+            if changed or now.own != seen.own:
                 raise Conflict("samples or settings of this user changed while the calibration ran; try again")
+            if own != seen.own:
+                await data_changes.set_own_labels(c, scope, user, own)
             if used:
                 await c.execute(delete(enrolled_windows).where(owned(enrolled_windows, scope, user)))
                 await data_changes.set_enrolled(c, scope, user, now.revision, None)

@@ -64,6 +64,7 @@ class Index(BaseModel):
     model_version: int
     feature_space: str
     labels: tuple[str, ...]
+    own_labels: tuple[str, ...] = Field((), max_length=256)
     active: int = Number
     base: int = Number
     last: int = Number

@@ -13,9 +13,14 @@ from models.heads.calibration import METHODS
 from service.errors import InvalidRequest
 from service.protocol.labelled import LABELLED_FIELDS, Labelled, digest_of, labelled, message_of
 
-FIELDS = {*LABELLED_FIELDS, "mode", "method", "activate", "dry_run", "seed"}
-CHOICES = {"mode": ("update", "replace"), "method": METHODS, "activate": ("if_better", "always", "never")}
-DEFAULTS = {"mode": "update", "method": "map", "activate": "if_better"}
+FIELDS = {*LABELLED_FIELDS, "mode", "method", "activate", "among", "dry_run", "seed"}
+CHOICES = {
+    "mode": ("update", "replace"),
+    "method": METHODS,
+    "activate": ("if_better", "always", "never"),
+    "among": ("all", "shown"),
+}
+DEFAULTS = {"mode": "update", "method": "map", "activate": "if_better", "among": "all"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class CalibrationRequest:
         repetition: repetition ids `(n,)`.
         enrolled: whether there are none here: use those that were enrolled.
         digest: sha256 of the body, to tell a repeated call from another with the same key.
+        own: labels that the bundle does not know, as `Labelled` has them.
+        among: which labels the head may answer: `all`, or those that were `shown`.
     """
 
     x: NDArray[np.float32]
@@ -39,6 +46,8 @@ class CalibrationRequest:
     dry_run: bool
     seed: int
     digest: str
+    own: tuple[str, ...] = ()
+    among: str = "all"
 
     @property
     def enrolled(self) -> bool:
@@ -63,6 +72,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Calibr
         dry_run=_typed(message, "dry_run", bool, False),
         seed=_typed(message, "seed", int, 0),
         digest=digest_of(body),
+        own=given.own,
         **choice,
     )
 

@@ -192,22 +192,36 @@ def per_row_users(tensor: Tensor, rows: int) -> list[str]:
         raise InvalidRequest("the tensor user_id holds bytes that are not UTF-8") from e
 
 
-def class_indices(labels: Any, rows: int, known: Sequence[str]) -> NDArray[np.int64]:
+MOST_LABEL_CHARACTERS = 64
+
+
+def class_indices(
+    labels: Any, rows: int, known: Sequence[str], room: int = 0
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Turn a list of label names into class indices `(n,)`.
+
+    With `room`, names that are not known are labels of the user's own: they get indices behind the known ones, in the
+    order in which they come, and are returned, too.
 
     Raises:
         InvalidRequest: not one label name a row.
-        Unprocessable: a label that the model does not know.
+        Unprocessable: a label that the model does not know, where there is no room, or that cannot be one.
     """
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise InvalidRequest("labels must be a list of label names, one a window")
     if len(labels) != rows:
         raise InvalidRequest(f"there are {rows} windows and {len(labels)} labels; one a window was expected")
     index = {name: i for i, name in enumerate(known)}
-    unknown = sorted({name for name in labels if name not in index})
-    if unknown:
-        raise Unprocessable(f"unknown label {unknown[0]!r}; this model's labels are {', '.join(known)}")
-    return np.array([index[name] for name in labels], np.int64)
+    unknown = tuple(dict.fromkeys(name for name in labels if name not in index))
+    if unknown and not room:
+        raise Unprocessable(f"unknown label {min(unknown)[:64]!r}; this model's labels are {', '.join(known)}")
+    for name in unknown:
+        if not name.strip() or not name.isprintable() or len(name) > MOST_LABEL_CHARACTERS:
+            raise Unprocessable(
+                f"{name[:64]!r} cannot be a label: 1 to {MOST_LABEL_CHARACTERS} printable characters can"
+            )
+        index[name] = len(index)
+    return np.array([index[name] for name in labels], np.int64), unknown
 
 
 def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:

@@ -25,11 +25,13 @@ class Labelled:
         x: windows `(n, …)`, in time order.
         y: class indices `(n,)`.
         repetition: repetition ids `(n,)`.
+        own: labels that the bundle does not know, to which the indices from its number of labels on belong.
     """
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     repetition: NDArray[np.int64]
+    own: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -66,11 +68,8 @@ def labelled(message: dict[str, Any], binary: memoryview, manifest: Manifest, *,
         if required not in message:
             raise InvalidRequest(f"the body has no {required!r}")
     x = windows_of(message["inputs"], binary, manifest, finite=finite)
-    return Labelled(
-        x,
-        inputs.class_indices(message["labels"], len(x), manifest.labels),
-        inputs.repetition_ids(message.get("repetitions"), len(x)),
-    )
+    y, own = inputs.class_indices(message["labels"], len(x), manifest.labels, manifest.user_labels)
+    return Labelled(x, y, inputs.repetition_ids(message.get("repetitions"), len(x)), own)
 
 
 def windows_of(value: Any, binary: memoryview, manifest: Manifest, *, finite: bool = True) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from models.heads.head import Head, log_loss, softmax
 from service.data_plane import DECODED_HERE
 from service.errors import InvalidRequest, UnknownVersion
 from service.loaded import LoadedModel
+from service.personal.own_labels import placed
 from service.protocol import labelled, oip
 from service.protocol.body import json_response, read_body
 from service.protocol.labelled import Labelled
@@ -40,14 +41,17 @@ async def evaluate(request: Request, model: ModelOf, user: UserId) -> Response:
     given, wanted = await asyncio.to_thread(_decode, *asked) if len(body) > DECODED_HERE else _decode(*asked)
     heads = await _heads(own, model, user, wanted)
     features = (await model.scheduler.submit(given.x, None, bulk=True)).features
-    labels = model.bundle.manifest.labels
+    async with reading():
+        held = (await own.calibrator.data.enrolled(model.scope, user)).own
+    y, theirs = placed(given.y, given.own, held, model.prior.known, model.prior.own)
+    labels = (*model.labels, *theirs)
     return json_response(
         {
             "model": model.name,
             "model_version": str(model.version),
             "windows": len(given),
             "labels": labels,
-            "versions": [{"version": v, **score(head, features, given.y, labels)} for v, head in heads],
+            "versions": [{"version": v, **score(head, features, y, labels)} for v, head in heads],
         }
     )
 
@@ -79,7 +83,7 @@ async def _heads(own: Services, model: LoadedModel, user: str, wanted: list[int 
                 number = (pointers.active if pointers else 0) or "shared"
             if number in found:
                 continue
-            head = shared_head(model.bundle.prior) if isinstance(number, str) else None
+            head = shared_head(model.prior) if isinstance(number, str) else None
             if isinstance(number, int):
                 head = await own.store.head(model.scope, user, number)
             if head is None:
@@ -90,7 +94,7 @@ async def _heads(own: Services, model: LoadedModel, user: str, wanted: list[int 
 
 def score(head: Head, features: NDArray[np.float32], y: NDArray[np.int64], labels: Sequence[str]) -> dict[str, Any]:
     """Score a head on features `(n, d)` with classes `y (n,)`, as JSON has it; fractions are in [0, 1]."""
-    logits = head.logits(features)
+    logits = head.widened(len(labels)).logits(features)[:, : len(labels)]
     probabilities, said = np.asarray(softmax(logits)), logits.argmax(1)
     table = scores.confusion(said, y, len(labels))
     shown = table.sum(1)

@@ -50,12 +50,12 @@ async def correct(own: ServicesOf, model: ModelOf, user: UserId, given: Correcti
     model = _same_space(own, model, answer)
     rows = len(answer.features)
     labels = given.labels if given.labels is not None else [given.label] * rows
-    y = inputs.class_indices(labels, rows, model.bundle.manifest.labels)
+    y, names = inputs.class_indices(labels, rows, model.labels, model.prior.own)
     kept = Kept(answer.features, y, np.full(rows, given.repetition, np.int64))
     found = inspect(None, answer.features, model.bundle.prior)
     # A prediction is corrected once: the same call again answers the same, another label is a conflict.
     key, digest = f"feedback {given.prediction_id}", hashlib.sha256(json_bytes(given.model_dump())).hexdigest()
-    return json_response(*await enrolled(own, model, user, kept, found, given.accept, key, digest))
+    return json_response(*await enrolled(own, model, user, kept, names, found, given.accept, key, digest))
 
 
 async def _found(own: Services, user: str, number: str) -> Answer:

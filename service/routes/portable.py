@@ -19,7 +19,15 @@ from service.errors import Conflict, HeadwayError, Unavailable, UnknownUser, Unk
 from service.loaded import LoadedModel
 from service.personal import transfer, userfile
 from service.personal.export import onnx_model, weights_file
-from service.personal.imports import as_version, check_space, head_of, read_head, statistics_of
+from service.personal.imports import (
+    as_version,
+    check_space,
+    head_of,
+    metadata_of,
+    own_labels_in,
+    read_head,
+    statistics_of,
+)
 from service.personal.records import NewVersion, StoreError, head_from_bytes, head_to_bytes
 from service.personal.userfile import UserFile
 from service.protocol.body import json_response, read_body
@@ -109,10 +117,9 @@ async def import_version(
     _accepting(own)
     body = await read_body(request)
     digest = None if if_match is None else if_match.strip().strip('"')
-    bundle = model.bundle
-    imported = await asyncio.to_thread(read_head, body, bundle.manifest, bundle.prior, digest)
+    imported = await asyncio.to_thread(read_head, body, model.bundle.manifest, model.prior, digest)
     async with own.calibrator.exclusively(model, user):
-        new = as_version(model, imported, activate)
+        new = as_version(model, user, imported, activate)
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         number, active = await asyncio.shield(_commit(own, model, user, new))
     return json_response({**new.report, "version": number, "active_version": active or "shared"}, 201)
@@ -187,11 +194,11 @@ async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile,
 def _checked(body: bytes, model: LoadedModel) -> UserFile:
     """Read a user's file, and see that each of its heads and statistics fits the model."""
     file = userfile.read(body)
-    manifest, prior = model.bundle.manifest, model.bundle.prior
+    manifest, prior = model.bundle.manifest, model.prior
     check_space({"feature_space": file.index.feature_space, "labels": list(file.index.labels)}, manifest)
     for number, content in file.contents.items():
         try:
-            head_of(safetensors.numpy.load(content.head), manifest)
+            head_of(safetensors.numpy.load(content.head), manifest, own_labels_in(metadata_of(content.head)))
             if content.statistics is not None:
                 statistics_of(content.statistics, prior)
         except (HeadwayError, safetensors.SafetensorError) as e:

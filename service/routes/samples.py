@@ -50,7 +50,7 @@ async def add(request: Request, model: ModelOf, user: UserId, idempotency_key: K
             if before is not None:
                 return json_response(before, 201, {"Idempotent-Replay": "true"})
     kept, found = await enrol.inspected(model, given)
-    return json_response(*await enrolled(own, model, user, kept, found, demanded, idempotency_key, digest))
+    return json_response(*await enrolled(own, model, user, kept, given.own, found, demanded, idempotency_key, digest))
 
 
 async def enrolled(
@@ -58,12 +58,15 @@ async def enrolled(
     model: LoadedModel,
     user: str,
     kept: Kept,
+    names: tuple[str, ...],
     found: Inspection,
     demanded: Sequence[str],
     key: str | None,
     digest: str,
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Keep the windows of a call whose verdicts allow it; returns content, status and headers of its answer.
+
+    `names` are labels that the bundle does not know, as `Labelled.own`.
 
     Raises:
         Unprocessable, Conflict, Unavailable: as `UserData.enrol`.
@@ -78,7 +81,7 @@ async def enrolled(
         counts = {"accepted": len(new), "rejected": len(kept) - len(new)}
         return {**counts, "verdicts": verdicts, "warnings": warnings, **enrol.state(model, held, base)}
 
-    prior = model.bundle.prior
+    prior = model.prior
     async with reading():
         made, again = await own.calibrator.data.enrol(
             model.scope,
@@ -86,6 +89,8 @@ async def enrolled(
             new,
             classes=prior.classes,
             personal=prior.personal,
+            own=names,
+            room=prior.own,
             answer=answer,
             key=key,
             digest=digest,
@@ -107,9 +112,11 @@ async def forget(
     label: Annotated[str | None, Query(description="the label to forget; without it all")] = None,
 ) -> dict[str, Any]:
     """Delete enrolled windows, and windows and statistics behind versions; heads stay until the next calibration."""
-    user, labels = known_user(user), model.bundle.manifest.labels
+    user, labels = known_user(user), model.labels
+    async with reading():
+        labels += (await own.calibrator.data.enrolled(model.scope, user)).own
     if label is not None and label not in labels:
-        raise Unprocessable(f"unknown label {label[:64]!r}; this model's labels are {', '.join(labels)}")
+        raise Unprocessable(f"unknown label {label[:64]!r}; the labels are {', '.join(labels)}")
     async with changing(own, model, user):
         index = None if label is None else labels.index(label)
         if not await own.calibrator.data.forget(model.scope, user, index):

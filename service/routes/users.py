@@ -93,7 +93,7 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
 @router.put(USER, summary="Set what may be kept of a user, and how their head may change")
 async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wanted) -> dict[str, Any]:
     """Set retention, adaptation and metadata; makes the user. What may be kept no longer is deleted at once."""
-    user, prior = known_user(user), model.bundle.prior
+    user, prior = known_user(user), model.prior
     chosen = {
         name: value
         for name, value in (("retention", wanted.retention), ("adapt", wanted.adapt), ("attributes", wanted.metadata))

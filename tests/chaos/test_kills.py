@@ -13,7 +13,7 @@ from tests.chaos.load import Load
 from tests.postgres import postgres
 
 KILLS = int(os.environ.get("HEADWAY_KILLS", "6"))
-"""Every fourth is of PostgreSQL. 200 were done once (docs/deployment.md)."""
+"""Every fourth is of PostgreSQL. docs/deployment.md has what came of more."""
 
 
 KILLS_A_CHECK = 20

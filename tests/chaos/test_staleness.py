@@ -15,7 +15,7 @@ from tests.chaos.load import X, tensors
 from tests.tiny import tiny_windows
 
 CALLS = int(os.environ.get("HEADWAY_INTERLEAVED_CALLS", "150"))
-"""Calibrations and predictions together. 1,000 were done once (docs/deployment.md)."""
+"""Calibrations and predictions together. docs/deployment.md has what came of more."""
 URL = "/v2/models/tiny"
 
 

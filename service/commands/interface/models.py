@@ -55,11 +55,22 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest and the card.")] = "Apache-2.0",
     citation: Annotated[str, typer.Option(help="What to cite, for the card.")] = "",
     description: Annotated[str, typer.Option(help="One sentence, for the card.")] = "",
+    user_labels: Annotated[
+        int, typer.Option(min=0, max=256, help="Labels of their own that a user may add; 0: a closed set.")
+    ] = 0,
 ) -> None:
     """Export a run to an ONNX bundle, through the parity gate."""
     from exporters.export import export_run
 
-    path = export_run(run, models, name=name, licence=licence, citation=citation, description=description)
+    path = export_run(
+        run,
+        models,
+        name=name,
+        licence=licence,
+        citation=citation,
+        description=description,
+        user_labels=user_labels,
+    )
     from exporters import bundle as bundles
 
     parity = bundles.load(path).manifest.parity
@@ -114,6 +125,9 @@ def evaluate(
     allow_training_subjects: Annotated[
         bool, typer.Option("--allow-training-subjects", help="Score subjects that the model was trained on.")
     ] = False,
+    track: Annotated[
+        str, typer.Option(help="inductive, or causal or batch: what windows without labels add (docs/evaluation.md).")
+    ] = "inductive",
 ) -> None:
     """Score a bundle: generic, baselines and the personal head, by labelled windows."""
     from service.commands.evaluation import run_evaluation
@@ -134,4 +148,5 @@ def evaluate(
         run=run,
         allow_training_subjects=allow_training_subjects,
         command=command_line(),
+        track=track,
     )

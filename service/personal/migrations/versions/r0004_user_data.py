@@ -41,6 +41,11 @@ def upgrade() -> None:
         sa.Column("data", sa.LargeBinary, nullable=False),
     )
     op.create_table(
+        "own_labels",
+        *[sa.Column(name, _text, primary_key=True) for name in _SCOPE],
+        sa.Column("labels", sa.JSON, nullable=False),
+    )
+    op.create_table(
         "sample_calls",
         *[sa.Column(name, _text, primary_key=True) for name in (*_SCOPE, "idempotency_key")],
         sa.Column("request_digest", _text, nullable=False),
