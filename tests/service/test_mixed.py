@@ -8,6 +8,7 @@ import pytest
 from service.app import create_app
 from service.config import Settings
 from tests.conftest import running
+from tests.service.test_recalibrate import with_pinch
 from tests.service.test_users import body
 from tests.tiny import tiny_windows, write_tiny_bundle
 from tests.upgraded import write_upgraded_bundle
@@ -114,3 +115,22 @@ async def test_many_at_once(client, rng):
     answers = await asyncio.gather(*(infer(client, x, u) for u in users))
     for asked, answer in zip(users, answers, strict=True):
         assert tensors(answer)["model_version"].tolist() == [1 if user == "old" else 2 for user in asked]
+
+
+async def test_users_with_labels_of_their_own(tmp_path, rng):
+    write_tiny_bundle(tmp_path / "models", user_labels=2)
+    app = create_app(Settings(models=tmp_path / "models", store=f"sqlite+aiosqlite:///{tmp_path}/headway.db"))
+    async with running(app) as client:
+        sent, pinch = with_pinch(rng, activate="always")
+        assert (await client.post(f"{MODEL}/users/old/calibrations", json=sent)).status_code == 201
+        write_upgraded_bundle(tmp_path / "models")
+        assert (await client.post("/v2/repository/models/tiny/load")).status_code == 200
+        x = pinch.astype(np.float32)[:3]
+        found = tensors(await infer(client, x, ["nobody", "old", "nobody"], (*OUTPUTS[:3], "labels", "model_version")))
+    assert found["model_version"].tolist() == [2, 1, 2]
+    assert found["label"][1] == "pinch"
+    assert found["labels"][:, 3].tolist() == ["", "pinch", ""]
+    assert found["probabilities"].shape == (3, 4)
+    assert found["probabilities"][[0, 2], 3].tolist() == [0, 0]
+    assert np.allclose(found["probabilities"].sum(1), 1, atol=1e-5)
+    assert (found["logits"].argmax(1) == found["probabilities"].argmax(1)).all()
