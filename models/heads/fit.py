@@ -108,17 +108,6 @@ def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> 
     return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
 
 
-def posterior_covariances(stats: Statistics, prior: Prior) -> Array:
-    """Return how uncertain `map_means` are, `(K, p, p)`: the prior's covariance less what the windows told."""
-    h = prior.hyper
-    found = np.repeat(h.between * prior.between[None], stats.classes, 0)
-    for n_c, r_c in {(float(a), float(b)) for a, b in zip(stats.n, stats.repetitions_seen, strict=True) if a > 0}:
-        between = h.between * r_c**h.growth * prior.between
-        noise = repetition_share(h, r_c) * prior.repetition + prior.within / max(r_c, n_c / h.window)
-        found[(stats.n == n_c) & (stats.repetitions_seen == r_c)] = between - between @ _solve(between + noise, between)
-    return found
-
-
 def blended_covariance(stats: Sums, prior: Prior) -> Array:
     """Return S = (1−λ) S_user + λ Sw, λ falling with the effective number of windows.
 
