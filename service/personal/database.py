@@ -41,6 +41,11 @@ class Database(ABC):
         """The URL without its password."""
         return self.engine.url.render_as_string(hide_password=True)
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since changes by other services were last read."""
+        return 0.0
+
     @asynccontextmanager
     async def transaction(self, *, write: bool = False, single: bool = False) -> AsyncIterator[AsyncConnection]:
         """Begin a transaction that ends with the block, as a reader of one state or as a writer.

@@ -86,6 +86,11 @@ class PostgresDatabase(Database):
         """Write the change into the feed."""
         await c.execute(insert(changes).values(who=who, kind=int(kind)))
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since changes by other services were last read."""
+        return self._feed.staleness
+
     def hint(self) -> None:
         """Let the feed notify its other readers."""
         self._feed.hint()

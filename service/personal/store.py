@@ -16,19 +16,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.heads.head import Head
-from service.personal import audit, changes, revision
+from service.personal import audit, changes, records, revision
 from service.personal.database import Database, connect
-from service.personal.records import (
-    Erasure,
-    Kind,
-    NewVersion,
-    NoSuchVersion,
-    OnChanges,
-    Scope,
-    User,
-    Version,
-    head_from_bytes,
-)
+from service.personal.records import Erasure, Kind, NewVersion, NoSuchVersion, OnChanges, Scope, User, Version
 from service.personal.rows import VERSION_COLUMNS, in_scope, owned, same_owner, user_of, version_of
 from service.personal.schema import meta, users, versions
 
@@ -68,6 +58,11 @@ class Store:
         """Whether other services may use the same store."""
         return self._database.shared
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since changes by other services were last read."""
+        return self._database.staleness
+
     async def close(self) -> None:
         """Close all connections and let others open the store."""
         await self._database.close()
@@ -92,13 +87,13 @@ class Store:
                     .where(*where, users.c.user.in_(names[begin : begin + USERS_A_QUERY]))
                 )
                 for row in rows:
-                    found[row.user] = row.version, head_from_bytes(row.head, row.digest)
+                    found[row.user] = row.version, records.head_from_bytes(row.head, row.digest)
         return found
 
     async def head(self, scope: Scope, user: str, version: int) -> Head | None:
         """Return the head of one version, or None."""
         blob = await self.weights(scope, user, version)
-        return None if blob is None else head_from_bytes(*blob)
+        return None if blob is None else records.head_from_bytes(*blob)
 
     async def head_in_time(self, scope: Scope, user: str, version: int) -> Head | None:
         """Return the head of one version, in a shared store also one that is about to be committed; or None."""
