@@ -134,5 +134,7 @@ class Load:
                     arrays = safetensors.numpy.load(blob)
                     self._heads[user, number] = (Z @ arrays["weight"].T + arrays["bias"])[0]
         for user, number, logits in self.answered:
-            np.testing.assert_allclose(logits, self._heads[url, user, number], rtol=1e-4, atol=1e-4, err_msg=f"{user} {number}")
+            np.testing.assert_allclose(
+                logits, self._heads[user, number], rtol=1e-4, atol=1e-4, err_msg=f"{user} {number}"
+            )
         return stored
