@@ -46,8 +46,8 @@ class Services:
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
-    _recalibrator: Recalibrator | None = None
     _adapter: Adapter | None = None
+    _recalibrator: Recalibrator | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
     def opened(self, store: Store) -> None:
@@ -55,8 +55,8 @@ class Services:
         self._store = store
         self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
-        self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._adapter = Adapter(store, self._resolver, self._calibrator)
+        self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._problems = []
 
     @property
@@ -87,14 +87,14 @@ class Services:
         return _started(self._calibrator)
 
     @property
-    def recalibrator(self) -> Recalibrator:
-        """What moves users' heads to another feature space."""
-        return _started(self._recalibrator)
-
-    @property
     def adapter(self) -> Adapter:
         """What adapts heads without labels."""
         return _started(self._adapter)
+
+    @property
+    def recalibrator(self) -> Recalibrator:
+        """What moves users' heads to another feature space."""
+        return _started(self._recalibrator)
 
 
 def _started(part: T | None) -> T:

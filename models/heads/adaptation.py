@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.fit import blended_covariance, gaussian_head, map_means, placed, posterior_covariances
-from models.heads.head import Head, softmax
+from models.heads.fit import blended_covariance, gaussian_head, map_means, placed
+from models.heads.head import NEVER, Head, softmax
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics
+from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 
@@ -93,6 +93,7 @@ class Moved:
 
     Attributes:
         means: `(K, p)`.
+        head: the calibrated head with its class means there.
         windows: windows that count for each class, `(K,)`: sums of responsibilities.
         drift: how far the class that moved most did, in standard deviations of E + B per feature.
         complete: whether the stream showed every class, none of them too rarely: else nothing may be moved, for what is
@@ -100,6 +101,7 @@ class Moved:
     """
 
     means: Array
+    head: Head
     windows: Array
     drift: float
     complete: bool
@@ -115,19 +117,23 @@ class Anchor:
             as much as they move the default head of these statistics, scaled to this head's size.
 
     Attributes:
+        answerable: which classes the head may answer, `(K,)`.
+        labelled_accuracy: `expected_accuracy` of the calibrated class means.
         discriminant: the discriminant at the posterior class means, which moves are measured from.
     """
 
-    def __init__(self, prior: Prior, stats: Statistics, head: Head, settings: Settings | None = None) -> None:
+    def __init__(self, prior: Prior, stats: Sums, head: Head, settings: Settings | None = None) -> None:
         self.settings = s = settings or Settings()
         self.prior = prior = placed(stats, prior)
         self.head, self.stats = Head(np.asarray(head.weight, np.float64), np.asarray(head.bias, np.float64)), stats
         self.longest = longest_passage(prior)
+        self.answerable = self.head.bias > NEVER / 2
         self.means = map_means(stats, prior)
         self.covariance = blended_covariance(stats, prior)
         ridge = 1e-9 * float(np.trace(self.covariance)) / prior.personal
-        self._white = np.linalg.cholesky(np.linalg.inv(self.covariance + ridge * _eye(prior)))
-        self.own = posterior_covariances(stats, prior) + s.own * prior.repetition
+        self._precision = np.linalg.inv(self.covariance + ridge * _eye(prior))
+        self._white = np.linalg.cholesky(self._precision)
+        self.own = _uncertainty(stats, prior) + s.own * prior.repetition
         self.offset = s.offset * prior.repetition
         self._spread = np.linalg.inv(self.own + self.offset)
         self._repetition_windows = _repetition_windows(prior)
@@ -135,6 +141,7 @@ class Anchor:
         self._gains: dict[tuple[int, int], Array] = {}
         self.discriminant = gaussian_head(self.means, self.covariance, prior.hyper.temperature, prior.dim)
         self._scale = self._size() if stats.n.any() else 1.0
+        self.labelled_accuracy = self.expected_accuracy(self.means)
 
     def _size(self) -> float:
         """How much of the default head is in the calibrated one, by least squares: below 1 for a blend."""
@@ -144,11 +151,11 @@ class Anchor:
 
     def head_at(self, means: Array) -> Head:
         """The calibrated head with its class means moved to `means (K, p)`."""
-        moved = gaussian_head(means, self.covariance, self.prior.hyper.temperature, self.prior.dim)
-        return Head(
-            self.head.weight + self._scale * (moved.weight - self.discriminant.weight),
-            self.head.bias + self._scale * (moved.bias - self.discriminant.bias),
-        )
+        share = self._scale / self.prior.hyper.temperature
+        weight = self.head.weight.copy()
+        weight[:, : self.prior.personal] += share * (means - self.means) @ self._precision
+        lengths = [((m @ self._precision) * m).sum(1) for m in (means, self.means)]
+        return Head(weight, self.head.bias - 0.5 * share * (lengths[0] - lengths[1]))
 
     def cut(self, z: NDArray[np.floating]) -> Passages:
         """Cut a stream of features `(n, d)` into passages, the newest ones that are kept."""
@@ -165,8 +172,9 @@ class Anchor:
             head = self.head_at(means)
         means, drift = self._capped(means)
         enough = s.independent * self.prior.hyper.window
-        complete = bool(windows.min() >= max(enough, s.share * windows.mean()))
-        return Moved(means, windows, drift, complete)
+        shown = windows[self.answerable]
+        complete = bool(shown.min() >= max(enough, s.share * shown.mean()))
+        return Moved(means, self.head_at(means), windows, drift, complete)
 
     def _posterior(self, windows: Array, seen_at: Array) -> Array:
         """Posterior class means of a stream whose classes have so many windows `(K,)` at `seen_at (K, p)`."""
@@ -224,8 +232,22 @@ class Anchor:
         margin = 0.5 * (distance - distance[np.arange(len(seen)), seen][:, None])
         apart = np.sqrt(((centres[seen][:, None] - centres) ** 2).sum(2))
         wrong = _below_zero(margin, apart)
+        wrong[:, ~self.answerable] = 0.0
         wrong[np.arange(len(seen)), seen] = 0.0
         return 1.0 - float(np.minimum(wrong.sum(1), 1.0).mean())
+
+
+def _uncertainty(stats: Sums, prior: Prior) -> Array:
+    """How uncertain the calibrated class means are, `(K, p, p)`: the prior's covariance less what the windows told."""
+    h = prior.hyper
+    found = np.repeat(h.between * prior.between[None], stats.classes, 0)
+    for c in np.flatnonzero(stats.seen):
+        n, r = float(stats.n[c]), float(stats.repetitions_seen[c])
+        between = h.between * r**h.growth * prior.between
+        noise = h.repetition * ((1 - h.persistence) / r + h.persistence) * prior.repetition
+        whole = between + noise + prior.within / max(r, n / h.window)
+        found[c] = between - between @ np.linalg.solve(whole, between)
+    return found
 
 
 def _eye(prior: Prior) -> Array:

@@ -69,8 +69,8 @@ def adapt(anchor: Anchor, z: NDArray[np.floating]) -> Adaptation:
 
 def judge(anchor: Anchor, moved: Moved, calibrated: float, adapted: float) -> Adaptation:
     """Decide on moved class means, given the log-likelihoods of windows not learned from under both heads."""
-    candidate = anchor.head_at(moved.means)
-    before = Score(anchor.expected_accuracy(anchor.means), calibrated)
+    candidate = moved.head
+    before = Score(anchor.labelled_accuracy, calibrated)
     after = Score(anchor.expected_accuracy(moved.means), adapted)
     outcome, reason = _decided(anchor, moved, before, after)
     head = candidate if outcome == "promoted" else None
@@ -79,7 +79,7 @@ def judge(anchor: Anchor, moved: Moved, calibrated: float, adapted: float) -> Ad
 
 def _decided(anchor: Anchor, moved: Moved, before: Score, after: Score) -> tuple[str, str]:
     if not moved.complete:
-        rarest = int(moved.windows.argmin())
+        rarest = int(np.where(anchor.answerable, moved.windows, np.inf).argmin())
         return "insufficient", (
             f"the windows show {anchor.prior.labels[rarest]!r} too rarely ({moved.windows[rarest]:.0f} windows, "
             f"{moved.windows.mean():.0f} on average): class means move only when every class comes about as often"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,11 +14,11 @@ from models.heads import statistics
 from models.heads import unlabelled as maths
 from models.heads.adaptation import Anchor
 from models.heads.head import Head
-from models.heads.statistics import Statistics
 from models.heads.unlabelled import Adaptation
-from service.errors import Conflict, Unavailable, Unprocessable
+from service.errors import Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal.calibrate import Calibrator
+from service.personal.data_changes import Enrolled
 from service.personal.records import NewVersion, Scope
 from service.personal.resolve import Resolver
 from service.personal.store import Store
@@ -37,16 +36,21 @@ class CalibratedHead:
         active: the version served now, perhaps an adapted one.
         version: the version that was calibrated.
         head: its head.
-        data: the labelled statistics as they are stored, and statistics: decoded.
+        data: the labelled statistics as they are stored.
+        anchor: the head and the statistics, to fit from.
         report: the active version's report.
+        seen: what was enrolled, and the user's settings.
+        revision: of the user, when all this was read.
     """
 
     active: int
     version: int
     head: Head
     data: bytes
-    statistics: Statistics
+    anchor: Anchor
     report: dict[str, Any]
+    seen: Enrolled
+    revision: int
 
 
 class Adapter:
@@ -66,44 +70,50 @@ class Adapter:
             Unavailable: the store is out of reach; nothing has changed.
         """
         async with self._calibrator.exclusively(model, user):
-            if idempotency_key is not None:
-                before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
-                if before is not None and before.request_digest != request.digest:
-                    raise Conflict("this Idempotency-Key was used with another body")
-                if before is not None:
-                    return before.report, True
-            revision = await self._store.revision(model.scope, user)
-            return await self._adapt(model, user, request, idempotency_key, revision), False
+            before = await self._calibrator.answered(model, user, request.digest, idempotency_key)
+            if before is not None:
+                return before, True
+            anchor = await self.calibrated(model, user)
+            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+            result = await asyncio.to_thread(_fitted, anchor, features)
+            report = _report(model, anchor, result, len(request.x), activate=request.activate != "never")
+            if request.dry_run:
+                return {**report, "version": None}, False
+            return await self.commit(model, user, anchor, result, report, request.digest, idempotency_key), False
 
-    async def _adapt(
-        self, model: LoadedModel, user: str, request: AdaptationRequest, idempotency_key: str | None, revision: int
+    async def commit(
+        self,
+        model: LoadedModel,
+        user: str,
+        anchor: CalibratedHead,
+        result: Adaptation,
+        report: dict[str, Any],
+        digest: str | None = None,
+        idempotency_key: str | None = None,
     ) -> dict[str, Any]:
-        anchor = await self.calibrated(model.scope, user)
-        begin = time.perf_counter()
-        features = (await model.scheduler.submit(request.x, None, bulk=True)).features
-        extracted = time.perf_counter()
-        result = await asyncio.to_thread(_fitted, model, anchor, features)
-        timings = {"features": _ms(extracted - begin), "fit": _ms(time.perf_counter() - extracted), "store": 0.0}
-        report = _report(model, anchor, request, result)
-        if request.dry_run:
-            return {**report, "version": None, "timings_ms": timings}
-        stored = time.perf_counter()
+        """Write an adapted version, and serve it where its report says `promoted`; returns the report with its number.
+
+        Raises:
+            UserChanged: the user is no more as they were when `anchor` was read.
+        """
         new = NewVersion(
             calibration_id=report["calibration_id"],
+            # Sets of labels go by what held-out labelled windows told of the calibrated head.
             head=replace(result.candidate, floors=anchor.head.floors, own=anchor.head.own),
             statistics=anchor.data,
-            report={**report, "timings_ms": timings},
+            report=report,
             active=report["outcome"] == "promoted",
             base=False,
             idempotency_key=idempotency_key,
-            request_digest=request.digest,
-            revision=revision,
+            request_digest=digest,
+            also=self._calibrator.data.committed(
+                model.scope, user, anchor.seen, used=False, windows=None, own=anchor.seen.own
+            ),
+            revision=anchor.revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version = await asyncio.shield(self._commit(model.scope, user, new))
-        timings = {**timings, "store": _ms(time.perf_counter() - stored)}
-        active = version if new.active else anchor.active
-        return {**report, "version": version, "active_version": active, "timings_ms": timings}
+        return {**report, "version": version, "active_version": version if new.active else anchor.active}
 
     async def _commit(self, scope: Scope, user: str, new: NewVersion) -> int:
         version = await self._store.commit(scope, user, new)
@@ -111,18 +121,20 @@ class Adapter:
             self._resolver.point(scope, user, version)
         return version
 
-    async def calibrated(self, scope: Scope, user: str) -> CalibratedHead:
+    async def calibrated(self, model: LoadedModel, user: str) -> CalibratedHead:
         """What an adaptation begins from: the calibrated head, however often it was adapted since.
 
         Raises:
             Unprocessable: the user has no statistics, or no personal head is active.
+            Unavailable: the statistics are damaged.
         """
+        scope = model.scope
+        seen = await self._calibrator.data.enrolled(scope, user)
         data, found = await self._store.statistics(scope, user)
+        if found is not None:
+            seen.settings.require("statistics", "an adaptation")
         if found is None or data is None:
-            raise Unprocessable(
-                f"user {user!r} has no statistics of labelled windows to adapt from; calibrate first "
-                "(and keep retention at 'statistics' or above)"
-            )
+            raise Unprocessable(f"user {user!r} has no statistics of labelled windows to adapt from; calibrate first")
         if not found.active:
             raise Unprocessable(f"the shared head is active for user {user!r}; an adaptation needs a personal head")
         served = await self._store.version(scope, user, found.active)
@@ -137,50 +149,44 @@ class Adapter:
             raise Unavailable(
                 f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})"
             ) from e
-        return CalibratedHead(found.active, version, head, data, known, report)
+        anchor = await asyncio.to_thread(Anchor, model.prior_of(head.own), known.first(len(head.bias)), head)
+        return CalibratedHead(found.active, version, head, data, anchor, report, seen, found.revision)
 
 
-def _fitted(model: LoadedModel, anchor: CalibratedHead, features: NDArray[np.float32]) -> Adaptation:
-    own = anchor.head.own
-    known = anchor.statistics.first(len(model.labels) + len(own))  # not of labels that came later than this head
-    return maths.adapt(Anchor(model.prior_of(own), known, anchor.head), features)
+def _fitted(known: CalibratedHead, features: NDArray[np.float32]) -> Adaptation:
+    return maths.adapt(known.anchor, features)
 
 
 def _report(
-    model: LoadedModel, anchor: CalibratedHead, request: AdaptationRequest, result: Adaptation
+    model: LoadedModel, known: CalibratedHead, result: Adaptation, windows: int, *, activate: bool
 ) -> dict[str, Any]:
     """The answer, with the fields that every version's report has."""
     outcome, reason = result.outcome, result.reason
-    if request.activate == "never" and outcome == "promoted":
+    if not activate and outcome == "promoted":
         outcome, reason = "kept", f"not activated, as demanded; the guard: {reason}"
+    names = (*model.labels, *known.head.own)
     return {
         "calibration_id": str(uuid.uuid4()),
         "origin": ORIGIN,
         "model": model.name,
         "model_version": str(model.version),
-        "anchor": anchor.version,
+        "anchor": known.version,
         "outcome": outcome,
         "evidence": "unlabelled",
         "reason": reason,
         "method": "em",
-        "windows": len(request.x),
-        "windows_by_class": dict(
-            zip((*model.labels, *anchor.head.own), np.round(result.windows, 1).tolist(), strict=True)
-        ),
+        "windows": windows,
+        "windows_by_class": dict(zip(names, np.round(result.windows, 1).tolist(), strict=True)),
         "drift": _rounded(result.drift),
         "metrics": {
             "shared": None,
             "previous": {k: _rounded(v) for k, v in asdict(result.calibrated).items()},
             "candidate": {k: _rounded(v) for k, v in asdict(result.adapted).items()},
         },
-        "classes": anchor.report.get("classes", {}),
+        "classes": known.report.get("classes", {}),
         "warnings": [],
     }
 
 
 def _rounded(value: float) -> float:
     return round(float(value), 6)
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

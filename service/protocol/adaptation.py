@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import Manifest
@@ -20,12 +20,12 @@ class AdaptationRequest:
     """Unlabelled windows and what to do with them.
 
     Attributes:
-        x: windows `(n, C, T)`, in time order.
+        x: windows `(n, …)`, in time order.
         activate: `if_better` leaves it to the guard; `never` only writes the version.
         digest: sha256 of the body, to tell a repeated call from another with the same key.
     """
 
-    x: NDArray[np.float32]
+    x: NDArray[Any]
     activate: str
     dry_run: bool
     digest: str

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from service.data_plane import DECODED_HERE
-from service.errors import InvalidRequest, Unavailable
+from service.errors import Unavailable
 from service.protocol import adaptation, oip
 from service.protocol.body import json_response, read_body
 from service.protocol.openapi import ADAPTATION_BODY
+from service.routes.samples import check_key
 from service.state import ModelOf, UserId, known_user, services
 
 router = APIRouter(tags=["users"])
@@ -36,8 +37,7 @@ async def adapt(
     own, user = services(request), known_user(user)
     if own.draining:
         raise Unavailable("the service is draining", retry_after=1)
-    if idempotency_key is not None and not 0 < len(idempotency_key) <= 255:
-        raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
+    check_key(idempotency_key)
     body = await read_body(request)
     asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest
     large = len(body) > DECODED_HERE
