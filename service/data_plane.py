@@ -115,7 +115,8 @@ class DataPlane:
             if model is None:
                 self._later(call, self._find_version(call, candidates, user), *candidates)
                 return
-        elif call.decoded.per_row is not None and len(alike := mixed.alternatives(candidates)) > 1:
+        elif call.decoded.per_row is not None and len(candidates) > 1:
+            alike = mixed.alternatives(candidates)
             self._later(call, self._deal(call, call.decoded, alike), *alike)
             return
         assert model is not None
