@@ -22,6 +22,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
+from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import ResolvedHead
 from service.protocol import compression
@@ -67,6 +68,7 @@ class DataPlane:
         heads: set when there is a store.
         draining: whether new calls are refused.
         feedback: answers that may still be corrected.
+        observations: rows of users whose heads follow them; None where nobody learns from them.
         keys: whose calls are answered; None for everybody's. Whoever reads from the wire asks it.
     """
 
@@ -76,6 +78,7 @@ class DataPlane:
         self.keys: Keyring | None = None
         self.draining = False
         self.feedback = Answered()
+        self.observations: Observations | None = None
         self._decoder = Decoder()
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -233,6 +236,8 @@ class DataPlane:
         )
         headers.append((b"server-timing", timing))
         self.metrics.answered(model, outcome, heads)
+        if call.users is not None and self.observations is not None and self.observations.wanted:
+            self.observations.saw(model, call.users, heads, outcome.features)
         model.statistics.answered(outcome, total)
         if len(body) > compression.WORTH_IT:
             headers.append((b"vary", b"Accept-Encoding"))
