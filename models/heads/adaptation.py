@@ -36,7 +36,7 @@ class Settings:
 
     `sharpness` multiplies a passage's logits in the responsibilities; `own` and `offset` scale the repetitions'
     covariance in E and B; `rounds` of expectation–maximisation; a class's evidence counts when it has `independent`
-    effective windows and `share` of the classes' mean; `cap` bounds a class's move, in standard deviations per feature;
+    effective windows and `share` of those of the class with most; `cap` bounds a class's move, in standard deviations per feature;
     `passages` are kept at most.
     """
 
@@ -45,7 +45,7 @@ class Settings:
     offset: float = 0.5
     rounds: int = 4
     independent: float = 2.0
-    share: float = 0.35
+    share: float = 0.3
     cap: float = 2.0
     passages: int = 400
 
@@ -117,6 +117,7 @@ class Anchor:
             as much as they move the default head of these statistics, scaled to this head's size.
 
     Attributes:
+        kind: classes of the same number have the same covariances, `(K,)`.
         answerable: which classes the head may answer, `(K,)`.
         labelled_accuracy: `expected_accuracy` of the calibrated class means.
         discriminant: the discriminant at the posterior class means, which moves are measured from.
@@ -137,7 +138,7 @@ class Anchor:
         self.offset = s.offset * prior.repetition
         self._spread = np.linalg.inv(self.own + self.offset)
         self._repetition_windows = _repetition_windows(prior)
-        self._kind = np.unique(np.stack([stats.n, stats.repetitions_seen]), axis=1, return_inverse=True)[1].reshape(-1)
+        self.kind = np.unique(np.stack([stats.n, stats.repetitions_seen]), axis=1, return_inverse=True)[1].reshape(-1)
         self._gains: dict[tuple[int, int], Array] = {}
         self.discriminant = gaussian_head(self.means, self.covariance, prior.hyper.temperature, prior.dim)
         self._scale = self._size() if stats.n.any() else 1.0
@@ -173,7 +174,7 @@ class Anchor:
         means, drift = self._capped(means)
         enough = s.independent * self.prior.hyper.window
         shown = windows[self.answerable]
-        complete = bool(shown.min() >= max(enough, s.share * shown.mean()))
+        complete = bool(shown.min() >= max(enough, s.share * shown.max()))
         return Moved(means, self.head_at(means), windows, drift, complete)
 
     def _posterior(self, windows: Array, seen_at: Array) -> Array:
@@ -193,7 +194,7 @@ class Anchor:
     def _gain(self, c: int, windows: float) -> Array:
         """(E + N)⁻¹ of a class with so many windows, to a seventh of their number: few are ever computed."""
         step = round(math.log(windows, 1.15))
-        key = (int(self._kind[c]), step)
+        key = (int(self.kind[c]), step)
         if key not in self._gains:
             windows, prior = 1.15**step, self.prior
             noise = prior.repetition * self._repetition_windows / windows + prior.within * prior.hyper.window / windows
