@@ -36,8 +36,8 @@ class Settings:
 
     `sharpness` multiplies a passage's logits in the responsibilities; `own` and `offset` scale the repetitions'
     covariance in E and B; `rounds` of expectation–maximisation; a class's evidence counts when it has `independent`
-    effective windows and `share` of those of the class with most; `cap` bounds a class's move, in standard deviations per feature;
-    `passages` are kept at most.
+    effective windows and `share` of those of the class with most; `cap` bounds a class's move, in standard deviations
+    per feature; `passages` are kept at most.
     """
 
     sharpness: float = 0.7
