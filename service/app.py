@@ -110,8 +110,9 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
 
 async def _watch(store: Store, metrics: Metrics) -> None:
-    """Keep `headway_store_up` true to the store."""
+    """Keep the metrics of the store true to it."""
     while True:
+        metrics.store_staleness.set(store.staleness)
         try:
             await store.ping()
             metrics.store_up.set(1)

@@ -14,6 +14,7 @@ from service.answers import Headers
 from service.engine.jobs import Job, Result
 from service.loaded import LoadedModel
 from service.personal.resolved import ResolvedHead
+from service.protocol.oip import RequestedOutput
 from service.protocol.parameters import Parameters
 from service.protocol.tensors import Tensor
 
@@ -39,6 +40,8 @@ class Call:
         loaded, decoded, x, users, heads: what is known of it so far: the version, what the body asks for, the rows, and
             each row's user and head (None, and none, where no heads are wanted).
         moves: times that its rows came back because a head had moved.
+        parts: calls that its rows were dealt to, where several versions answer them.
+        is_part: whether it is one of those: only the whole is counted.
     """
 
     endpoint: str
@@ -59,6 +62,8 @@ class Call:
     users: Sequence[str | None] | None = None
     heads: Sequence[ResolvedHead] = ()
     moves: int = 0
+    parts: Sequence[Call] = ()
+    is_part: bool = False
 
     def header(self, name: bytes) -> str | None:
         """Return a header's value."""
@@ -76,6 +81,7 @@ class Decoded:
         users: returns each row's user; None where no head is wanted.
         encode: makes the answer.
         tensor: the one input of an OIP request, where no tensor says whose its rows are.
+        per_row: the outputs and id of an OIP request whose rows name their users.
     """
 
     asked: Parameters
@@ -83,3 +89,12 @@ class Decoded:
     users: Callable[[int], Sequence[str | None]] | None
     encode: Encode
     tensor: Tensor | None = None
+    per_row: PerRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PerRow:
+    """A request whose rows may be of many users, and may so be answered by several versions."""
+
+    request_id: str
+    outputs: tuple[RequestedOutput, ...]

@@ -11,7 +11,7 @@ import numpy as np
 
 from exporters.bundle import InputSpec
 from service import answers
-from service.call import Call, Decoded, Encode
+from service.call import Call, Decoded, Encode, PerRow
 from service.errors import InvalidRequest
 from service.protocol import compression, inputs, oip, parameters
 from service.protocol.parameters import Parameters
@@ -117,7 +117,8 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
     decides = asked if asked.decides else None
     encode = partial(answers.inference, message.id, outputs, per_row, decides)
     windows = partial(inputs.windows, tensor)
-    return Decoded(asked, windows, users, encode, None if per_row else tensor)
+    named = PerRow(message.id, outputs) if per_row and users is not None else None
+    return Decoded(asked, windows, users, encode, None if per_row else tensor, named)
 
 
 def _same_user(user: str | None) -> Callable[[int], Sequence[str | None]]:

@@ -89,6 +89,11 @@ class Metrics:
         self.store_up = Gauge(
             "headway_store_up", "1 while the store answers.", registry=r, multiprocess_mode="mostrecent"
         )
+        self.store_staleness = Gauge(
+            "headway_store_staleness_seconds",
+            "Since other services' changes were last read; beyond 2, heads may be old.",
+            registry=r, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.frontends = Gauge(
             "headway_frontends_ready", "Front ends that answer; 0 where one process does all.", registry=r,
             multiprocess_mode="mostrecent",

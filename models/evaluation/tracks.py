@@ -83,7 +83,7 @@ class TrackTable:
         found = self.runs[stream].get(method, {}).get(condition)
         if found is None:
             return None
-        beside = self.runs[stream][UNADAPTED_NEXT if method == NEXT else NONE][condition]
+        beside = self.runs[stream][UNADAPTED_NEXT if method in (NEXT, UNADAPTED_NEXT) else NONE][condition]
         accuracy = np.array([np.mean(found[u]) for u in found])
         gain = np.array([np.mean(found[u]) - np.mean(beside[u]) for u in found])
         draws = np.concatenate([np.subtract(found[u], beside[u]) for u in found])

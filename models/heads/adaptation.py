@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from models.heads.fit import blended_covariance, gaussian_head, map_means, placed
 from models.heads.head import NEVER, Head, softmax
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics
+from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 
@@ -126,7 +126,7 @@ class Anchor:
         discriminant: the discriminant at the posterior class means, which moves are measured from.
     """
 
-    def __init__(self, prior: Prior, stats: Statistics, head: Head, settings: Settings | None = None) -> None:
+    def __init__(self, prior: Prior, stats: Sums, head: Head, settings: Settings | None = None) -> None:
         self.settings = s = settings or Settings()
         self.prior = prior = placed(stats, prior)
         self.head, self.stats = Head(np.asarray(head.weight, np.float64), np.asarray(head.bias, np.float64)), stats
@@ -250,7 +250,7 @@ class Anchor:
         return 1.0 - float(np.minimum(wrong.sum(1), 1.0).mean())
 
 
-def _uncertainty(stats: Statistics, prior: Prior) -> Array:
+def _uncertainty(stats: Sums, prior: Prior) -> Array:
     """How uncertain the calibrated class means are, `(K, p, p)`: the prior's covariance less what the windows told."""
     h = prior.hyper
     found = np.repeat(h.between * prior.between[None], stats.classes, 0)

@@ -1,6 +1,7 @@
 """Heads and users leave the service as files and come back, whole or not at all."""
 
 import asyncio
+import hashlib
 import io
 import json
 import zipfile
@@ -15,7 +16,7 @@ from exporters.precision import convert
 from service.app import create_app
 from service.config import Settings
 from tests.conftest import running
-from tests.service.test_users import OFFSET, URL, calibrate, who
+from tests.service.test_users import OFFSET, URL, body, calibrate, who
 from tests.tiny import LABELS, tiny_windows, write_tiny_bundle
 
 
@@ -255,8 +256,18 @@ DAMAGED = {
         422,
         "not in the file",
     ),
+    "a report of nothing": (lambda f: _consistent(f, "report.json", b"{}"), 422, "outcome, method, metrics, classes"),
+    "a head of nothing": (lambda f: _consistent(f, "head.safetensors", b"x"), 422, "version 1"),
     "an entry more": (lambda f: rewritten(f, lambda n, d: d) and _with(f, "evil", b"x"), 422, "evil"),
 }
+
+
+def _consistent(file, entry, data):
+    """A user's file with one entry replaced, and its digest in the index with it."""
+    with zipfile.ZipFile(io.BytesIO(file)) as old:
+        (name,) = [n for n in old.namelist() if n.endswith(entry)]
+        before, after = (hashlib.sha256(d).hexdigest().encode() for d in (old.read(name), data))
+    return rewritten(file, lambda n, d: data if n == name else d.replace(before, after))
 
 
 def _with(file, name, data):
@@ -288,3 +299,19 @@ async def test_an_import_waits_for_no_calibration(client, rng):
     )
     assert sorted(a.status_code for a in answers) in ([201, 201], [201, 409])
     assert await who(client) == ("personal", 1)
+
+
+async def test_settings_go_along_and_windows_do_not(client, rng):
+    await client.put(URL, json={"retention": "inputs", "metadata": {"arm": "left"}})
+    await calibrate(client, rng)
+    file = (await client.get(f"{URL}/export")).content
+    bob = "/v2/models/tiny/users/bob"
+    await client.put(bob, json={"retention": "inputs"})
+    await client.post(f"{bob}/samples", json={**body(rng), "accept": ["off_distribution"]})
+    assert (await client.post(f"{bob}/import?replace=true", content=file)).status_code in (200, 201)
+    found = (await client.get(bob)).json()
+    assert (found["retention"], found["metadata"], found["active"]) == ("inputs", {"arm": "left"}, 1)
+    assert (await client.get(f"{bob}/samples")).json()["samples"] == 0  # what was bob's is gone
+    # The file has no windows: a method that needs features of all of them says so.
+    refused = await client.post(f"{bob}/calibrations", json=body(rng, method="logistic"))
+    assert refused.status_code == 422
