@@ -221,6 +221,8 @@ class DataPlane:
                 raise outcome
             if decoded.asked.feedback:
                 outcome.prediction_id = self.feedback.keep(model, decoded.asked.user_id, outcome.features)
+            if self.observations is not None and self.observations.advised:
+                outcome.advised = (model.name, decoded.asked.user_id) in self.observations.advised
             headers, body = decoded.encode(model, outcome, heads)
         except HeadMoved as e:
             self._again(call, decoded, model, e)
