@@ -41,7 +41,8 @@ class HyperParameters(BaseModel):
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that.
+    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `pooled` says
+    that the population was one heap without users: `between` is then the spread of its classes, and there is no record.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +56,7 @@ class HyperParameters(BaseModel):
     persistence: float = Field(0.0, ge=0, le=1)
     shared: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    pooled: bool = False
     evidence: tuple[Evidence, ...] = ()
 
 
