@@ -20,6 +20,7 @@ from exporters.input_spec import InputSpec
 from exporters.parity import BATCHES, check_parity
 from models.backbones.onnx_file import OnnxEncoder
 from models.backbones.probe import ProbedEncoder, Top
+from models.heads import prior as priors
 from models.training.media_run import MediaRun, load_media_run
 
 JOINT = "encoded"
@@ -51,7 +52,7 @@ def export_media_run(
     manifest = _manifest(run, name, version, graph, parity, licence, citation, description)
     files = {
         bundles.BACKBONE: graph,
-        bundles.PRIOR: bundles.priors.to_bytes(run.prior),
+        bundles.PRIOR: priors.to_bytes(run.prior),
         bundles.CARD: model_card(manifest).encode(),
         **run.files,
     }

@@ -14,6 +14,7 @@ from service.answers import Headers
 from service.engine.jobs import Job, Result
 from service.loaded import LoadedModel
 from service.personal.resolved import ResolvedHead
+from service.protocol.media import Items
 from service.protocol.parameters import Parameters
 from service.protocol.tensors import Tensor
 
@@ -76,6 +77,7 @@ class Decoded:
         users: returns each row's user; None where no head is wanted.
         encode: makes the answer.
         tensor: the one input of an OIP request, where no tensor says whose its rows are.
+        media: encoded images, texts or sounds, which the model that answers reads into rows; `windows` is then unused.
     """
 
     asked: Parameters
@@ -83,3 +85,4 @@ class Decoded:
     users: Callable[[int], Sequence[str | None]] | None
     encode: Encode
     tensor: Tensor | None = None
+    media: Items | None = None

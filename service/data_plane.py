@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.answers import JSON, Headers
 from service.call import Call, Decoded
@@ -146,7 +147,19 @@ class DataPlane:
 
     def _find_heads(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         call.loaded = model
-        asked, call.x = decoded.asked, decoded.windows(model.bundle.manifest.input)
+        if decoded.media is not None:
+            self._later(call, self._read_media(call, decoded, model), model)
+            return
+        self._take_rows(call, decoded, model, decoded.windows(model.bundle.manifest.input))
+
+    async def _read_media(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
+        assert decoded.media is not None
+        rows = await asyncio.to_thread(model.media.rows, decoded.media, self.max_body)
+        if not call.over:
+            self._take_rows(call, decoded, model, rows)
+
+    def _take_rows(self, call: Call, decoded: Decoded, model: LoadedModel, rows: NDArray[Any]) -> None:
+        asked, call.x = decoded.asked, rows
         if decoded.users is not None:
             call.users = decoded.users(len(call.x))
             heads = self._heads.resident(model, call.users, asked.head_version, asked.fallback)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
 from service import answers
@@ -75,15 +76,20 @@ def decode(call: Call, spec: InputSpec) -> Decoded:
     """Decode a body; a pure function, for it may run on a thread."""
     if call.endpoint == "infer":
         return _decode_infer(call, spec)
-    data = inputs.friendly_data(call.body, call.header(b"content-type") or "")
-    windows = partial(inputs.friendly_windows, data)
+    data = inputs.friendly_data(call.body, call.header(b"content-type") or "", spec)
+    media = data if isinstance(data, tuple) else None
+    windows = _unread if isinstance(data, tuple) else partial(inputs.friendly_windows, data)
     if call.endpoint == "features":
         _only(call.query, ())
         npy = "application/x-npy" in (call.header(b"accept") or "")
-        return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r))
+        return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, answers.predictions)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, answers.predictions, media=media)
+
+
+def _unread(spec: InputSpec) -> NDArray[Any]:
+    raise AssertionError("media are read into rows by the model's reader")
 
 
 def _only(query: Mapping[str, str], known: Sequence[str]) -> None:
@@ -114,6 +120,8 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
     else:
         users = _same_user(asked.user_id)
     encode = partial(answers.inference, message.id, outputs, per_row)
+    if spec.media is not None and tensor.datatype == "BYTES":
+        return Decoded(asked, _unread, users, encode, media=inputs.encoded_items(tensor, spec))
     windows = partial(inputs.windows, tensor)
     return Decoded(asked, windows, users, encode, None if per_row else tensor)
 

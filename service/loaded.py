@@ -17,6 +17,7 @@ from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
+from service.media import Media
 from service.personal.records import Scope
 
 
@@ -33,6 +34,7 @@ class LoadedModel:
     Attributes:
         scope: where heads of this model are valid.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
+        media: reads what is not a tensor.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
         answers_begun: JSON that answers of `infer` begin with, by what determines it.
         serial: its number among all that were ever loaded, by which processes name it to each other.
@@ -45,6 +47,7 @@ class LoadedModel:
     statistics: ModelStatistics
     serial: int
     resident: HeadBank | None
+    media: Media
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from exporters.input_spec import InputSpec, Padding
 from exporters.media_spec import TOKENIZER, AudioMedia, ImageMedia, TextMedia
+from models.backbones.module import EncoderModule
 
 __all__ = ["AudioConfig", "AudioEncoder", "ImageConfig", "ImageEncoder", "TextConfig", "TextEncoder"]
 
@@ -55,25 +56,16 @@ class AudioConfig(BaseModel):
     config: dict[str, Any] | None = None
 
 
-class _Tapped(nn.Module):
-    """A module whose `network` has named layers to look at."""
+class _Tapped(EncoderModule):
+    """An encoder whose `network` has named layers to look at."""
 
     network: nn.Module
     layers: tuple[str, ...]
-    files: dict[str, bytes]
 
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of layers, from the input on."""
         return self.layers
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Features `(n, d)` of raw windows."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features `(n, d)`; the same as `forward_features`."""
-        return self.forward_features(x)
 
     def forward_taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of layers, averaged over all but rows and channels: `(n, channels)`.
@@ -81,9 +73,7 @@ class _Tapped(nn.Module):
         Raises:
             KeyError: there is no tap of that name.
         """
-        unknown = [name for name in names if name not in self.layers]
-        if unknown:
-            raise KeyError(f"there is no tap '{unknown[0]}'; there are: {', '.join(self.layers)}")
+        self.check_taps(names)
         found: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -111,6 +101,7 @@ def _pooled(output: Tensor) -> Tensor:
 class ImageEncoder(_Tapped):
     """Images `(n, H, W, 3)` uint8 to features: values to [0, 1], normalised, through `network`, averaged over space."""
 
+    default_cfg: ImageConfig
     mean: Tensor
     std: Tensor
 
@@ -145,6 +136,8 @@ class ImageEncoder(_Tapped):
 
 class TextEncoder(_Tapped):
     """Token ids `(n, t)` int64, filled up with `pad`, to features: the mean over tokens, or the first one's."""
+
+    default_cfg: TextConfig
 
     def __init__(
         self, network: nn.Module, cfg: TextConfig, features: int, layers: Sequence[str], tokenizer: bytes | None
@@ -181,6 +174,8 @@ class TextEncoder(_Tapped):
 
 class AudioEncoder(_Tapped):
     """Samples `(n, t)` to features: mean 0 and deviation 1 by clip, through `network`, averaged over time."""
+
+    default_cfg: AudioConfig
 
     def __init__(self, network: nn.Module, cfg: AudioConfig, features: int, layers: Sequence[str]) -> None:
         super().__init__()

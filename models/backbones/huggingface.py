@@ -42,11 +42,13 @@ def _own(name: str, settings: dict[str, Any]) -> Any:
 
 def _network(name: str, own: Any, weights: bool) -> nn.Module:
     from transformers import AutoModel
+    from transformers.utils import logging
 
     # Eager attention is plain matrix products: what ONNX is made of.
     if not weights:
         network: nn.Module = AutoModel.from_config(own, attn_implementation="eager")
         return network
+    logging.disable_progress_bar()
     try:
         network = AutoModel.from_pretrained(name, config=own, attn_implementation="eager")
     except (OSError, ValueError) as e:

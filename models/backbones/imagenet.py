@@ -26,7 +26,7 @@ def _timm(name: str, **settings: Any) -> nn.Module:
     weights = settings.get("weights", True)
     own = settings.get("config") or {}
     network = timm.create_model(name, pretrained=weights, num_classes=0, **own)
-    made = network.pretrained_cfg
+    made: Any = network.pretrained_cfg
     size = int(settings.get("size", made.get("input_size", (3, 224, 224))[1]))
     usual = {
         "size": size,

@@ -1,7 +1,7 @@
 """Encoders that are ONNX already: `onnx:<file>`. Nothing of them can be trained; prior and head are fitted on top."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from exporters.input_spec import InputSpec
+from models.backbones.module import EncoderModule
 from models.backbones.registry import BackboneError, register_family
 
 __all__ = ["OnnxConfig", "OnnxEncoder"]
@@ -27,9 +28,10 @@ class OnnxConfig(BaseModel):
     tokenizer: str | None = None
 
 
-class OnnxEncoder(nn.Module):
+class OnnxEncoder(EncoderModule):
     """An ONNX graph as a backbone; its bytes are part of the state, so that a run holds them."""
 
+    default_cfg: OnnxConfig
     graph: Tensor
 
     def __init__(self, graph: bytes, cfg: OnnxConfig, files: Mapping[str, bytes]) -> None:
@@ -38,11 +40,6 @@ class OnnxEncoder(nn.Module):
         self.register_buffer("graph", torch.from_numpy(np.frombuffer(graph, np.uint8).copy()))
         self._session: Any = None
         self._features = 0
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """None: a graph shows its outputs only."""
-        return ()
 
     @property
     def num_features(self) -> int:
@@ -55,7 +52,7 @@ class OnnxEncoder(nn.Module):
     @property
     def graph_bytes(self) -> bytes:
         """The graph as it was read."""
-        return self.graph.numpy().tobytes()
+        return bytes(self.graph.numpy().tobytes())
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features `(n, d)` by ONNX Runtime on the CPU; no gradient passes."""
@@ -69,16 +66,6 @@ class OnnxEncoder(nn.Module):
         if z.ndim != 2:
             raise BackboneError(f"The output '{output}' has shape {z.shape}; features (n, d) were expected.")
         return torch.from_numpy(z)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features `(n, d)`; the same as `forward_features`."""
-        return self.forward_features(x)
-
-    def forward_taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """Nothing but an error for any name: a graph has no taps."""
-        if names:
-            raise KeyError(f"there is no tap '{names[0]}': an ONNX graph has none")
-        return {}
 
     def _opened(self) -> Any:
         if self._session is None:

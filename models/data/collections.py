@@ -79,8 +79,8 @@ class Collection:
 def load_collection(path: Path, seed: int = 0) -> Collection:
     """Read `FOLDER/<label>/*`, `FOLDER/<user>/<label>/*` (PNG, JPEG, WAV), or a table with columns text and label.
 
-    A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Where nothing tells repetitions, the
-    items of a user (or of all) are dealt at random, by the seed, to up to four.
+    A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Where nothing tells repetitions,
+    the items of a user (or of all) are dealt at random, by the seed, to up to four.
 
     Raises:
         CollectionError: nothing of the kind, items of several kinds, or fewer than two labels.
@@ -93,7 +93,7 @@ def load_collection(path: Path, seed: int = 0) -> Collection:
         raise CollectionError(f"{path} is neither a folder nor a table ({', '.join(TABLES)}).")
     kinds = {kind for kind, *_ in rows}
     if len(kinds) != 1:
-        found = f"holds both {' and '.join(sorted(kinds))} files" if kinds else "holds no labelled images, sounds or texts"
+        found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "holds no labelled images, sounds or texts"
         raise CollectionError(f"{path} {found}; FOLDER/<label>/* or FOLDER/<user>/<label>/* was expected.")
     labels = sorted({label for _, _, label, _, _ in rows})
     if len(labels) < 2:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from models.backbones.module import EncoderModule
 from models.data.collections import Collection
 from models.data.media import MediaError, reader_of
 from models.training.checkpoint import write_atomically
@@ -23,7 +23,7 @@ SHARD = 1024
 """Inputs after which what was computed is kept: a run that is killed goes on from there."""
 
 
-def backbone_digest(encoder: nn.Module) -> str:
+def backbone_digest(encoder: EncoderModule) -> str:
     """Hex digest of all that a feature depends on beside the input: weights, settings, input, tokenizer."""
     total = hashlib.sha256()
     total.update(type(encoder).__qualname__.encode())
@@ -38,7 +38,7 @@ def backbone_digest(encoder: nn.Module) -> str:
 
 
 def features_of(
-    encoder: nn.Module,
+    encoder: EncoderModule,
     collection: Collection,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -74,7 +74,7 @@ def features_of(
 
 
 @torch.inference_mode()
-def _computed(encoder: nn.Module, collection: Collection, block: list[int]) -> NDArray[np.float32]:
+def _computed(encoder: EncoderModule, collection: Collection, block: list[int]) -> NDArray[np.float32]:
     encoder.eval()
     reader = reader_of(encoder.input, encoder.files)
     assert reader is not None

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
-from models.backbones import create
+from models.backbones.module import EncoderModule, create_encoder
 from models.backbones.probe import ProbeConfig, ProbedEncoder, recorded
 from models.data.collections import Collection
 from models.data.media import reader_of
@@ -37,8 +36,8 @@ FEWEST_PEOPLE = 3
 WHAT = {
     "image": "Images are turned upright, put on white, resized and cut by the service as the manifest's media say; "
     "in the graph: scaling, the network, its projection and a linear probe. Send JPEG or PNG files.",
-    "text": "The service tokenises by the bundle's tokenizer; in the graph: the mask of what is filled up, the network, "
-    "pooling, its projection and a linear probe. Send plain text.",
+    "text": "The service tokenises by the bundle's tokenizer; in the graph: the mask of what is filled up, the "
+    "network, pooling, its projection and a linear probe. Send plain text.",
     "audio": "The service decodes, mixes down and resamples; in the graph: scaling by clip, the network, pooling, "
     "its projection and a linear probe. Send WAV files.",
 }
@@ -82,7 +81,7 @@ def train_probe(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        encoder = create(config.backbone, config.settings).eval()
+        encoder = create_encoder(config.backbone, config.settings)
         z, computed = features_of(encoder, collection, cache, lambda done, total: tick("features", done, total))
         tick("features", 1, 1)
         fitted = _fit(z.astype(np.float64), collection, config, tick)
@@ -183,7 +182,7 @@ def _personal(
     return hyper.model_copy(update={"evidence": records}), figures
 
 
-def _assembled(name: str, encoder: nn.Module, fitted: _Fitted) -> ProbedEncoder:
+def _assembled(name: str, encoder: EncoderModule, fitted: _Fitted) -> ProbedEncoder:
     space = fitted.space
     cfg = ProbeConfig(**recorded(name, encoder), personal=space.projection.shape[1], classes=len(fitted.bias))
     probed = ProbedEncoder(encoder, cfg)

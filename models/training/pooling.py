@@ -1,4 +1,4 @@
-"""The population in an encoder's features: a space that personal heads are fitted in, and a prior with users or without.
+"""The population in an encoder's features: a space for personal heads, and a prior with users or without.
 
 Features of length 1 (what they point at tells more than how long they are) and their principal directions, which unlike
 discriminants hold for labels that no one has thought of yet.
@@ -31,7 +31,7 @@ TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Where features are looked at: `centre (d,)`, `basis (d, q)` for the probe, `projection (d, p)` for personal heads."""
+    """Where features are looked at: `centre (d,)`, for the probe `basis (d, q)`, for heads `projection (d, p)`."""
 
     centre: Array
     basis: Array
@@ -47,7 +47,7 @@ class Space:
 
 
 def space_of(z: Array, y: Labels, personal: int) -> Space:
-    """Principal directions of features `z (n, d)`; the personal ones are scaled to a mean variance of 1 within classes."""
+    """Principal directions of features `z (n, d)`; the personal ones are scaled to mean variance 1 within classes."""
     centre = z.mean(0)
     _, values, rows = np.linalg.svd(z - centre, full_matrices=False)
     kept = max(2, int((values > 1e-6 * values[0]).sum()))
@@ -66,8 +66,8 @@ def probe_prior(
 ) -> Prior:
     """Make the prior of personal features `z (n, p)`; one user only is a pooled population.
 
-    The generic head reads the K posteriors that follow the p features. Pooled, the spread of the classes stands for what
-    is between users: a user's label may mean anything that the population's labels mean.
+    The generic head reads the K posteriors that follow the p features. Pooled, the spread of the classes stands for
+    what is between users: a user's label may mean anything that the population's labels mean.
     """
     people = np.unique(user)
     found = [moments(z[user == u], y[user == u], repetition[user == u], len(labels)) for u in people]
@@ -97,14 +97,14 @@ def probe_prior(
 
 
 def _repetition(z: Array, y: Labels, repetition: Labels, jitter: Array, within: Array) -> Array:
-    """What repetitions differ by beyond the few items that each has: next to nothing where they were dealt at random."""
+    """What repetitions differ by beyond the few items that each has: about nothing where they were dealt at random."""
     pairs = np.unique(np.stack([repetition, y]), axis=1, return_counts=True)[1]
     values, vectors = np.linalg.eigh(jitter - within * float((1 / pairs).mean()))
     return np.asarray((vectors * np.maximum(values, 1e-6)) @ vectors.T)
 
 
 def pooled_temperature(z: Array, collection: Collection, hyper: HyperParameters, seed: int) -> HyperParameters:
-    """Choose the temperature of personal heads by parts of the one population: five items a class shown, others scored."""
+    """Choose the temperature of personal heads by parts of the population: five items a class shown, others scored."""
     rng, y, k = np.random.default_rng(seed), collection.y, len(collection.labels)
     losses = np.zeros(len(TEMPERATURES))
     for _ in range(4):

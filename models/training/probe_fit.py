@@ -39,7 +39,7 @@ def fit_probe(z: Array, y: Labels, classes: int, pull: float) -> tuple[Array, Ar
         return loss
 
     with torch.enable_grad():
-        solver.step(closure)
+        solver.step(closure)  # type: ignore[no-untyped-call]
     w, b = weight.detach().numpy() / scale, bias.detach().numpy().copy()
     b[count == 0] = b[count > 0].min() + np.log(1e-3)
     return w, b

@@ -81,7 +81,8 @@ class Calibrator:
     async def _calibrate(
         self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
     ) -> dict[str, Any]:
-        _check_repetitions(request)
+        if _is_signal(model):
+            _check_repetitions(request)
         begin = time.perf_counter()
         features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
@@ -96,7 +97,7 @@ class Calibrator:
             before=base,
             previous=previous,
             method=request.method,
-            overlap=shared_samples(request.x),
+            overlap=shared_samples(request.x) if _is_signal(model) else 0,
         )
         try:
             result = await asyncio.to_thread(fit)
@@ -147,6 +148,12 @@ class Calibrator:
             return version, version
         found = await self._store.user(model.scope, user)
         return version, found.active if found else 0
+
+
+def _is_signal(model: LoadedModel) -> bool:
+    """Whether windows are cut from a signal `(C, T)`, hence may share samples; images, clips and texts do not."""
+    spec = model.bundle.manifest.input
+    return spec.media is None and len(spec.window_shape) == 2
 
 
 def _check_repetitions(request: CalibrationRequest) -> None:

@@ -18,9 +18,6 @@ FORMATS = ("WAV", "WAVEX", "RF64")
 class AudioReader:
     """Reads sounds; rows `(n, samples)` float32 in [-1, 1]."""
 
-    kind = "audio"
-    content_types = ("audio/wav", "audio/x-wav", "audio/wave")
-
     def __init__(self, spec: InputSpec, media: AudioMedia) -> None:
         try:
             import soundfile

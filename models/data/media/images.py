@@ -21,9 +21,6 @@ WHITE = (255, 255, 255)
 class ImageReader:
     """Reads image files as `ImageMedia` says; rows `(n, height, width, 3)` uint8."""
 
-    kind = "image"
-    content_types = ("image/jpeg", "image/png")
-
     def __init__(self, spec: InputSpec, media: ImageMedia) -> None:
         try:
             from PIL import Image, ImageOps

@@ -22,11 +22,6 @@ class MediaUnavailable(RuntimeError):
 class MediaReader(Protocol):
     """Reads encoded media into rows of one model's input; safe to call from several threads."""
 
-    kind: str
-    """`image`, `text` or `audio`."""
-    content_types: tuple[str, ...]
-    """Media types that one item may come as in HTTP."""
-
     def read(self, items: Sequence[bytes | str]) -> NDArray[Any]:
         """Return a row for each item, in the input's datatype; raises `MediaError` naming the item that is wrong."""
 

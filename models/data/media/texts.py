@@ -15,9 +15,6 @@ __all__ = ["TextReader"]
 class TextReader:
     """Reads texts; rows `(n, longest)` int64, shorter ones filled up with the input's padding value."""
 
-    kind = "text"
-    content_types = ("text/plain",)
-
     def __init__(self, spec: InputSpec, media: TextMedia, tokenizer: bytes) -> None:
         try:
             from tokenizers import Tokenizer
