@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from exporters.bundle import Manifest
 from models.heads.calibration import METHODS
 from service.errors import InvalidRequest
 from service.protocol import inputs, oip
+from service.protocol.media import Items, is_encoded, items_of
 
 FIELDS = {"inputs", "labels", "repetitions", "mode", "method", "activate", "dry_run", "seed"}
 CHOICES = {"mode": ("update", "replace"), "method": METHODS, "activate": ("if_better", "always", "never")}
@@ -41,8 +43,10 @@ class CalibrationRequest:
     digest: str
 
 
-def decode(body: bytes, header_length: str | None, manifest: Manifest) -> CalibrationRequest:
-    """Decode and check a calibration request.
+def decode(
+    body: bytes, header_length: str | None, manifest: Manifest, read: Callable[[Items], NDArray[Any]]
+) -> CalibrationRequest:
+    """Decode and check a calibration request; `read` makes rows of the media that the model reads.
 
     Raises:
         InvalidRequest: malformed, or of another shape or datatype.
@@ -55,7 +59,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Calibr
     for required in ("inputs", "labels"):
         if required not in message:
             raise InvalidRequest(f"the body has no {required!r}")
-    x = _windows(message["inputs"], binary, manifest)
+    x = _windows(message["inputs"], binary, manifest, read)
     choice = {name: _choice(message, name) for name in CHOICES}
     return CalibrationRequest(
         x=x,
@@ -68,14 +72,19 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Calibr
     )
 
 
-def _windows(value: Any, binary: memoryview, manifest: Manifest) -> NDArray[np.float32]:
+def _windows(value: Any, binary: memoryview, manifest: Manifest, read: Callable[[Items], NDArray[Any]]) -> NDArray[Any]:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         tensors = oip.tensors(value, binary)
         if len(tensors) != 1:
             raise InvalidRequest("inputs must be one tensor")
-        return inputs.windows(next(iter(tensors.values())), manifest.input)
+        (tensor,) = tensors.values()
+        if manifest.input.media is not None and tensor.datatype == "BYTES":
+            return read(inputs.encoded_items(tensor, manifest.input))
+        return inputs.windows(tensor, manifest.input)
     if len(binary):
         raise InvalidRequest("there is binary data, but inputs is not a tensor with binary_data_size")
+    if is_encoded(value, manifest.input):
+        return read(items_of(value, manifest.input))
     return inputs.checked(inputs.nested(value), manifest.input)
 
 

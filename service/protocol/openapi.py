@@ -132,7 +132,13 @@ CALIBRATION_BODY = _body(
                 "required": ["inputs", "labels"],
                 "additionalProperties": False,
                 "properties": {
-                    "inputs": {"anyOf": [NUMBERS, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
+                    "inputs": {
+                        "anyOf": [
+                            NUMBERS,
+                            ENCODED_MEDIA,
+                            {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1},
+                        ]
+                    },
                     "labels": {"type": "array", "items": STRING, "description": "one a window"},
                     "repetitions": {"type": "array", "items": INTEGER, "description": "one a window"},
                     "mode": {"type": "string", "enum": ["update", "replace"], "default": "update"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
@@ -39,9 +40,10 @@ async def calibrate(
     if idempotency_key is not None and not 0 < len(idempotency_key) <= 255:
         raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
     body = await read_body(request)
-    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest
+    read = partial(model.media.rows, most_bytes=own.plane.max_body)
+    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest, read
     # A large one on a thread even where it is binary: its digest is over every byte.
-    large = len(body) > DECODED_HERE
+    large = len(body) > DECODED_HERE or model.bundle.manifest.input.media is not None
     decoded = await asyncio.to_thread(calibration.decode, *asked) if large else calibration.decode(*asked)
     report, again = await own.calibrator.run(model, user, decoded, idempotency_key)
     headers = {"Idempotent-Replay": "true"} if again else {}
