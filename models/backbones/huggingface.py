@@ -77,9 +77,16 @@ def text_encoder(name: str, **settings: Any) -> TextEncoder:
         update={"config": _recorded(own), "pad": pad, "max_tokens": min(cfg.max_tokens, longest // 8 * 8)}
     )
     network = _network(name, own, cfg.weights)
-    layers = tuple(f"encoder.layer.{i}" for i in range(own.num_hidden_layers))
-    layers = tuple(name for name in layers if name in dict(network.named_modules()))
-    return TextEncoder(network, cfg, int(own.hidden_size), layers, tokenizer)
+    return TextEncoder(network, cfg, int(own.hidden_size), _blocks(network, own), tokenizer)
+
+
+def _blocks(network: nn.Module, own: Any) -> tuple[str, ...]:
+    """Names of a transformer's blocks, wherever an architecture keeps them: the list of as many as it has layers."""
+    count = getattr(own, "num_hidden_layers", 0)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return tuple(f"{name}.{i}" for i in range(count))
+    return tuple(name for name, module in network.named_children() if next(module.parameters(), None) is not None)
 
 
 def _tokenizer(name: str) -> tuple[bytes, int]:
@@ -102,15 +109,13 @@ def _image_encoder(name: str, **settings: Any) -> ImageEncoder:
     cfg = cfg.model_copy(update={"config": _recorded(own)})
     network = _network(name, own, cfg.weights)
     width = own.hidden_sizes[-1] if hasattr(own, "hidden_sizes") else own.hidden_size
-    layers = tuple(f"encoder.layer.{i}" for i in range(getattr(own, "num_hidden_layers", 0)))
-    layers = tuple(name for name in layers if name in dict(network.named_modules()))
 
     def run(net: nn.Module, x: Tensor) -> Tensor:
         """Maps stay maps; of a sequence the first token stands for the image, where there is one."""
         hidden: Tensor = net(pixel_values=x).last_hidden_state
         return hidden if hidden.ndim == 4 or own.model_type == "swin" else hidden[:, 0]
 
-    return ImageEncoder(network, cfg, int(width), layers, run=run)
+    return ImageEncoder(network, cfg, int(width), _blocks(network, own), run=run)
 
 
 def _image_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -135,5 +140,4 @@ def _audio_encoder(name: str, **settings: Any) -> AudioEncoder:
     own = _own(name, settings)
     cfg = AudioConfig.model_validate(settings).model_copy(update={"config": _recorded(own)})
     network = _network(name, own, cfg.weights)
-    layers = tuple(f"encoder.layers.{i}" for i in range(own.num_hidden_layers))
-    return AudioEncoder(network, cfg, int(own.hidden_size), layers)
+    return AudioEncoder(network, cfg, int(own.hidden_size), _blocks(network, own))
