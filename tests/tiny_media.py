@@ -14,7 +14,7 @@ from exporters.media_spec import AudioMedia, ImageMedia
 SIDE, SAMPLES, RATE = 16, 800, 8000.0
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (200, 40, 30)}
 PITCHES = {"high": 1200.0, "low": 300.0, "middle": 700.0}
-WORDS = {"food": "bread soup apple cheese cook".split(), "sea": "wave boat fish harbour sail".split()}
+WORDS = {"food": ["bread", "soup", "apple", "cheese", "cook"], "sea": ["wave", "boat", "fish", "harbour", "sail"]}
 
 
 def write_encoder(file: Path, nodes: list, shape: list, datatype: int, weights: list, spec: InputSpec) -> str:

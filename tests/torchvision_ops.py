@@ -15,7 +15,7 @@ def prepare() -> bool:
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         import torch
 

@@ -22,6 +22,7 @@ class ProbeConfig(BaseModel):
 
     encoder: str
     settings: dict[str, Any] = Field(default_factory=dict)
+    width: int = Field(ge=1, description="features of the encoder, d")
     personal: int = Field(ge=2, le=512, description="features that personal heads are fitted in, p")
     classes: int = Field(ge=2, description="classes of the population, K")
 
@@ -43,7 +44,7 @@ class ProbedEncoder(EncoderModule):
         super().__init__()
         self.encoder, self.default_cfg = encoder, cfg
         self.input, self.files = encoder.input, encoder.files
-        d = encoder.num_features
+        d = cfg.width
         self.register_buffer("centre", torch.zeros(d))
         self.register_buffer("projection", torch.zeros(d, cfg.personal))
         self.register_buffer("weight", torch.zeros(d, cfg.classes))

@@ -184,7 +184,8 @@ def _personal(
 
 def _assembled(name: str, encoder: EncoderModule, fitted: _Fitted) -> ProbedEncoder:
     space = fitted.space
-    cfg = ProbeConfig(**recorded(name, encoder), personal=space.projection.shape[1], classes=len(fitted.bias))
+    sizes = {"width": len(space.centre), "personal": space.projection.shape[1], "classes": len(fitted.bias)}
+    cfg = ProbeConfig.model_validate({**recorded(name, encoder), **sizes})
     probed = ProbedEncoder(encoder, cfg)
     for buffer, value in (
         (probed.centre, space.centre),
