@@ -127,7 +127,7 @@ def sentence(label: str, rng: np.random.Generator) -> str:
 
 
 def write_pictures(folder: Path, each: int, users: dict[str, dict[str, str]] | None = None, seed: int = 0) -> Path:
-    """`FOLDER/<label>/*.png`, or of users, who each call the colours by labels of their own: `{user: {label: colour}}`."""
+    """`FOLDER/<label>/*.png`; or of users, who call the colours by labels of their own: `{user: {label: colour}}`."""
     rng = np.random.default_rng(seed)
     for user, named in (users or {"": {c: c for c in COLOURS}}).items():
         for label, colour in named.items():

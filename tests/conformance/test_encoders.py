@@ -175,7 +175,7 @@ def test_onnx_runtime_computes_the_same_features_for_any_batch(name, settings):
 
 def test_a_freeze_plan_that_names_nothing_is_refused():
     encoder = build("package:efficientnet-lite0", {})
-    with pytest.raises(ValueError, match="names 'network.nowhere'"):
+    with pytest.raises(ValueError, match=r"names 'network\.nowhere'"):
         FreezePlan(("network.nowhere",)).train(encoder)
 
 

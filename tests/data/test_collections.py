@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from models.data.collections import CollectionError, load_collection
+from tests import tiny_media
 
 pytest.importorskip("PIL.Image")
-from tests import tiny_media
 
 
 def table(path, rows):

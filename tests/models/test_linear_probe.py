@@ -13,9 +13,9 @@ from models.training import RunError, TrainingError
 from models.training.features import backbone_digest, features_of
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.media_run import load_media_run
+from tests import tiny_media
 
 pytest.importorskip("PIL.Image")
-from tests import tiny_media
 
 SLOTS = {
     f"user{i}": dict(zip("abc", order, strict=True))
