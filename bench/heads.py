@@ -112,7 +112,8 @@ def _scope(model: Case, index: int) -> dict[str, Any]:
 
 
 def _user(model: Case, index: int) -> dict[str, Any]:
-    return {**_scope(model, index), "active": 1, "base": 1, "last": 1, "created": 0.0, "updated": 0.0}
+    pointers = {"active": 1, "base": 1, "last": 1}
+    return {**_scope(model, index), **pointers, "created": 0.0, "updated": 0.0, "revision": 1}
 
 
 def _pointer(model: Case, index: int) -> dict[str, Any]:

@@ -62,8 +62,10 @@ class LoadError(RuntimeError):
     """The load could not be offered, or nothing came back."""
 
 
-def wrk(url: str, body: Body, *, connections: int, seconds: float, users: int, seed: int = 0) -> Load:
-    """Send one body after another on each of `connections` for a while.
+def wrk(
+    url: str, body: Body, *, connections: int, seconds: float, users: int, seed: int = 0, zipf: bool = False
+) -> Load:
+    """Send one body after another on each of `connections` for a while; users are drawn uniformly, or by Zipf's law.
 
     `refused` counts answers with a status over 399, `failed` time-outs and broken connections; neither is in `rate`.
 
@@ -77,7 +79,7 @@ def wrk(url: str, body: Body, *, connections: int, seconds: float, users: int, s
         body.store(Path(folder))
         command = [program, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
         command += ["--latency", "-s", str(SCRIPT), url, "--", folder, str(users), body.shape, str(seed)]
-        command.append(str(body.repeat))
+        command += [str(body.repeat), "zipf"] if zipf else [str(body.repeat)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     line = next((part for part in done.stdout.splitlines() if part.startswith("RESULT ")), None)
     if line is None:

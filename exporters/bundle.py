@@ -5,6 +5,7 @@
   manifest.json      what this is, and the sha256 of every other file
   backbone.onnx      raw input -> features
   prior.safetensors  generic head and population prior
+  bridge.<feature space>.safetensors   from an older feature space to this one; there may be none
   MODEL_CARD.md
 ```
 """
@@ -17,15 +18,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from exporters.input_spec import InputSpec as InputSpec
 from exporters.input_spec import Padding as Padding
+from models.heads import bridge as bridges
 from models.heads import prior as priors
+from models.heads.bridge import Bridge, BridgeParity
 from models.heads.prior import HyperParameters, Prior
 
 MANIFEST_VERSION = "1.0"
@@ -47,6 +50,17 @@ class FileEntry(BaseModel):
     bytes: int = Field(ge=0)
 
 
+class BridgeEntry(BaseModel):
+    """A bridge from an older feature space: its file, the bundle it was fitted from, and what it is worth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    version: int = Field(ge=1, description="of the older bundle")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the older bundle's manifest")
+    parity: BridgeParity
+
+
 class Manifest(BaseModel):
     """What a bundle is. Unknown major versions are refused; unknown fields of a known one are, too."""
 
@@ -59,13 +73,15 @@ class Manifest(BaseModel):
     feature_space: str = Field(min_length=8, description="heads belong to this id and are never applied in another")
     task: Literal["classification"] = "classification"
     labels: tuple[str, ...] = Field(min_length=2)
-    label_set: Literal["closed"] = "closed"
+    label_set: Literal["closed", "open"] = "closed"
+    user_labels: int = Field(0, ge=0, le=256, description="labels of their own that a user may add; 0: a closed set")
     input: InputSpec
     preprocessing: str = Field(description="what the graph does to the raw input")
     feature_dim: int = Field(ge=1, le=8192)
     opset: int = Field(ge=18)
     precision: Literal["fp32", "fp16"] = "fp32"
     head: HyperParameters
+    bridges: dict[str, BridgeEntry] = Field(default_factory=dict, description="by the older feature space")
     parity: dict[str, Any] = Field(default_factory=dict, description="torch against ONNX Runtime, measured at export")
     provenance: dict[str, Any] = Field(default_factory=dict, description="data, split, seed, commit, command")
     evaluation: dict[str, Any] = Field(default_factory=dict)
@@ -74,15 +90,27 @@ class Manifest(BaseModel):
     created: str = ""
     files: dict[str, FileEntry]
 
+    @model_validator(mode="after")
+    def _open_sets_have_room(self) -> Manifest:
+        if (self.label_set == "open") != (self.user_labels > 0):
+            raise ValueError(
+                f"label_set is {self.label_set!r} and user_labels is {self.user_labels}; open sets have some"
+            )
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle: `path`, `manifest`, `prior`, and the `digest` of its manifest (which pins all files)."""
+    """A verified bundle: `path`, `manifest`, `prior`, and the `digest` of its manifest (which pins all files).
+
+    `bridges`: from older feature spaces, by their id.
+    """
 
     path: Path
     manifest: Manifest
     prior: Prior
     digest: str
+    bridges: Mapping[str, Bridge] = field(default_factory=dict)
 
     @property
     def backbone(self) -> bytes:
@@ -119,7 +147,24 @@ def load(path: Path) -> Bundle:
         raise BundleError(f"{path}/{PRIOR}: {e}") from e
     if prior.dim != manifest.feature_dim:
         raise BundleError(f"{path}: the prior has {prior.dim} features, the manifest says {manifest.feature_dim}")
-    return Bundle(path, manifest, prior, digest)
+    return Bundle(path, manifest, prior, digest, _bridges(path, manifest, prior, contents))
+
+
+def _bridges(path: Path, manifest: Manifest, prior: Prior, contents: Mapping[str, bytes]) -> dict[str, Bridge]:
+    found = {}
+    for space, entry in manifest.bridges.items():
+        if entry.file not in contents:
+            raise BundleError(f"{path}: the manifest's bridge from {space} is {entry.file}, which it does not list")
+        try:
+            bridge = bridges.from_bytes(contents[entry.file])
+        except ValueError as e:
+            raise BundleError(f"{path}/{entry.file}: {e}") from e
+        if len(bridge.offset) != prior.personal:
+            raise BundleError(
+                f"{path}/{entry.file} leads to {len(bridge.offset)} features; heads are fitted in {prior.personal}"
+            )
+        found[space] = bridge
+    return found
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:

@@ -18,7 +18,7 @@ def model_card(manifest: Manifest) -> str:
         f"{_timing(spec)}; modality {spec.modality}, electrode layout: {spec.channel_layout}.",
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
         f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: "
-        f"{', '.join(manifest.labels)}.",
+        f"{', '.join(manifest.labels)}{_room(manifest)}.",
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
         "",
         "## Made by",
@@ -44,6 +44,13 @@ def model_card(manifest: Manifest) -> str:
             f"decisions of {variant['heads']} heads the same; feature space "
             f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
         )
+    for space, entry in manifest.bridges.items():
+        worth = entry.parity
+        lines.append(
+            f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "
+            f"heads that came over it, {worth.inputs:.2%} by heads fitted anew from windows, {worth.generic:.2%} by "
+            f"the shared head, for {worth.users} people it was not fitted on."
+        )
     if manifest.head.evidence:
         lines += [
             "",
@@ -61,6 +68,10 @@ def model_card(manifest: Manifest) -> str:
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _room(manifest: Manifest) -> str:
+    return f"; a user may add {manifest.user_labels} of their own" if manifest.user_labels else ""
 
 
 def _timing(spec: InputSpec) -> str:

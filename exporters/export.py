@@ -38,8 +38,11 @@ def export_run(
     licence: str = "Apache-2.0",
     citation: str = "",
     description: str = "",
+    user_labels: int = 0,
 ) -> Path:
     """Export a run to the next version of a bundle and return its folder.
+
+    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set.
 
     Raises:
         RunError: the folder holds no finished run.
@@ -50,13 +53,15 @@ def export_run(
         from exporters.media import export_media_run
 
         told = {"licence": licence, "citation": citation, "description": description}
-        return export_media_run(run_folder, models, name=name, **told)
+        return export_media_run(run_folder, models, name=name, user_labels=user_labels, **told)
     run = load_run(run_folder)
     name = model_name(name, run_folder)
     backbone = run.backbone()
     graph = to_onnx(backbone, torch.zeros(2, *run.windows.shape[1:]))
     parity = check_parity(torch_forward(backbone), onnx_forward(graph), run.windows)
     manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, licence, citation, description)
+    if user_labels:
+        manifest = Manifest.model_validate({**manifest.model_dump(), "label_set": "open", "user_labels": user_labels})
     files = {
         bundles.BACKBONE: graph,
         bundles.PRIOR: run.prior_bytes,

@@ -34,8 +34,11 @@ def export_media_run(
     licence: str = "Apache-2.0",
     citation: str = "",
     description: str = "",
+    user_labels: int = 0,
 ) -> Path:
     """Export a run to the next version of a bundle and return its folder.
+
+    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set.
 
     Raises:
         RunError: the folder holds no finished run of this kind.
@@ -50,6 +53,8 @@ def export_media_run(
     parity = check_parity(torch_forward(backbone), onnx_forward(graph), run.items, batches=batches)
     version = bundles.next_version(models, name)
     manifest = _manifest(run, name, version, graph, parity, licence, citation, description)
+    if user_labels:
+        manifest = Manifest.model_validate({**manifest.model_dump(), "label_set": "open", "user_labels": user_labels})
     files = {
         bundles.BACKBONE: graph,
         bundles.PRIOR: priors.to_bytes(run.prior),

@@ -169,7 +169,23 @@ def _half(graph: bytes) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constants that FP16 cuts off: the gate sees what comes of it
         half = float16.convert_float_to_float16(onnx.load_from_string(graph), keep_io_types=True)
+    _sort(half.graph)
     return bytes(half.SerializeToString())
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Put each node behind those that it reads: the converter appends its casts, which ONNX forbids."""
+    made = {value.name for value in (*graph.input, *graph.initializer)} | {""}
+    waiting, order = list(graph.node), list[NodeProto]()
+    while waiting:
+        ready = [node for node in waiting if made.issuperset(node.input)]
+        if not ready:
+            raise PrecisionError("the converted graph is not acyclic")
+        order += ready
+        made.update(name for node in ready for name in node.output)
+        waiting = [node for node in waiting if not made.issuperset(node.output)]
+    del graph.node[:]
+    graph.node.extend(order)
 
 
 def _costly_half(graph: bytes) -> bytes:
@@ -224,11 +240,13 @@ def _written(original: Bundle, models: Path, graph: bytes, found: Agreement, how
             "version": max(bundles.next_version(models, old.name), old.version + 1),
             "precision": "fp16",
             "feature_space": old.feature_space if found.same else bundles.feature_space(graph),
+            "bridges": old.bridges if found.same else {},
             "provenance": {**old.provenance, "precision": record},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {},
         }
     )
-    files = {name: (original.path / name).read_bytes() for name in old.files}
+    left = set() if found.same else {bridge.file for bridge in old.bridges.values()}
+    files = {name: (original.path / name).read_bytes() for name in old.files if name not in left}
     files |= {bundles.BACKBONE: graph, bundles.CARD: model_card(manifest).encode()}
     return bundles.write(models, manifest, files)

@@ -20,7 +20,20 @@ from service.observability import Metrics, RequestScope
 from service.personal.records import StoreError
 from service.personal.store import Store
 from service.registry import Registry
-from service.routes import calibrations, health, infer, metadata, repository, users
+from service.routes import (
+    calibrations,
+    evaluations,
+    feedback,
+    health,
+    infer,
+    metadata,
+    operations,
+    portable,
+    repository,
+    samples,
+    users,
+    versions,
+)
 from service.state import Services
 from service.verbs import Verbs
 
@@ -54,13 +67,15 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             await asyncio.to_thread(registry.stop)
             raise
         own.opened(store)
-        watch = asyncio.create_task(_watch(store, metrics))
+        work = [_watch(store, metrics), store.follow(own.resolver.changed, own.resolver.lost), own.recalibrator.run()]
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
             own.plane.draining = True
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await registry.retired()
             await asyncio.to_thread(registry.stop)
             await store.close()
@@ -74,7 +89,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if keys is not None else [],
     )
     app.state.services, app.state.settings = own, settings
-    for part in (health, infer, calibrations, users, repository, metadata):
+    of_users = (calibrations, samples, feedback, evaluations, users, versions, portable, operations)
+    for part in (health, infer, *of_users, repository, metadata):
         app.include_router(part.router)
     if metrics_route:
 

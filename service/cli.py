@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.commands.interface import bundle, data, demo, keys, models, serving, users
+from service.commands.interface import bundle, data, db, demo, keys, models, portable, serving, users
 
 app = typer.Typer(
     name="headway",
@@ -21,11 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (models, serving, users, demo):
+for group in (models, serving, users, portable, demo):
     app.add_typer(group.app)
 app.add_typer(data.app, name="data")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(keys.app, name="key")
+app.add_typer(db.app, name="db")
+app.add_typer(portable.user_app, name="user")
 
 error_console = Console(stderr=True)
 

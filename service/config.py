@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     store: str = Field(
         "sqlite+aiosqlite:///headway.db",
-        description="SQLAlchemy URL of the store of users' heads (SQLite in this release)",
+        description="URL of the store of users' heads: sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE",
     )
     device: str = Field(
         "cpu",

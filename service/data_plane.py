@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from service.answered import Answered
 from service.answers import JSON, Headers
 from service.call import Call, Decoded
 from service.catalogue import Catalogue
@@ -66,6 +67,7 @@ class DataPlane:
         metrics: where requests are counted.
         heads: set when there is a store.
         draining: whether new calls are refused.
+        feedback: answers that may still be corrected.
         keys: whose calls are answered; None for everybody's. Whoever reads from the wire asks it.
     """
 
@@ -74,6 +76,7 @@ class DataPlane:
         self.heads: Heads | None = None
         self.keys: Keyring | None = None
         self.draining = False
+        self.feedback = Answered()
         self._decoder = Decoder()
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -154,7 +157,7 @@ class DataPlane:
 
     async def _read_media(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         assert decoded.media is not None
-        rows = await asyncio.to_thread(model.media.rows, decoded.media, self.max_body)
+        rows = await asyncio.to_thread(model.media.rows, decoded.media)
         if not call.over:
             self._take_rows(call, decoded, model, rows)
 
@@ -221,17 +224,15 @@ class DataPlane:
 
     def _done(self, call: Call, decoded: Decoded, model: LoadedModel, outcome: Result | Exception) -> None:
         heads = call.heads
-        if isinstance(outcome, HeadMoved) and call.moves < MOST_MOVES:
-            call.moves += 1
-            self._release(call)
-            self._later(call, self._fetch_heads(call, decoded, model), model)
-            return
         try:
-            if isinstance(outcome, HeadMoved):
-                raise Unavailable("heads make room for others faster than they are used", retry_after=1) from outcome
             if isinstance(outcome, Exception):
                 raise outcome
+            if decoded.asked.feedback:
+                outcome.prediction_id = self.feedback.keep(model, decoded.asked.user_id, outcome.features)
             headers, body = decoded.encode(model, outcome, heads)
+        except HeadMoved as e:
+            self._again(call, decoded, model, e)
+            return
         except Exception as e:
             self.fail(call, e)
             return
@@ -254,6 +255,17 @@ class DataPlane:
                 self._later(call, self._compress(call, headers, body, coding))
                 return
         self._reply(call, 200, headers, body)
+
+    def _again(self, call: Call, decoded: Decoded, model: LoadedModel, moved: HeadMoved) -> None:
+        """Look the heads up anew, for one moved; not for ever."""
+        if call.moves >= MOST_MOVES:
+            crowded = Unavailable("heads make room for others faster than they are used", retry_after=1)
+            crowded.__cause__ = moved
+            self.fail(call, crowded)
+            return
+        call.moves += 1
+        self._release(call)
+        self._later(call, self._fetch_heads(call, decoded, model), model)
 
     async def _compress(self, call: Call, headers: Headers, body: bytes, coding: str) -> None:
         self._reply(call, 200, headers, await asyncio.to_thread(compression.compress, body, coding))

@@ -85,7 +85,8 @@ def decode(call: Call, spec: InputSpec) -> Decoded:
         return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, answers.predictions, media=media)
+    encode = partial(answers.predictions, asked if asked.decides else None)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media)
 
 
 def _unread(spec: InputSpec) -> NDArray[Any]:
@@ -119,7 +120,8 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
         users = partial(inputs.per_row_users, user_tensor)
     else:
         users = _same_user(asked.user_id)
-    encode = partial(answers.inference, message.id, outputs, per_row)
+    decides = asked if asked.decides else None
+    encode = partial(answers.inference, message.id, outputs, per_row, decides)
     if spec.media is not None and tensor.datatype == "BYTES":
         return Decoded(asked, _unread, users, encode, media=inputs.encoded_items(tensor, spec))
     windows = partial(inputs.windows, tensor)

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import HeadwayError, error_body
 from service.keys import Keyring
 from service.observability import request_id_of
+from service.personal.acting import acting
 
 _OPEN = re.compile(r"/v2/health/(live|ready)|/openapi\.json|/docs(/oauth2-redirect)?|/redoc")
 _DATA = re.compile(
@@ -59,4 +60,8 @@ class Gate:
                 answer.body = b""
             await answer(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        token = acting.set(state["key"])
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            acting.reset(token)

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import Bundle, Manifest
+from models.heads.prior import Prior
 from service.engine.head_bank import HeadBank
+from service.engine.head_table import HeadReader
 from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
@@ -23,7 +25,8 @@ from service.personal.records import Scope
 
 def scope_of(manifest: Manifest) -> Scope:
     """Return where heads of a model are valid: rows of a head are classes, so other labels are another scope."""
-    labels = hashlib.sha256("\0".join(manifest.labels).encode()).hexdigest()[:8]
+    names = (*manifest.labels, *([f"+{manifest.user_labels}"] if manifest.user_labels else []))
+    labels = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
     return Scope(manifest.name, f"{manifest.feature_space}-{labels}")
 
 
@@ -33,6 +36,8 @@ class LoadedModel:
 
     Attributes:
         scope: where heads of this model are valid.
+        prior: the population's, with room for labels of users' own.
+        columns: of a head's logits: the labels, and room for those of users' own.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
         media: reads what is not a tensor.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
@@ -51,10 +56,14 @@ class LoadedModel:
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)
+    prior: Prior = field(init=False)
+    columns: int = field(init=False)
     label_bytes: NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.scope = scope_of(self.bundle.manifest)
+        self.prior = self.bundle.prior.with_own(self.bundle.manifest.user_labels)
+        self.columns = self.prior.classes
         self.label_bytes = np.array([label.encode() for label in self.bundle.manifest.labels], object)
 
     @property
@@ -68,10 +77,28 @@ class LoadedModel:
         return self.bundle.manifest.version
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The bundle's K labels."""
+        return self.bundle.manifest.labels
+
+    def prior_of(self, own: tuple[str, ...]) -> Prior:
+        """Return the population's prior, with a user's own labels behind the bundle's."""
+        return self.bundle.prior.with_own(len(own)).named((*self.labels, *own))
+
+    @property
     def bank(self) -> HeadBank:
         """Its resident heads, in the process that owns the store."""
         assert self.resident is not None
         return self.resident
+
+    def floors(self, slots: NDArray[np.int64], level: int) -> NDArray[np.float32]:
+        """Floors of sets of labels `(n,)` at a level of coverage, of the heads in slots (or handles, in a front end).
+
+        Raises:
+            HeadMoved: a handle is void.
+        """
+        table = self.memory.table
+        return (HeadReader(table) if self.resident is None else table).floors_at(slots, level)
 
     @contextmanager
     def used(self) -> Iterator[LoadedModel]:

@@ -58,7 +58,7 @@ def load(path: Path, settings: Settings, on_batch: OnBatch) -> LoadedModel:
     if cpu and not quick:
         max_batch = _largest_batch(bundle, runtime, row_seconds, settings)
     _seconds(bundle, runtime, max_batch)  # the first forward of a size is slower
-    head = shared_head(bundle.prior)
+    head = shared_head(bundle.prior.with_own(bundle.manifest.user_labels))
     k, d = head.weight.shape
     capacity = capacity_of(k, d, settings.resident_heads, settings.head_bank_bytes)
     followers = settings.frontends if settings.frontends > 1 else 0
@@ -127,7 +127,9 @@ def _assemble(
         on_batch=report,
         level=statistics.pending,
     )
-    model = LoadedModel(bundle, runtime, scheduler, memory, statistics, serial, bank, Media(bundle))
+    model = LoadedModel(
+        bundle, runtime, scheduler, memory, statistics, serial, bank, Media(bundle, settings.max_body_bytes)
+    )
     return model
 
 

@@ -14,14 +14,19 @@ from service.errors import BodyTooLarge, Unprocessable, UnsupportedMediaType
 
 
 class Media:
-    """What a version reads beside tensors.
+    """What a version reads beside tensors, at most `most_bytes` of rows at a time.
+
+    Attributes:
+        slow: whether bodies may hold media, so that they are decoded on a thread however small.
 
     Raises:
         BundleError: the bundle's tokenizer is damaged.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, most_bytes: int) -> None:
         spec = bundle.manifest.input
+        self.slow = spec.media is not None
+        self._most_bytes = most_bytes
         self._row_bytes = math.prod(spec.sized(None if spec.padding is None else spec.padding.maximum))
         self._row_bytes *= spec.dtype.itemsize
         self._missing = "this model reads tensors only"
@@ -34,8 +39,8 @@ class Media:
         except MediaError as e:
             raise BundleError(f"{bundle.path}: {e}") from e
 
-    def rows(self, items: Sequence[bytes | str], most_bytes: int) -> NDArray[Any]:
-        """Read media into rows, at most so many bytes of them.
+    def rows(self, items: Sequence[bytes | str]) -> NDArray[Any]:
+        """Read media into rows.
 
         Raises:
             UnsupportedMediaType: not by this model, or not with what is installed here.
@@ -44,8 +49,8 @@ class Media:
         """
         if self._reader is None:
             raise UnsupportedMediaType(self._missing)
-        if len(items) * self._row_bytes > most_bytes:
-            most = max(1, most_bytes // self._row_bytes)
+        if len(items) * self._row_bytes > self._most_bytes:
+            most = max(1, self._most_bytes // self._row_bytes)
             raise BodyTooLarge(f"there are {len(items)} inputs; at most {most} are accepted at a time")
         try:
             return self._reader.read(items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -13,12 +13,14 @@ from service.errors import NotFound, Unavailable
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.calibrate import Calibrator
+from service.personal.recalibrate import Recalibrator
 from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.protocol.inputs import user_id
 from service.registry import Registry
 
 if TYPE_CHECKING:
+    from service.answered import Answer
     from service.data_plane import DataPlane
 
 T = TypeVar("T")
@@ -29,22 +31,29 @@ VersionName = Annotated[str, Path(description="version of a model")]
 
 @dataclass(slots=True)
 class Services:
-    """The parts of a running service."""
+    """The parts of a running service.
+
+    Attributes:
+        answered_elsewhere: finds a prediction that another process answered, by its number and the prediction's id.
+    """
 
     settings: Settings
     models: Registry
     metrics: Metrics
     plane: DataPlane
+    answered_elsewhere: Callable[[int, str], Awaitable[Answer | None]] | None = None
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
+    _recalibrator: Recalibrator | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
     def opened(self, store: Store) -> None:
         """Take the opened store into use; the service is ready when its models are."""
         self._store = store
-        self.plane.heads = self._resolver = Resolver(store)
+        self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
+        self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._problems = []
 
     @property
@@ -73,6 +82,11 @@ class Services:
     def calibrator(self) -> Calibrator:
         """The calibrator."""
         return _started(self._calibrator)
+
+    @property
+    def recalibrator(self) -> Recalibrator:
+        """What moves users' heads to another feature space."""
+        return _started(self._recalibrator)
 
 
 def _started(part: T | None) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.config import Settings
+from tests.postgres import Postgres, postgres
 from tests.tiny import write_tiny_bundle
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "myo"
@@ -32,6 +33,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write_tiny_bundle(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A real PostgreSQL server; `database()` makes an empty database."""
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture

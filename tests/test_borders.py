@@ -26,7 +26,7 @@ def sources(*packages: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     "file",
-    [*sources("models/heads"), *(ROOT / "exporters" / f for f in ("bundle.py", "input_spec.py"))],
+    [*sources("models/heads"), *(ROOT / "exporters" / f for f in ("bundle.py", "input_spec.py", "personal.py"))],
     ids=lambda f: f.name,
 )
 def test_the_ground_floor_is_numpy_pydantic_and_safetensors(file):
@@ -48,7 +48,14 @@ def test_nobody_imports_the_service(file):
     ids=lambda f: f"{f.parent.name}/{f.name}",
 )
 def test_serving_reaches_for_no_training_code(file):
-    allowed = ("models.heads", "models.data.windows", "models.data", "exporters.bundle", "exporters.export")
+    allowed = (
+        "models.heads",
+        "models.data.windows",
+        "models.data",
+        "exporters.bundle",
+        "exporters.export",
+        "exporters.personal",
+    )
     for name in imports(file):
         assert name.split(".")[0] not in {"torch", "onnx", "lightning"}
         if name.startswith(("models", "exporters")) and file.name != "cli.py":

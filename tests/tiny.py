@@ -58,13 +58,15 @@ def tiny_prior() -> Prior:
     )
 
 
-def tiny_manifest(name: str = "tiny", version: int = 1, graph: bytes | None = None) -> Manifest:
-    """The manifest of the tiny bundle."""
+def tiny_manifest(name: str = "tiny", version: int = 1, graph: bytes | None = None, user_labels: int = 0) -> Manifest:
+    """The manifest of the tiny bundle; with `user_labels` its label set is open."""
     return Manifest(
         name=name,
         version=version,
         feature_space=bundles.feature_space(graph or tiny_graph()),
         labels=LABELS,
+        label_set="open" if user_labels else "closed",
+        user_labels=user_labels,
         input=InputSpec(shape=(-1, CHANNELS, LENGTH), unit="counts", sample_rate=100.0, stride=2),
         preprocessing="none",
         feature_dim=DIM,
@@ -75,7 +77,9 @@ def tiny_manifest(name: str = "tiny", version: int = 1, graph: bytes | None = No
     )
 
 
-def write_tiny_bundle(models: Path, name: str = "tiny", version: int = 1, scale: float = 1.0) -> Path:
+def write_tiny_bundle(
+    models: Path, name: str = "tiny", version: int = 1, scale: float = 1.0, user_labels: int = 0
+) -> Path:
     """Write the tiny bundle under `models`."""
     graph = tiny_graph(scale)
     files = {
@@ -83,7 +87,7 @@ def write_tiny_bundle(models: Path, name: str = "tiny", version: int = 1, scale:
         bundles.PRIOR: priors.to_bytes(tiny_prior()),
         bundles.CARD: b"# tiny\n",
     }
-    return bundles.write(models, tiny_manifest(name, version, graph), files)
+    return bundles.write(models, tiny_manifest(name, version, graph, user_labels), files)
 
 
 def tiny_windows(

@@ -119,6 +119,7 @@ class LocalPersonaliser:
             before=None if held.statistics is None else statistics.from_bytes(held.statistics),
             previous=held.head,
             overlap=shared_samples(x),
+            x=x,
         )
         verdict = result.verdict
         self._users[user] = _User(

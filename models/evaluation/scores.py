@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.heads.scores import calibration_error, macro_f1
+
 VOTES = 10
 """Windows of a majority vote."""
 REJECT_BELOW = 0.5
@@ -48,21 +50,13 @@ def score(
     return Scores(
         accuracy=float(hit.mean()),
         balanced=float(np.mean([hit[y == c].mean() for c in np.unique(y)])),
-        macro_f1=_macro_f1(said, y),
+        macro_f1=macro_f1(said, y),
         voted=float((voted(said, recording, len(labels)) == y).mean()),
         active_error=float((~hit & (said != rest)).mean()),
         rejected=float((~accepted).mean()),
         accepted=float(hit[accepted].mean()) if accepted.any() else float("nan"),
-        calibration_error=_calibration_error(top, hit),
+        calibration_error=calibration_error(probabilities, y),
     )
-
-
-def _macro_f1(said: NDArray[np.integer], y: NDArray[np.integer]) -> float:
-    found = []
-    for c in np.unique(y):
-        right = float(((said == c) & (y == c)).sum())
-        found.append(2 * right / float((said == c).sum() + (y == c).sum()))
-    return float(np.mean(found))
 
 
 def voted(said: NDArray[np.integer], recording: NDArray[np.integer], classes: int) -> NDArray[np.int64]:
@@ -76,12 +70,6 @@ def voted(said: NDArray[np.integer], recording: NDArray[np.integer], classes: in
         latest = np.maximum.accumulate(np.where(one_hot[where] > 0, np.arange(len(where))[:, None], -1), 0)
         result[where] = (total + 1e-6 * (latest + 1) / len(where)).argmax(1)
     return result
-
-
-def _calibration_error(top: NDArray[np.floating], hit: NDArray[np.bool_]) -> float:
-    bins = np.minimum((top * 10).astype(int), 9)
-    gaps = [abs(hit[bins == b].mean() - top[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return float(np.sum(gaps))
 
 
 def mean_scores(several: Sequence[Scores]) -> Scores:

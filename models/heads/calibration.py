@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.fit import FITS, placed
-from models.heads.guard import (
-    Fold,
-    HeldOut,
-    Verdict,
-    judge_by_population,
-    judge_held_out,
-    off_distribution,
-    plan_folds,
-    swapped_labels,
-    unseen_classes,
-)
-from models.heads.head import Head, blend, log_loss
+from models.heads.doubts import doubts, turn_text
+from models.heads.fit import FITS, placement_of, without
+from models.heads.folds import Fold, HeldOut, plan_folds
+from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
+from models.heads.head import Head, blend, leaning, log_loss
+from models.heads.inputs import inspect
+from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, minus, repeated
+from models.heads.shown import Shown, together
+from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]
 METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
@@ -49,7 +44,9 @@ class Calibration:
         statistics: all the user's windows after this call.
         verdict: the guard's decision.
         warnings: sentences about the input.
-        seconds: durations of `fit` and `evaluate`.
+        seconds: durations of `fit` (with the statistics) and `evaluate`.
+        held: logits of the left-out windows, where there are any and every class was shown that the head answers.
+        temperature: of the candidate, on top of the bundle's.
     """
 
     head: Head | None
@@ -59,11 +56,14 @@ class Calibration:
     verdict: Verdict
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    held: HeldOut | None = None
+    temperature: float = 1.0
 
 
 def shared_head(prior: Prior) -> Head:
     """Return the population's generic head."""
-    return Head(prior.generic_weight, prior.generic_bias)
+    floors = np.array(prior.hyper.set_floors) if prior.hyper.set_floors else None
+    return Head(prior.generic_weight, prior.generic_bias, floors)
 
 
 def calibrate(
@@ -77,6 +77,8 @@ def calibrate(
     method: str = "map",
     overlap: int = 0,
     margin: float = 0.0,
+    only_shown: bool = False,
+    x: NDArray[np.generic] | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
 
@@ -90,100 +92,89 @@ def calibrate(
         method: one of `METHODS`.
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
+        only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
+        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, or a method that needs features where only statistics were kept.
     """
-    shown = _together(prior, np.asarray(z, np.float64), y, repetition, before)
+    started = time.perf_counter()
+    shown = together(prior, np.asarray(z, np.float64), y, repetition, before)
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
-    prior = placed(shown.whole, prior)
+    placement, placements = placement_of(shown.whole, prior), 0 if prior.placements is None else len(prior.placements)
+    population, known = (prior.base or prior).at(placement), prior.known
+    prior = prior.at(placement)
     folds = plan_folds(shown.y, shown.repetition, overlap)
-    chosen, logits, temperature = _choose(method, shown, folds, prior)
+    mute = ~shown.whole.seen if only_shown else np.zeros(prior.classes, bool)
+    trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
+    whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
+    chosen, logits, temperature = _choose(method, shown, folds, trust, prior, mute)
     evaluated = time.perf_counter()
-    candidate = _fit(chosen, shown.whole, prior, shown.z, shown.y).scaled(temperature)
+    candidate = _fit(chosen, whole, shown, prior, mute).scaled(temperature)
     fitted = time.perf_counter()
-    doubts = _warnings(shown.whole, prior)
-    verdict = _judge(shown, folds, prior, logits / temperature, previous, doubts, margin)
+    witness = _shared_logits(shown, trust, prior)[:known, :known]
+    looks = doubts(whole.statistics.first(known), population, witness, shown.earlier.first(known))
+    held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
+    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
-    warnings = (*doubts, *_sent_before(shown.again))
-    seconds = {"fit": fitted - evaluated, "evaluate": time.perf_counter() - fitted + evaluated - begin}
-    return Calibration(head, candidate, chosen, shown.whole.merged_to(MAX_REPETITIONS), verdict, warnings, seconds)
+    if head is not None and verdict.lean:
+        head = leaning(head, ~whole.statistics.seen, verdict.lean)
+    turn = (turn_text(placement, placements),) if placement else ()
+    seen = _inspected(x, shown, population)
+    warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
+    seconds = {
+        "fit": fitted - evaluated + begin - started,
+        "evaluate": time.perf_counter() - fitted + evaluated - begin,
+    }
+    kept = whole.statistics.merged_to(MAX_REPETITIONS)
+    told = held if only_shown or whole.statistics.seen[:known].all() else None
+    return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """The windows of this call, and all of the user's by their statistics.
+class _Part:
+    """Windows that a head is fitted from: their statistics with all earlier ones, and which of this call's they are."""
 
-    Attributes:
-        z: features `(n, d)` of this call.
-        y: labels `(n,)`.
-        repetition: repetition ids `(n,)`, which no earlier call had.
-        earlier: statistics of earlier calls, without what this call sends again.
-        whole: statistics of all windows.
-        again: repetitions that were sent before: their id in this call, and then.
-    """
-
-    z: Array
-    y: NDArray[np.integer]
-    repetition: NDArray[np.integer]
-    earlier: Statistics
-    whole: Statistics
-    again: dict[int, int]
-
-    def without(self, removed: NDArray[np.bool_]) -> Statistics:
-        """Statistics of all windows but these of this call."""
-        dim, classes = self.whole.dim, self.whole.classes
-        z, y, repetition = self.z[removed, :dim], self.y[removed], self.repetition[removed]
-        return minus(self.whole, Statistics.of(z, y, repetition, classes))
+    statistics: Statistics
+    windows: NDArray[np.bool_]
 
 
-def _together(
-    prior: Prior, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], before: Statistics | None
-) -> _Shown:
-    """Add the windows to what earlier calls brought; what is sent again counts once."""
-    fitted_in = z[:, : prior.personal]
-    base = before if before is not None else Statistics.empty(prior.classes, prior.personal)
-    repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
-    new = Statistics.of(fitted_in, y, repetition, prior.classes)
-    again = repeated(base, new)
-    for later, earlier in again.items():
-        # Left in, the earlier copy would be in the fit that judges the later one.
-        mask = repetition == later
-        base = minus(base, Statistics.of(fitted_in[mask], y[mask], np.full(int(mask.sum()), earlier), prior.classes))
-    return _Shown(z, y, repetition, base, base + new, again)
+def _rest(shown: Shown, fold: Fold, trust: Trust, prior: Prior) -> _Part:
+    """What a fold leaves; where labels contradict each other, they are sorted out anew without the fold's."""
+    rest = ~fold.removed
+    if not trust.noticed:
+        return _Part(shown.without(fold), rest)
+    kept = shown.trust(prior, rest).kept
+    return _Part(shown.only(kept), kept)
 
 
 def _judge(
-    shown: _Shown,
-    folds: Sequence[Fold],
+    whole: Statistics,
+    held: HeldOut | None,
+    trust: Trust,
     prior: Prior,
-    candidate: Array,
-    previous: Head | None,
-    doubts: tuple[str, ...],
+    against: tuple[str, ...],
     margin: float,
+    *,
+    only_shown: bool,
 ) -> Verdict:
-    """Decide by the held-out windows, whose logits `candidate` has; without any, by what others gained."""
-    whole = shown.whole
-    windows = float(whole.n[whole.seen].mean())
-    repetitions = float(whole.repetitions_seen[whole.seen].mean())
-    if (refusal := unseen_classes(whole, prior)) is not None:
-        return refusal
-    if folds:
-        held = _held_out(folds, shown.z, shown.y, shared_head(prior), candidate, previous)
-        return judge_held_out(held, prior, windows, repetitions, margin)
-    return judge_by_population(prior, windows, repetitions, doubts)
-
-
-def _swap_text(cycle: tuple[str, ...]) -> str:
-    if len(cycle) == 2:
-        a, b = cycle
-        return (
-            f"windows labelled {a!r} look like the population's {b!r} and the other way round: were the labels swapped?"
-        )
-    looks = ", ".join(f"{a!r} look like {b!r}" for a, b in zip(cycle, (*cycle[1:], cycle[0]), strict=True))
-    return f"compared with the population, windows labelled {looks}: were the labels mixed up?"
+    """Decide by the held-out windows; without any, by what others gained."""
+    shots = Shots(float(whole.n[whole.seen].mean()), float(whole.repetitions_seen[whole.seen].mean()))
+    known = whole.seen[: prior.known]
+    if not only_shown and not known.all():
+        missing = [label for label, seen in zip(prior.labels, known, strict=False) if not seen]
+        # A share of the shared head would leave labels of the user's own unsaid.
+        rule = None if prior.own else prior.hyper.partial
+        clean = not against and not trust.noticed
+        if rule is not None and held is not None:
+            mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen
+            held, clean = replace(held, candidate=mixed), clean and held.previous is None
+        return judge_partial(held, missing, rule, clean)
+    if held is None:
+        return judge_by_population(prior, shots, against)
+    return judge_held_out(held, prior, shots, margin, trust)
 
 
 def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
@@ -192,18 +183,18 @@ def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
     return (f"{len(again)} of the repetitions were sent before; each counts once",)
 
 
-def _held_out(
-    folds: Sequence[Fold], z: Array, y: NDArray[np.integer], shared: Head, candidate: Array, previous: Head | None
-) -> HeldOut:
+def _held_out(folds: Sequence[Fold], shown: Shown, shared: Head, candidate: Array, previous: Head | None) -> HeldOut:
     """Gather the folds' scored windows, in the order of the candidate's logits; a block is a class in a fold."""
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
-    block = fold * (int(y.max()) + 1) + y[order]
-    earlier = None if previous is None else previous.logits(z[order])
-    return HeldOut(y[order], block, len(folds), shared.logits(z[order]), candidate, earlier)
+    z, y = shown.z[order], shown.y[order]
+    block = fold * shown.whole.classes + y
+    earlier = None if previous is None else previous.widened(shown.whole.classes).logits(z)
+    repetitions = len(np.unique(shown.repetition[order]))
+    return HeldOut(y, block, len(folds), shared.logits(z), candidate, earlier, repetitions)
 
 
-def _check(shown: _Shown, method: str, prior: Prior) -> None:
+def _check(shown: Shown, method: str, prior: Prior) -> None:
     if method not in METHODS:
         raise CalibrationError(f"method {method!r} is not known; the methods are {', '.join(METHODS)}")
     seen = shown.whole.seen
@@ -217,47 +208,65 @@ def _check(shown: _Shown, method: str, prior: Prior) -> None:
         )
 
 
-def _fit(name: str, stats: Statistics, prior: Prior, z: Array, y: NDArray[np.integer]) -> Head:
-    return fit_logistic(z, y, prior) if name == "logistic" else FITS[name](stats, prior)
+def _fit(name: str, part: _Part, shown: Shown, prior: Prior, mute: NDArray[np.bool_]) -> Head:
+    if name == "logistic":
+        head = fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
+    else:
+        head = FITS[name](part.statistics, prior)
+    return without(head, mute) if mute.any() else head
 
 
-def _choose(method: str, shown: _Shown, folds: Sequence[Fold], prior: Prior) -> tuple[str, Array, float]:
+def _choose(
+    method: str,
+    shown: Shown,
+    folds: Sequence[Fold],
+    trust: Trust,
+    prior: Prior,
+    mute: NDArray[np.bool_],
+) -> tuple[str, Array, float]:
     """Resolve `auto` and the temperature by held-out log-loss; with nothing held out, `map` as the bundle has it.
 
     Returns:
         The method, its logits of the folds' scored windows one fold after the other, and the temperature.
     """
-    names = tuple(FITS) if method == "auto" else (method,)
+    names = (method,) if method != "auto" else tuple(FITS) if shown.earlier.n.any() else (*FITS, "logistic")
     if not folds:
         return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
-    parts = [shown.without(f.removed) for f in folds]
-    y = np.concatenate([shown.y[f.scored] for f in folds])
+    parts = [_rest(shown, f, trust, prior) for f in folds]
+    order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
+    # How sure a head may be is not learned from labels that are wrong.
+    sound = trust.kept[order] if trust.kept[order].any() else np.ones(len(order), bool)
     best: tuple[float, str, Array, float] | None = None
     for name in names:
-        logits = _held_logits(name, shown, folds, parts, prior)
+        heads = [_fit(name, part, shown, prior, mute) for part in parts]
+        logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
         for t in TEMPERATURES:
-            loss = float(log_loss(logits / t, y).mean())
+            loss = float(log_loss(logits[sound] / t, shown.y[order][sound]).mean())
             if best is None or loss < best[0]:
                 best = (loss, name, logits, t)
     assert best is not None
     return best[1:]
 
 
-def _held_logits(name: str, shown: _Shown, folds: Sequence[Fold], parts: Sequence[Statistics], prior: Prior) -> Array:
-    """Logits of each fold's scored windows by a head fitted on the rest, whose statistics are in `parts`."""
-    found = []
-    for f, part in zip(folds, parts, strict=True):
-        head = _fit(name, part, prior, shown.z[~f.removed], shown.y[~f.removed])
-        found.append(head.logits(shown.z[f.scored]))
-    return np.concatenate(found)
+def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
+    """Mean logits `(K, K)` of the shared head over the windows of each label in this call; NaN where there are none."""
+    found = np.full((prior.classes, prior.classes), np.nan)
+    logits = shared_head(prior).logits(shown.z)
+    for c in np.unique(shown.y[trust.kept]):
+        found[c] = logits[trust.kept & (shown.y == c)].mean(0)
+    return found
 
 
-def _warnings(stats: Statistics, prior: Prior) -> tuple[str, ...]:
-    found = [_swap_text(cycle) for cycle in swapped_labels(stats, prior)]
-    distance = off_distribution(stats, prior)
-    if distance is not None:
-        found.append(
-            f"the windows lie {distance:.1f} times as far from the population as users usually do: "
-            "is it the same sensor, unit, scale and electrode order as the model's?"
-        )
-    return tuple(found)
+def _inspected(x: NDArray[np.generic] | None, shown: Shown, population: Prior) -> tuple[str, ...]:
+    """Warn of windows, but for those of labels that are the user's own: the population has none like them."""
+    familiar = shown.y < population.classes
+    return inspect(None if x is None else x[familiar], shown.z[familiar], population).warnings
+
+
+def _contradictions(trust: Trust) -> tuple[str, ...]:
+    if not trust.noticed:
+        return ()
+    return (
+        f"about {trust.wrong:.0%} of the labels contradict the others; "
+        f"{int((~trust.kept).sum())} of {len(trust.kept)} windows were left out",
+    )

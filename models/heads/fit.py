@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head
+from models.heads.head import NEVER, Head
+from models.heads.pencil import pencil, placed_pencil, repetition_share
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
 
@@ -17,26 +19,50 @@ LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
 
 
+NOVELTY = 0.1
+"""Share of the classes' spread in which a label of the user's own may differ from them in any direction alike. On 19
+people with one gesture taken out of the population, 0 to 0.3 do alike (docs/heads.md)."""
+
+
+def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
+    """Return a head that never answers some classes."""
+    weight, bias = head.weight.copy(), head.bias.copy()
+    weight[classes], bias[classes] = 0.0, NEVER
+    return Head(weight, bias)
+
+
+def _answering(fit: Callable[[Statistics, Prior], Head]) -> Callable[[Statistics, Prior], Head]:
+    """Let a fit not answer labels of the user's own that were never shown."""
+
+    @wraps(fit)
+    def fitted(stats: Statistics, prior: Prior) -> Head:
+        """Fit a head."""
+        head = fit(stats, prior)
+        return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
+
+    return fitted
+
+
 def gaussian_head(means: Array, covariance: Array, temperature: float = 1.0, width: int = 0) -> Head:
     """Return the linear discriminant of classes with `means (K, p)`, one `covariance (p, p)` and equal priors.
 
     With `width` d > p the head takes d features and looks at the first p.
     """
     dim = covariance.shape[0]
-    ridge = 1e-9 * max(float(np.trace(covariance)) / dim, 1e-12)
-    weight = _solve(covariance + ridge * np.eye(dim), means.T).T
+    ridged = covariance.copy()
+    ridged[np.diag_indices(dim)] += 1e-9 * max(float(np.trace(covariance)) / dim, 1e-12)
+    weight = _solve(ridged, means.T).T
     bias = -0.5 * np.einsum("kd,kd->k", means, weight)
     weight = np.pad(weight, ((0, 0), (0, max(width - dim, 0))))
     return Head(weight / temperature, bias / temperature)
 
 
 def _solve(matrix: Array, right: Array) -> Array:
-    """Solve a symmetric positive (semi-)definite system; least squares where it is singular."""
+    """Solve a symmetric system; least squares where it is singular."""
     try:
-        lower = np.linalg.cholesky(matrix)
+        return np.asarray(np.linalg.solve(matrix, right))
     except np.linalg.LinAlgError:
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
-    return np.asarray(np.linalg.solve(lower.T, np.linalg.solve(lower, right)))
 
 
 def map_means(stats: Statistics, prior: Prior) -> Array:
@@ -49,22 +75,34 @@ def map_means(stats: Statistics, prior: Prior) -> Array:
     """
     h = prior.hyper
     moved = prior.means.copy()
-    n, r, own = stats.n, stats.repetitions_seen, stats.means
-    for n_c, r_c in {(float(a), float(b)) for a, b in zip(n, r, strict=True) if a > 0}:
-        rows = (n == n_c) & (r == r_c)
-        between = h.between * r_c**h.growth * prior.between
-        noise = _repetition_share(h, r_c) * prior.repetition + prior.within / max(r_c, n_c / h.window)
-        gain = _solve(between + noise, between).T
-        moved[rows] += (own[rows] - prior.means[rows]) @ gain.T
-    seen = stats.seen
-    if h.offset and seen.any() and not seen.all():
-        moved[~seen] += h.offset * (moved[seen] - prior.means[seen]).mean(0)
+    n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
+    for c in np.flatnonzero(seen[prior.known :]) + prior.known:
+        moved[c] = _newcomer(prior, own[c], float(n[c]), float(r[c]))
+    # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
+    for c in np.flatnonzero(seen[: prior.known]):
+        q = pencil(prior, float(r[c]))
+        noise = 1 / max(float(r[c]), float(n[c]) / h.window)
+        moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
+    shown, missing = np.flatnonzero(seen[: prior.known]), np.flatnonzero(~seen[: prior.known])
+    if h.offset and len(shown) and len(missing):
+        moved[missing] += h.offset * (moved[shown] - prior.means[shown]).mean(0)
     return moved
 
 
-def _repetition_share(hyper: HyperParameters, repetitions: float) -> float:
-    """How much of the covariance of repetitions is left in the mean of some: what a sitting has in common stays."""
-    return hyper.repetition * ((1 - hyper.persistence) / repetitions + hyper.persistence)
+def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> Array:
+    """Return the posterior mean of a class that the population does not know, from the mean of its windows.
+
+    It is one more class as classes are: around the middle of the known ones, spread as they are and as people are.
+    Without that the noise of a few windows stays in all directions, and windows of the class lie far from its mean.
+    """
+    h = prior.hyper
+    known = prior.means[: prior.known]
+    middle = known.mean(0)
+    among = (known - middle).T @ (known - middle) / max(prior.known - 1, 1)
+    unlike = NOVELTY * np.trace(among) / prior.personal * np.eye(prior.personal)
+    spread = h.between * prior.between + (1 - NOVELTY) * among + unlike
+    noise = repetition_share(h, repetitions) * prior.repetition + prior.within / max(repetitions, windows / h.window)
+    return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
 
 
 def blended_covariance(stats: Statistics, prior: Prior) -> Array:
@@ -82,25 +120,37 @@ def blended_covariance(stats: Statistics, prior: Prior) -> Array:
 
 
 def placed(stats: Statistics, prior: Prior) -> Prior:
-    """Return the prior at the placement of the sensor that makes the user's class means likeliest.
+    """Return the prior at the placement of the sensor that makes the user's class means likeliest."""
+    return prior.at(placement_of(stats, prior))
+
+
+def placement_of(stats: Statistics, prior: Prior) -> int:
+    """Find the placement of the sensor that makes the user's class means likeliest; 0 is the usual one.
 
     A rotated armband permutes the electrodes, hence rotates the population; the marginal likelihood of a few labelled
-    windows tells which rotation. One noise level (harmonic means over classes) serves all classes, to bound the cost.
+    windows tells which rotation.
     """
+    p = prior.placements
+    if p is None or len(p) == 1 or not stats.seen.any():
+        return 0
+    return int(placement_evidence(stats, prior).argmax())
+
+
+def placement_evidence(stats: Statistics, prior: Prior) -> Array:
+    """Log marginal likelihood `(M,)` of the user's class means at each placement, its log prior added."""
     p, h, seen = prior.placements, prior.hyper, stats.seen
-    if p is None or len(p) == 1 or not seen.any():
-        return prior.at(0)
-    n = float(seen.sum() / (1 / stats.n[seen]).sum())
-    r = float(seen.sum() / (1 / stats.repetitions_seen[seen]).sum())
-    spread = p.between + _repetition_share(h, r) * p.repetition + p.within / max(r, n / h.window)
-    spread = spread + 1e-9 * np.trace(spread, axis1=1, axis2=2)[:, None, None] * np.eye(stats.dim)
-    lower = np.linalg.cholesky(spread)
-    white = np.linalg.solve(lower, (stats.means[seen] - p.means[:, seen]).transpose(0, 2, 1))
-    log_det = 2 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
-    evidence = p.log_weight - 0.5 * ((white**2).sum((1, 2)) + seen.sum() * log_det)
-    return prior.at(int(evidence.argmax()))
+    assert p is not None
+    evidence = p.log_weight.copy()
+    for c in np.flatnonzero(seen[: prior.known]):
+        repetitions = float(stats.repetitions_seen[c])
+        q = placed_pencil(prior, repetitions)
+        noise = 1 / max(repetitions, float(stats.n[c]) / h.window)
+        away = ((stats.means[c] - p.means[:, c])[:, None] @ q.vectors)[:, 0]
+        evidence -= 0.5 * ((away**2 / (q.values + noise)).sum(1) + np.log(q.values + noise).sum(1) + q.log_det)
+    return np.asarray(evidence)
 
 
+@_answering
 def fit_map(stats: Statistics, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
 
@@ -113,7 +163,11 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
     share = shared_share(stats, prior.hyper)
     if not share:
         return head
-    return Head(head.weight + share * prior.generic_weight, head.bias + share * prior.generic_bias)
+    weight, bias = prior.generic_weight, prior.generic_bias
+    if prior.own:  # of those the generic head says no more than of an average class
+        weight, bias = weight.copy(), bias.copy()
+        weight[prior.known :], bias[prior.known :] = weight[: prior.known].mean(0), bias[: prior.known].mean()
+    return Head(head.weight + share * weight, head.bias + share * bias)
 
 
 def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
@@ -128,12 +182,14 @@ def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
     return hyper.shared * ((1 - hyper.persistence) / repetitions + hyper.persistence)
 
 
+@_answering
 def fit_ncm(stats: Statistics, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_lda(stats: Statistics, prior: Prior) -> Head:
     """Fit the user's own linear discriminant (Ledoit–Wolf-like trace shrinkage only where n is small).
 
@@ -149,25 +205,28 @@ def fit_lda(stats: Statistics, prior: Prior) -> Head:
     return gaussian_head(means, own, prior.hyper.temperature, prior.dim)
 
 
+@_answering
 def fit_ridge(stats: Statistics, prior: Prior) -> Head:
     """Fit least squares on targets of `LOG_ODDS` for the class and 0 else, pulled towards the population's solution.
 
     Every class weighs the same however many windows it has. Source: L2-SP, Xuhong et al. 2018, in closed form.
     """
     k, d = stats.classes, stats.dim
-    weight = np.where(stats.seen, 1.0 / np.maximum(stats.n, 1.0), 0.0)
+    weight = np.where(stats.seen, 1.0 / np.where(stats.seen, stats.n, 1.0), 0.0)
     second = np.einsum("k,kij->ij", weight, stats.class_moment)
     mean = stats.means * stats.seen[:, None]
     count = float(stats.seen.sum())
     pull = prior.hyper.shrinkage * prior.hyper.window / max(float(stats.n.sum()), 1.0)
-    p_second = prior.within * k + prior.means.T @ prior.means
+    known = prior.known
+    p_means = np.where(np.arange(k)[:, None] < known, prior.means, 0.0)
+    p_second = prior.within * known + p_means.T @ p_means
     gram = np.zeros((d + 1, d + 1))
     gram[:d, :d] = second + pull * p_second
-    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * prior.means.sum(0)
-    gram[d, d] = count + pull * k
+    gram[:d, d] = gram[d, :d] = mean.sum(0) + pull * p_means.sum(0)
+    gram[d, d] = count + pull * known
     target = np.zeros((d + 1, k))
-    target[:d] = (mean + pull * prior.means).T
-    target[d] = stats.seen + pull
+    target[:d] = (mean + pull * p_means).T
+    target[d] = stats.seen + pull * (np.arange(k) < known)
     gram[np.diag_indices(d)] += 1e-9 * np.trace(gram) / (d + 1)
     solution = np.linalg.solve(gram, target) * LOG_ODDS
     weights = np.pad(solution[:d].T, ((0, 0), (0, prior.dim - d)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head, softmax
+from models.heads.head import NEVER, Head, softmax
 from models.heads.prior import Prior
 
 ITERATIONS = 200
@@ -22,6 +22,7 @@ def fit_logistic(z: NDArray[np.floating], y: NDArray[np.integer], prior: Prior, 
     k, d = prior.classes, prior.dim
     x = np.concatenate([np.asarray(z, np.float64), np.ones((len(z), 1))], 1)
     start = np.concatenate([prior.generic_weight, prior.generic_bias[:, None]], 1)
+    start[prior.known :] = start[: prior.known].mean(0)  # labels of the user's own begin as an average class
     n = np.bincount(y, minlength=k).astype(np.float64)
     weight = (1.0 / (np.maximum(n, 1.0) * (n > 0).sum()))[y]
     target = np.eye(k)[y]
@@ -35,4 +36,5 @@ def fit_logistic(z: NDArray[np.floating], y: NDArray[np.integer], prior: Prior, 
         theta -= step
         if float(np.abs(step).max()) < TOLERANCE * max(float(np.abs(theta).max()), 1.0):
             break
+    theta[prior.known :][n[prior.known :] == 0] = np.eye(d + 1)[d] * NEVER
     return Head(theta[:, :d], theta[:, d])

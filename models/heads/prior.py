@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -10,8 +11,11 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.heads.head import NEVER
+
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
+GAIN = "gain"
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
@@ -32,6 +36,25 @@ class Evidence(BaseModel):
     floor: float
 
 
+class Partial(BaseModel):
+    """How a calibration that showed some of the labels only may be used, and what it did for left-out people.
+
+    The shared head with a share `weight` of the personal one, `lean` added to the logits of labels that were not shown:
+    the rule that gained most among those that left nobody below the shared head, neither on the labels shown nor on the
+    others (means over a person's calibrations). Gains are personal minus generic accuracy, in [−1, 1].
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    weight: float = Field(gt=0, le=1)
+    lean: float = Field(ge=0, description="added to the logits of labels not shown")
+    shown: int = Field(ge=2, description="labels shown in those calibrations")
+    users: int = Field(ge=2)
+    gain_shown: float
+    gain_unseen: float
+    worst_unseen: float = Field(description="least gain of any left-out user on the labels not shown")
+
+
 class HyperParameters(BaseModel):
     """Settings of the default head, chosen by leave-one-user-out on the population (never on a served user).
 
@@ -42,7 +65,9 @@ class HyperParameters(BaseModel):
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
     one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `pooled` says
-    that the population was one heap without users: `between` is then the spread of its classes, and there is no record.
+    that the population was one heap without users: `between` is then the spread of its classes, and there is no record;
+    `partial` is None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets
+    of labels, by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,6 +83,8 @@ class HyperParameters(BaseModel):
     temperature: float = Field(1.0, gt=0)
     pooled: bool = False
     evidence: tuple[Evidence, ...] = ()
+    partial: Partial | None = None
+    set_floors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,9 @@ class Prior:
         whitening: `(p, p)` matrix A with A within Aᵀ = I.
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
+        gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
+        base: the population's own prior where a user's labels were added behind its, or None.
+        memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
 
     labels: tuple[str, ...]
@@ -106,11 +136,19 @@ class Prior:
     whitening: Array
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
+    gain: Array | None = None
+    base: Prior | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> int:
         """Number of classes K."""
         return len(self.labels)
+
+    @property
+    def known(self) -> int:
+        """Number of classes that the population has; a user's own labels come behind them."""
+        return len((self.base or self).labels)
 
     @property
     def dim(self) -> int:
@@ -126,15 +164,57 @@ class Prior:
         """Return the prior of a user who wears the sensor at one of the placements."""
         if self.placements is None:
             return self
+        found: Prior | None = self.memo.get(("at", placement))
+        if found is None:
+            p = self.placements
+            found = self.memo["at", placement] = replace(
+                self,
+                means=p.means[placement],
+                within=p.within[placement],
+                between=p.between[placement],
+                repetition=p.repetition[placement],
+                placements=None,
+            )
+        return found if found.labels == self.labels else found.named(self.labels)
+
+    @property
+    def own(self) -> int:
+        """Number of classes that are a user's own: the last ones, of which the population knows nothing."""
+        return self.classes - self.known
+
+    def with_own(self, count: int) -> Prior:
+        """Return the prior with `count` classes more, of which nothing is known before a user shows them.
+
+        Their rows of the generic head are never answered. Their means stand in the middle of the others', where
+        nothing reads them.
+        """
+        if not count:
+            return self
+        found: Prior | None = self.memo.get(("own", count))
+        if found is not None:
+            return found
+
+        def middle(means: Array) -> Array:
+            """Add rows to `(…, K, p)`."""
+            return np.concatenate([means, np.repeat(means.mean(-2, keepdims=True), count, -2)], -2)
+
         p = self.placements
-        return replace(
+        found = self.memo["own", count] = replace(
             self,
-            means=p.means[placement],
-            within=p.within[placement],
-            between=p.between[placement],
-            repetition=p.repetition[placement],
-            placements=None,
+            labels=(*self.labels, *[""] * count),
+            generic_weight=np.pad(self.generic_weight, ((0, count), (0, 0))),
+            generic_bias=np.pad(self.generic_bias, (0, count), constant_values=NEVER),
+            means=middle(self.means),
+            placements=None if p is None else replace(p, means=middle(p.means)),
+            base=self.base or self,
         )
+        return found
+
+    def named(self, labels: tuple[str, ...]) -> Prior:
+        """Return the same with other names of its classes; what was worked out of the matrices is shared."""
+        found = replace(self, labels=labels)
+        object.__setattr__(found, "memo", self.memo)
+        return found
 
     @property
     def users(self) -> int:
@@ -159,6 +239,8 @@ def to_bytes(prior: Prior) -> bytes:
         # Float32 halves the size of the largest part; the prior's own arrays stay exact.
         placed = {f"placements.{name}": getattr(prior.placements, name).astype(np.float32) for name in PLACED}
         tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
+    if prior.gain is not None:
+        tensors[GAIN] = np.ascontiguousarray(prior.gain, np.float64)
     return safetensors.numpy.save(tensors)
 
 
@@ -186,16 +268,20 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         m = tensors["placements.log_weight"].shape[0]
         shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
-    for name in (*TENSORS, *placed):
+    gain = [GAIN] if GAIN in tensors else []
+    shapes |= dict.fromkeys(gain, (p,))
+    for name in (*TENSORS, *placed, *gain):
         want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"the prior's {name} holds values that are not finite")
-    arrays = {name: value.astype(np.float64) for name, value in tensors.items()}
+    arrays: dict[str, Any] = {name: value.astype(np.float64) for name, value in tensors.items()}
     return Prior(
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
+        gain=arrays.get(GAIN),
+        base=None,
         **{name: arrays[name] for name in TENSORS},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import safetensors
@@ -47,9 +48,14 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, z: NDArray[np.floating], y: NDArray[np.integer], repetition: NDArray[np.integer], classes: int
+        cls,
+        z: NDArray[np.floating],
+        y: NDArray[np.integer],
+        repetition: NDArray[np.integer],
+        classes: int,
+        weight: Array | None = None,
     ) -> Statistics:
-        """Summarise features `z (n, d)` with labels `y (n,)` in `0..classes-1` and repetition ids `(n,)`."""
+        """Summarise features `z (n, d)`, labels `y (n,)`, repetition ids `(n,)`; windows count `weight (n,)`, or 1."""
         z = np.asarray(z, np.float64)
         ids, column = np.unique(np.asarray(repetition), return_inverse=True)
         dim = z.shape[1]
@@ -57,14 +63,22 @@ class Statistics:
         total = np.zeros((classes, len(ids), dim))
         class_moment = np.zeros((classes, dim, dim))
         repetition_moment = np.zeros((len(ids), dim, dim))
-        for c in np.unique(y):
-            for r in np.unique(column[y == c]):
-                block = z[(y == c) & (column == r)]
-                moment = block.T @ block
-                count[c, r] = len(block)
-                total[c, r] = block.sum(0)
-                class_moment[c] += moment
-                repetition_moment[r] += moment
+        group = np.asarray(y) * len(ids) + column
+        # Sorted by class and repetition, in their order within each: blocks are slices then.
+        order = np.argsort(group, kind="stable")
+        edges = np.flatnonzero(np.diff(group[order], prepend=-1, append=-1))
+        z = z[order]
+        for begin, end in pairwise(edges):
+            c, r = divmod(int(group[order[begin]]), len(ids))
+            block = z[begin:end]
+            if weight is None:
+                moment, count[c, r], total[c, r] = block.T @ block, end - begin, block.sum(0)
+            else:
+                w = weight[order[begin:end]]
+                root = block * np.sqrt(w)[:, None]
+                moment, count[c, r], total[c, r] = root.T @ root, w.sum(), w @ block
+            class_moment[c] += moment
+            repetition_moment[r] += moment
         return cls(tuple(int(i) for i in ids), count, total, class_moment, repetition_moment)
 
     @property
@@ -95,12 +109,13 @@ class Statistics:
     @property
     def means(self) -> Array:
         """Mean features per class, `(K, d)`; zero for a class without windows."""
-        return np.asarray(self.total.sum(1) / np.maximum(self.n, 1.0)[:, None])
+        return np.asarray(self.total.sum(1) / np.where(self.n > 0, self.n, 1.0)[:, None])
 
     def scatter(self) -> Array:
         """Pooled scatter Σ (z − m_cr)(z − m_cr)ᵀ around the means of each class and repetition, `(d, d)`."""
         total = self.total.reshape(-1, self.dim)
-        means = total / np.maximum(self.count.reshape(-1), 1.0)[:, None]
+        count = self.count.reshape(-1)
+        means = total / np.where(count > 0, count, 1.0)[:, None]
         return np.asarray(self.class_moment.sum(0) - total.T @ means)
 
     @property
@@ -126,6 +141,60 @@ class Statistics:
         ids = tuple(sorted({*self.repetitions, *other.repetitions}))
         a, b = self._aligned(ids), other._aligned(ids)
         return Statistics(ids, a[0] + b[0], a[1] + b[1], self.class_moment + other.class_moment, a[2] + b[2])
+
+    def scaled(self, factor: float) -> Statistics:
+        """Return the same windows, each counting `factor` of what it did."""
+        return Statistics(
+            self.repetitions,
+            self.count * factor,
+            self.total * factor,
+            self.class_moment * factor,
+            self.repetition_moment * factor,
+        )
+
+    def padded(self, classes: int) -> Statistics:
+        """Return the same windows among more classes: new ones follow, unseen; nothing of the old ones changes."""
+        more = classes - self.classes
+        if more < 0:
+            raise ValueError(f"{self.classes} classes cannot be padded to {classes}; a class is forgotten by name")
+        return Statistics(
+            self.repetitions,
+            np.pad(self.count, ((0, more), (0, 0))),
+            np.pad(self.total, ((0, more), (0, 0), (0, 0))),
+            np.pad(self.class_moment, ((0, more), (0, 0), (0, 0))),
+            self.repetition_moment,
+        )
+
+    def first(self, classes: int) -> Statistics:
+        """Return the first classes alone; the second moments of repetitions stay those of all."""
+        if classes == self.classes:
+            return self
+        some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
+        return Statistics(self.repetitions, *some, self.repetition_moment)
+
+    def trimmed(self, classes: int) -> Statistics:
+        """Return the same without the classes behind the first `classes`, which must be empty."""
+        if self.n[classes:].any():
+            raise ValueError(f"classes behind the first {classes} have windows")
+        return self.first(classes)
+
+    def without_class(self, index: int) -> Statistics:
+        """Forget a class: its counts, sums and second moment become zero, its place stays.
+
+        Second moments are kept by class and by repetition, not by both: of the class's part in each repetition the
+        means are exact, and the scatter around them is shared out by the number of windows. With one repetition, and
+        in the sum over repetitions, nothing of the class is left.
+        """
+        n = self.count[index]
+        means = self.total[index] / np.maximum(n, 1e-300)[:, None]
+        around = self.class_moment[index] - self.total[index].T @ means
+        share = n / max(float(n.sum()), 1e-300)
+        part = n[:, None, None] * means[:, :, None] * means[:, None, :] + share[:, None, None] * around
+        count, total, moment = self.count.copy(), self.total.copy(), self.class_moment.copy()
+        count[index], total[index], moment[index] = 0.0, 0.0, 0.0
+        keep = np.flatnonzero(count.sum(0) > 0)
+        ids = tuple(self.repetitions[i] for i in keep)
+        return Statistics(ids, count[:, keep], total[:, keep], moment, (self.repetition_moment - part)[keep])
 
     def renumbered(self, first: int) -> Statistics:
         """Return the same windows with repetition ids `first, first+1, …`, in the old order."""
@@ -161,17 +230,18 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
     )
 
 
-def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
-    """Find repetitions of `new` that `base` holds already (up to the float32 of storage): new id -> id in `base`."""
-    found: dict[int, int] = {}
-    for j, later in enumerate(new.repetitions):
-        for i, earlier in enumerate(base.repetitions):
-            same = np.array_equal(base.count[:, i], new.count[:, j])
-            if same and np.allclose(
-                base.total[:, i], new.total[:, j], rtol=1e-4, atol=1e-4 * (1 + new.count[:, j].max())
-            ):
-                found[later] = earlier
-    return found
+def decayed(stats: Statistics, seconds: float, half_life: float) -> Statistics:
+    """Let windows age: after `half_life` seconds each counts half of what it did, 2^(−seconds / half_life) in all.
+
+    Ageing in steps is ageing at once, and ageing a sum is summing what has aged. Old windows lose weight against new
+    ones and against the population; a repetition stays one, however old.
+
+    Raises:
+        ValueError: a negative time, or a half-life that is not positive.
+    """
+    if not half_life > 0 or not seconds >= 0:
+        raise ValueError(f"seconds must be at least 0 and half_life above it, not {seconds:g} and {half_life:g}")
+    return stats.scaled(float(2.0 ** (-seconds / half_life)))
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
@@ -183,14 +253,14 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
 
 
 def to_bytes(stats: Statistics) -> bytes:
-    """Encode as safetensors: float32, symmetric matrices as packed upper triangles."""
-    upper = np.triu_indices(stats.dim)
+    """Encode as safetensors: float32, symmetric matrices as packed upper triangles, sums of shown classes only."""
+    upper, seen = np.triu_indices(stats.dim), stats.seen
     return safetensors.numpy.save(
         {
             "repetitions": np.asarray(stats.repetitions, np.int64),
-            "count": stats.count.astype(np.float32),
-            "total": stats.total.astype(np.float32),
-            "class_moment": np.ascontiguousarray(stats.class_moment[:, *upper], np.float32),
+            "count": np.ascontiguousarray(stats.count, np.float32),
+            "total": np.ascontiguousarray(stats.total[seen], np.float32),
+            "class_moment": np.ascontiguousarray(stats.class_moment[seen][:, *upper], np.float32),
             "repetition_moment": np.ascontiguousarray(stats.repetition_moment[:, *upper], np.float32),
         },
     )
@@ -204,15 +274,14 @@ def from_bytes(data: bytes) -> Statistics:
     """
     try:
         t = safetensors.numpy.load(data)
-        dim = t["total"].shape[2]
-        return Statistics(
-            tuple(int(i) for i in t["repetitions"]),
-            t["count"].astype(np.float64),
-            t["total"].astype(np.float64),
-            _unpacked(t["class_moment"], dim),
-            _unpacked(t["repetition_moment"], dim),
-        )
-    except (safetensors.SafetensorError, KeyError, IndexError) as e:
+        count, dim = t["count"].astype(np.float64), t["total"].shape[2]
+        # Earlier releases wrote all classes.
+        seen = np.flatnonzero(count.sum(1) > 0) if len(t["total"]) < len(count) else np.arange(len(count))
+        total, moment = np.zeros((*count.shape, dim)), np.zeros((len(count), dim, dim))
+        total[seen], moment[seen] = t["total"], _unpacked(t["class_moment"], dim)
+        repetitions = tuple(int(i) for i in t["repetitions"])
+        return Statistics(repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim))
+    except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as e:
         raise ValueError(f"not a user's statistics: {e}") from e
 
 

@@ -14,7 +14,7 @@ from models.heads.head import log_loss
 from models.heads.prior import Prior
 from models.training.people import People
 
-__all__ = ["GenericWeights", "HeldOutEvidence", "generic_head", "held_out_evidence", "weigh"]
+__all__ = ["GenericWeights", "HeldOutEvidence", "features", "generic_head", "held_out_evidence", "mixed", "weigh"]
 
 Array = NDArray[np.float64]
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -64,7 +64,8 @@ def held_out_evidence(encoder: SignalEncoder, people: People, u: int) -> list[He
     return found
 
 
-def _mixed(evidence: Array, classes: int, share: float) -> Array:
+def mixed(evidence: Array, classes: int, share: float) -> Array:
+    """Weigh the evidence `(n, 2K or K)` to logits `(n, K)`: the learned one has `share`, where there is any."""
     if evidence.shape[1] == classes:
         return evidence
     return share * evidence[:, :classes] + (1 - share) * evidence[:, classes:]
@@ -75,20 +76,20 @@ def weigh(held: Sequence[HeldOutEvidence], classes: int) -> tuple[GenericWeights
     two = held[0].evidence.shape[1] > classes
     best: tuple[float, GenericWeights] | None = None
     for share in SHARES if two else (0.0,):
-        mixed = [(_mixed(h.evidence, classes, share), h) for h in held]
+        weighed = [(mixed(h.evidence, classes, share), h) for h in held]
         for t in TEMPERATURES:
-            loss = float(sum(h.weight * log_loss(m / t, h.y).mean() for m, h in mixed))
+            loss = float(sum(h.weight * log_loss(m / t, h.y).mean() for m, h in weighed))
             if best is None or loss < best[0]:
                 best = (loss, GenericWeights(share, t))
     assert best is not None
     chosen = best[1]
     worn = (h for h in held if h.as_worn)
-    return chosen, {h.person: _mixed(h.evidence, classes, chosen.learned) / chosen.temperature for h in worn}
+    return chosen, {h.person: mixed(h.evidence, classes, chosen.learned) / chosen.temperature for h in worn}
 
 
 def turned_accuracy(held: Sequence[HeldOutEvidence], classes: int, weights: GenericWeights) -> float | None:
     """Mean generic accuracy over left-out people with the sensor at other placements; None where it has no others."""
-    hits = [(_mixed(h.evidence, classes, weights.learned).argmax(1) == h.y).mean() for h in held if not h.as_worn]
+    hits = [(mixed(h.evidence, classes, weights.learned).argmax(1) == h.y).mean() for h in held if not h.as_worn]
     return float(np.mean(hits)) if hits else None
 
 

@@ -12,7 +12,7 @@ from models.data.recordings import Recordings
 from models.data.windows import WindowSpec, windows
 from models.training.config import TrainConfig, TrainingError
 
-__all__ = ["People", "Person", "Signal", "gather"]
+__all__ = ["People", "Person", "Signal", "fold_members", "gather"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ def gather(recordings: Sequence[Recordings], config: TrainConfig) -> People:
     signal = Signal(first.channels, spec.length, spec.stride // thinning, first.fs, first.modality, layout, config.unit)
     scale, offset = _scale(members, layout == "ring")
     return People(signal, tuple(first.label_names[i] for i in shown), members, thinning, scale, offset)
+
+
+def fold_members(count: int, config: TrainConfig) -> list[tuple[list[int], list[int]]]:
+    """Split `count` people into folds: those kept and those left out of each, by the run's seed."""
+    folds = min(config.folds, count)
+    order = np.random.default_rng(config.seed).permutation(count)
+    left_out = [sorted(int(u) for u in order[fold::folds]) for fold in range(folds)]
+    return [([u for u in range(count) if u not in out], out) for out in left_out]
 
 
 def _count(r: Recordings, spec: WindowSpec) -> list[int]:

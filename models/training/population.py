@@ -12,7 +12,7 @@ from models.data.augmentation import rotated
 from models.heads.prior import HyperParameters, Placements, Prior
 from models.training.people import People
 
-__all__ = ["Moments", "Placement", "handmade_moments", "population_prior", "set_placements"]
+__all__ = ["Moments", "Placement", "gain_directions", "handmade_moments", "population_prior", "set_placements"]
 
 Array = NDArray[np.float64]
 UNLIKELY = 30.0
@@ -98,6 +98,17 @@ def handmade_moments(
         features.append(h)
         found.append(moments(h.astype(np.float64), m.y[keep], m.repetition[keep], len(people.labels)))
     return features, found
+
+
+@torch.no_grad()
+def gain_directions(encoder: SignalEncoder, people: People) -> list[Array]:
+    """What the logarithm of the signal's gain adds to each person's hand-made features `(count,)`, on average."""
+    found = []
+    for m in people.members:
+        x = encoder.scaled(m.x[:: COMPONENT_THINNING * 2])
+        moved = encoder.handmade(x * 2**0.5) - encoder.handmade(x / 2**0.5)
+        found.append(moved.mean(0).numpy().astype(np.float64) / np.log(2))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 from models.backbones.signal import SignalConfig, SignalEncoder
 from models.data.recordings import Recordings
 from models.data.splits import assert_disjoint
+from models.heads.confidence import population_floors
+from models.heads.head import softmax
 from models.heads.prior import HyperParameters, Prior
 from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainConfig, TrainingError
 from models.training.network import Tick, fit_network
-from models.training.people import People, gather
+from models.training.partial import partial_rule
+from models.training.people import People, fold_members, gather
 from models.training.population import (
     Moments,
     Placement,
+    gain_directions,
     handmade_moments,
     population_prior,
     ring_placements,
@@ -35,7 +39,7 @@ from models.training.recipe import recipe
 from models.training.run import Run, load_run, save_run
 from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
 
-__all__ = ["train"]
+__all__ = ["CHECKPOINTS", "Training", "train"]
 
 PARITY_WINDOWS = 96
 CHECKPOINTS, ASKED = "checkpoints", "asked.json"
@@ -70,7 +74,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        work = _Training(recordings, config, out, tick)
+        work = Training(recordings, config, out, tick)
         # Only now: recordings that cannot be trained on leave no folder behind.
         write_atomically(out / ASKED, json.dumps(asked, indent=2).encode())
         work.run(begin, command)
@@ -101,7 +105,7 @@ def _claim(out: Path, recordings: Sequence[Recordings], config: TrainConfig, res
     return asked
 
 
-class _Training:
+class Training:
     """One run's work in order; every part is a method."""
 
     def __init__(self, recordings: Sequence[Recordings], config: TrainConfig, out: Path, tick: Tick) -> None:
@@ -117,6 +121,7 @@ class _Training:
         self.placements = ring_placements(channels) if ring else (Placement(0.0, False, 0.0),)
         self.learned = self.recipe.learned and config.steps > 0
         self.features, self.moments = self._all_moments()
+        self.gains = gain_directions(self._blank(), self.people)
 
     def run(self, begin: float, command: str) -> None:
         """Do everything and write the run."""
@@ -125,7 +130,10 @@ class _Training:
         classes = len(self.people.labels)
         weights, logits = generic.weigh(held, classes)
         hyper, figures = self._personal(logits)
-        encoder, prior = self._encoder(range(len(self.people)), hyper)
+        strangers = [(softmax(v), self.people.members[u].y) for u, v in logits.items()]
+        floors = tuple(round(float(f), 6) for f in population_floors(strangers))
+        hyper = hyper.model_copy(update={"set_floors": floors})
+        encoder, prior = self.encoder(range(len(self.people)), hyper)
         if self.learned:
             fitted = fit_network(
                 encoder,
@@ -194,7 +202,7 @@ class _Training:
         encoder.offset.copy_(self.people.offset)
         return encoder
 
-    def _encoder(self, who: Sequence[int], hyper: HyperParameters | None = None) -> tuple[SignalEncoder, Prior]:
+    def encoder(self, who: Sequence[int], hyper: HyperParameters | None = None) -> tuple[SignalEncoder, Prior]:
         """The encoder of some people but for its learned branch, and their prior."""
         encoder = self._blank()
         cfg = encoder.default_cfg
@@ -206,19 +214,18 @@ class _Training:
         encoder.deviation.copy_(torch.from_numpy(np.maximum(deviation, 1e-3).astype(np.float32)))
         encoder.projection.copy_(torch.from_numpy(projection.astype(np.float32)))
         set_placements(encoder, prior, self.placements)
+        if self.people.signal.modality == "emg":  # whose features are logarithms, so that a gain is a direction
+            prior = replace(prior, gain=np.mean([self.gains[u] for u in who], 0) @ projection)
         return encoder, prior
 
     def _folds(self) -> tuple[list[generic.HeldOutEvidence], int, list[dict[str, Any]]]:
         """Evidence about everyone from encoders made without them, and the number of steps that served them best."""
-        people, count = range(len(self.people)), min(self.config.folds, len(self.people))
-        order = np.random.default_rng(self.config.seed).permutation(len(self.people))
         held: list[generic.HeldOutEvidence] = []
         stages: list[dict[str, Any]] = []
         best: list[int] = []
-        for fold in range(count):
-            out = sorted(int(u) for u in order[fold::count])
-            kept = [u for u in people if u not in out]
-            encoder, _ = self._encoder(kept)
+        folds = fold_members(len(self.people), self.config)
+        for fold, (kept, out) in enumerate(folds):
+            encoder, _ = self.encoder(kept)
             if self.learned:
                 fitted = fit_network(
                     encoder,
@@ -226,7 +233,7 @@ class _Training:
                     kept,
                     out,
                     self.config,
-                    name=f"fold {fold + 1} of {count}",
+                    name=f"fold {fold + 1} of {len(folds)}",
                     steps=self.config.steps,
                     seed=self.config.seed + 1 + fold,
                     checkpoint=self.out / CHECKPOINTS / f"fold{fold}.safetensors",
@@ -264,7 +271,9 @@ class _Training:
         place = len(self.placements) > 1
         records, figures = evidence(left, trials, hyper, thinning, place=place)
         self.tick("leave one out", len(self.people), len(self.people))
-        return hyper.model_copy(update={"window": hyper.window * thinning, "evidence": records}), figures
+        rule = partial_rule(left, hyper, self.config.seed)
+        record = {"window": hyper.window * thinning, "evidence": records, "partial": rule}
+        return hyper.model_copy(update=record), figures
 
     def _parity_windows(self) -> NDArray[np.float32]:
         """Real windows of everyone, spread evenly, for the exporter's parity gate."""

@@ -11,7 +11,7 @@ from models.heads.head import Head, log_loss
 from models.heads.prior import Evidence, HyperParameters, Prior
 from models.heads.statistics import Statistics
 
-__all__ = ["LeftOut", "Trial", "evidence", "trials_of", "tune"]
+__all__ = ["LeftOut", "Trial", "evidence", "trials_of", "tune", "with_settings"]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -155,15 +155,21 @@ def _thinned(trial: Trial) -> Trial:
 
 def _head(people: Sequence[LeftOut], trial: Trial, hyper: HyperParameters, *, place: bool = False) -> Head:
     prior = people[trial.person].prior
-    return fit_map(trial.stats, _with(prior if place else prior.at(0), hyper))
+    return fit_map(trial.stats, with_settings(prior if place else prior.at(0), hyper))
 
 
-def _with(prior: Prior, hyper: HyperParameters) -> Prior:
-    fields = {name: getattr(prior, name) for name in prior.__slots__}
-    p = prior.personal
-    # Heads in the personal features alone; the generic logits are of an encoder that did not see the person.
+def with_settings(prior: Prior, hyper: HyperParameters) -> Prior:
+    """Return a prior with other settings, for heads in the personal features alone.
+
+    The generic logits, which are of an encoder that did not see the person, are added apart.
+    """
     hyper = hyper.model_copy(update={"shared": 0.0})
-    return Prior(**{**fields, "hyper": hyper, "generic_weight": prior.generic_weight[:, :p]})
+    held: tuple[HyperParameters, Prior] | None = prior.memo.get("tuned")
+    if held is None or held[0] != hyper:  # many trials come with one setting, whose factors are worth keeping
+        p = prior.personal
+        held = hyper, replace(prior, hyper=hyper, generic_weight=prior.generic_weight[:, :p])
+        prior.memo["tuned"] = held
+    return held[1]
 
 
 def accuracies(

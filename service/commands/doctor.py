@@ -13,12 +13,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 
 import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import make_url
 
 from exporters.bundle import BundleError
 from service.config import ConfigError, Settings
@@ -27,8 +25,10 @@ from service.engine.runtime import DEVICES
 from service.keys import KeysError, read
 from service.loaded import LoadedModel
 from service.loading import threads_of
-from service.personal.database import connect
+from service.personal import revision
+from service.personal.database import Database, connect
 from service.personal.records import StoreError
+from service.personal.sqlite import SqliteDatabase
 from service.personal.store import Store
 from service.registry import Registry
 from service.server import LOOPBACK, listen
@@ -137,24 +137,26 @@ def _loads(library: str) -> bool:
 
 def _store(url: str) -> Finding:
     try:
-        asyncio.run(_check_url(url))
-        file = Path(make_url(url).database or "").resolve()
-        if file.exists():
-            asyncio.run(_open_and_close(url))
-            return Finding("store", f"{file} opens and can be written")
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".headway-"):
-            return Finding("store", f"{file} will be made; its folder can be written")
+        return Finding("store", asyncio.run(_look_at(connect(url), url)))
     except (StoreError, OSError) as e:
         return Finding("store", str(e), ok=False)
 
 
-async def _check_url(url: str) -> None:
-    await connect(url).dispose()
-
-
-async def _open_and_close(url: str) -> None:
-    store = await Store.open(url)
-    await store.close()
+async def _look_at(database: Database, url: str) -> str:
+    """Open the store as a start does, but make nothing."""
+    try:
+        file = database.file.resolve() if isinstance(database, SqliteDatabase) else None
+        if file is not None and not file.exists():
+            with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".headway-"):
+                return f"{file} will be made; its folder can be written"
+        async with database.transaction() as c:
+            found = await revision.found(c)
+        if found is None:
+            return f"{database.name} answers; its tables will be made"
+    finally:
+        await database.close()
+    await (await Store.open(url)).close()
+    return f"{file or database.name} opens and can be written"
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:

@@ -34,14 +34,20 @@ class RunningService:
 
 
 @contextmanager
-def running_service(models: Path, store_folder: Path, *options: str) -> Iterator[RunningService]:
+def running_service(models: Path, store: Path | str, *options: str) -> Iterator[RunningService]:
     """Start `headway serve` on free ports, wait until it is ready, and end it with SIGTERM.
+
+    Args:
+        models: folder of bundles.
+        store: folder for a SQLite store, which is made, or the URL of any store.
+        options: of `headway serve`.
 
     Raises:
         ServiceStartError: it ended or was not ready in time.
     """
-    store_folder.mkdir(parents=True, exist_ok=True)
-    store = f"sqlite+aiosqlite:///{store_folder.resolve()}/headway.db"
+    if isinstance(store, Path):
+        store.mkdir(parents=True, exist_ok=True)
+        store = f"sqlite+aiosqlite:///{store.resolve()}/headway.db"
     line = command("service.cli", "serve", "--models", str(models), "--store", store)
     line += ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HEADWAY_")} | {"PYTHONUNBUFFERED": "1"}

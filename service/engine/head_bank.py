@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from models.heads.head import Head
-from service.engine.head_table import SHARED, HeadTable
+from service.engine.head_table import SHARED, HeadTable, head_bytes
 from service.errors import TooManyRequests
 
 SPARE_SLOTS = 16384 + 1
@@ -26,7 +26,7 @@ class _Idle(NamedTuple):
 
 def capacity_of(k: int, d: int, heads: int, max_bytes: int) -> int:
     """Heads `(K, d)` that may be resident: so many, as far as they fit into `max_bytes`, and at least one."""
-    return max(1, min(heads, max_bytes // (4 * k * (d + 1))))
+    return max(1, min(heads, max_bytes // head_bytes(k, d)))
 
 
 class HeadBank:
@@ -45,6 +45,7 @@ class HeadBank:
         self._idle: OrderedDict[int, _Idle] = OrderedDict()  # resident and not held, the one let go first in front
         self._keys: dict[int, Key] = {}
         self._versions: dict[str, set[int]] = {}
+        self._own: dict[int, tuple[str, ...]] = {}
         self._pins: dict[int, int] = {}
         self._orphans: set[int] = set()
         self._free: list[int] = []  # of those used before
@@ -85,9 +86,15 @@ class HeadBank:
             slot = self._take()
             self.table.put(slot, head)
             self._slots[key], self._keys[slot] = slot, key
+            if head.own:
+                self._own[slot] = head.own
             self._versions.setdefault(key[0], set()).add(key[1])
         self._hold(slot)
         return slot
+
+    def own(self, slot: int) -> tuple[str, ...]:
+        """Return the labels of a user's own that the head in a slot knows."""
+        return self._own.get(slot, ())
 
     def unpin(self, slots: Iterable[int]) -> None:
         """Let go of slots held by `pin` or `insert`, once each."""
@@ -135,6 +142,7 @@ class HeadBank:
 
     def _release(self, slot: int) -> None:
         self.table.clear(slot)
+        self._own.pop(slot, None)
         self._free.append(slot)
 
     def _take(self) -> int:

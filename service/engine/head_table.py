@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Head, softmax
+from models.heads.confidence import LEVELS
+from models.heads.head import NEVER, Head, softmax
 
 SHARED = 0
 """Slot of the shared head."""
@@ -36,7 +37,9 @@ class HeadMoved(RuntimeError):
 
 
 class HeadTable:
-    """The arrays: `weight (n, K, d)` and `bias (n, K)` float32, `stamps (n,)` int64, `used (n,)` uint8.
+    """The arrays: `weight (n, K, d)`, `bias (n, K)`, `floors (n, L)` float32, `stamps (n,)` int64, `used (n,)` uint8.
+
+    `floors` are of the heads' sets of labels, by coverage (`models.heads.confidence`); NaN where a head has none.
 
     Without a `buffer` the memory is this process's own. Pages of zeros are not taken from the system before they are
     written: slots cost nothing until they are used.
@@ -46,7 +49,7 @@ class HeadTable:
         if buffer is None:
             buffer = np.zeros(self.nbytes(slots, k, d), np.uint8)
         self.slots = slots
-        self.head_bytes = 4 * k * (d + 1)
+        self.head_bytes = head_bytes(k, d)
         taken = 0
 
         def array(shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
@@ -58,16 +61,21 @@ class HeadTable:
         self.stamps = array((slots,), np.int64)
         self.weight = array((slots, k, d), np.float32)
         self.bias = array((slots, k), np.float32)
+        self.floors = array((slots, len(LEVELS)), np.float32)
         self.used = array((slots,), np.uint8)
 
     @staticmethod
     def nbytes(slots: int, k: int, d: int) -> int:
         """Bytes of a table."""
-        return slots * (8 + 4 * k * (d + 1) + 1)
+        return slots * (8 + head_bytes(k, d) + 1)
 
     def put(self, slot: int, head: Head) -> None:
         """Write a head into a slot that nobody uses."""
-        self.weight[slot], self.bias[slot] = head.weight, head.bias
+        rows = len(head.bias)  # fewer than there are where the user has not added all the labels that they may
+        self.weight[slot, :rows], self.bias[slot, :rows] = head.weight, head.bias
+        self.weight[slot, rows:], self.bias[slot, rows:] = 0.0, NEVER
+        known = head.floors is not None and len(head.floors) == len(LEVELS)
+        self.floors[slot] = head.floors if known else np.nan
 
     def give_up(self, slot: int) -> None:
         """Make every handle of a slot void."""
@@ -78,6 +86,7 @@ class HeadTable:
         """Overwrite a slot that was given up with zeros."""
         self.weight[slot] = 0.0
         self.bias[slot] = 0.0
+        self.floors[slot] = 0.0
         self.used[slot] = 0
 
     def handle(self, slot: int) -> int:
@@ -101,6 +110,15 @@ class HeadTable:
         logits = self.logits(z, slots)
         return np.concatenate([logits, softmax(logits)], axis=1)
 
+    def floors_at(self, slots: NDArray[np.int64], level: int) -> NDArray[np.float32]:
+        """Return for the head in each slot the floor of its sets at a level of coverage, `(n,)`."""
+        return np.asarray(self.floors[slots, level])
+
+
+def head_bytes(k: int, d: int) -> int:
+    """Bytes of a head `(K, d)` in a table."""
+    return 4 * (k * (d + 1) + len(LEVELS))
+
 
 class HeadReader:
     """A table that another process writes, by handles."""
@@ -116,8 +134,23 @@ class HeadReader:
         """
         slots = handles & _SLOT_MASK
         scores = self.table.scores(z, slots)
+        self._still(handles, slots)
+        self.table.used[slots] = 1
+        return scores
+
+    def floors_at(self, handles: NDArray[np.int64], level: int) -> NDArray[np.float32]:
+        """Return the same as `HeadTable.floors_at`.
+
+        Raises:
+            HeadMoved: a handle is void.
+        """
+        slots = handles & _SLOT_MASK
+        floors = self.table.floors_at(slots, level)
+        self._still(handles, slots)
+        return floors
+
+    def _still(self, handles: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+        """Raise `HeadMoved` unless what was read before this was of the heads meant."""
         fence()
         if (self.table.stamps[slots] != handles >> _STAMP_SHIFT).any():
             raise HeadMoved("a head moved while its request waited")
-        self.table.used[slots] = 1
-        return scores

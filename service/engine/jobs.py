@@ -38,13 +38,17 @@ class BatchReport:
 
 @dataclass(slots=True)
 class Result:
-    """What a request gets: features `(n, d)`, its heads' scores if they were asked for, and durations in seconds."""
+    """What a request gets: features `(n, d)`, its heads' scores if they were asked for, and durations in seconds.
+
+    `prediction_id` is set where the answer is remembered for a correction.
+    """
 
     features: NDArray[np.float32]
     scores: NDArray[np.float32] | None
     queue: float
     inference: float
     heads: float
+    prediction_id: str | None = None
 
 
 Done = Callable[[Result | Exception], None]

@@ -14,7 +14,7 @@ from service.loaded import LoadedModel
 from service.personal.resolved import POINTERS_KEPT, SHARED_HEAD, ResolvedHead, no_head
 
 Found = list[list[int | str]]
-"""For each user the version and the handle of the head, or the name of an error and its message."""
+"""For each user the version, the handle of the head and the user's own labels; or an error's name and message."""
 Ask = Callable[[int, list[str], int | None], Awaitable[Found]]
 """Asks the primary for heads of a model (by serial): users, and the version wanted (None: the active one)."""
 
@@ -147,14 +147,14 @@ class RemoteHeads:
             found = await self._ask(model.serial, list(waiting), version)
         except (ChannelClosed, RuntimeError) as e:
             found = refusal(f"heads cannot be had: {e}", len(waiting))
-        for futures, (first, second) in zip(waiting.values(), found, strict=True):
+        for futures, (first, second, *own) in zip(waiting.values(), found, strict=True):
             for future in futures:
                 if future.done():
                     continue
                 if isinstance(first, str):
-                    future.set_exception(getattr(errors, first)(second, retry_after=_retry_after(first)))
+                    future.set_exception(getattr(errors, first)(str(second), retry_after=_retry_after(first)))
                 else:
-                    future.set_result(ResolvedHead(int(second), first) if first else SHARED_HEAD)
+                    future.set_result(ResolvedHead(int(second), first, tuple(map(str, own))) if first else SHARED_HEAD)
 
 
 def _allowed(user: str | None, version: int | None, fallback: str) -> bool:

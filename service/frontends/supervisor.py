@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from service.answered import Answer, answer_of
 from service.config import Settings
 from service.engine.statistics import Cell
 from service.errors import HeadwayError
@@ -76,6 +77,7 @@ class Frontends:
         models = self._services.models
         self._services.resolver.on_move = self._board.changed
         self._services.resolver.on_forget = self._forget
+        self._services.answered_elsewhere = self._answered
         models.on_change = self._changed
         on_unload = models.on_unload
 
@@ -213,9 +215,20 @@ class Frontends:
             (head,) = held
             handle = table.handle(head.slot)
             resolver.release(model, held)  # its lease begins
-            return [head.version, handle]
+            return [head.version, handle, *head.own]
 
         return list(await asyncio.gather(*map(one, users)))
+
+    async def _answered(self, process: int, number: str) -> Answer | None:
+        """Ask a front end for a prediction that it answered."""
+        frontend = self._frontends.get(process - 1)
+        if frontend is None:
+            return None
+        try:
+            found = await frontend.channel.call("answered", {"id": number})
+        except (ChannelClosed, RuntimeError):
+            return None
+        return None if found is None else answer_of(found)
 
     def _forget(self, user: str) -> None:
         """Let front ends drop what they remember of a user; that it is void they know already."""

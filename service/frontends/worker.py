@@ -19,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from service import loading
+from service.answered import Answered, message_of
 from service.catalogue import Catalogue
 from service.config import Settings
 from service.data_plane import DataPlane
@@ -58,6 +59,7 @@ class Worker:
             "connection": self._connection,
             "drain": self._drain,
             "forget": self._forget,
+            "answered": self._answered,
             "ping": lambda content, fds: None,
         }
         self._channel = Channel(end, handlers, self._orphaned)
@@ -79,6 +81,7 @@ class Worker:
         self._metrics = metrics
         self._plane = plane = DataPlane(self._catalogue, metrics, settings.max_body_bytes)
         plane.heads = self._heads
+        plane.feedback = Answered(1 + self._number)
         plane.keys = Keyring(settings.keys) if settings.keys else None
         number = self._number
 
@@ -171,6 +174,12 @@ class Worker:
     def _forget(self, content: dict[str, Any], fds: list[int]) -> None:
         """Let go of what is known of a user who was erased."""
         self._heads.forget_user(content["user"])
+        self._plane.feedback.forget(content["user"])
+
+    def _answered(self, content: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        """Find a prediction that was answered here."""
+        found = self._plane.feedback.find(content["id"])
+        return None if found is None else message_of(found)
 
     def _unloaded(self, model: LoadedModel) -> None:
         self._metrics.forget(model)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,25 +17,31 @@ from models.data.windows import shared_samples, stride_of
 from models.heads import calibration as maths
 from models.heads import statistics
 from models.heads.calibration import Calibration, CalibrationError
+from models.heads.confidence import LEVELS, Confidence, measure
 from models.heads.guard import Score
 from models.heads.head import Head
-from models.heads.statistics import Statistics
+from models.heads.labels import recalls
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
-from service.personal.records import NewVersion, StoreError
+from service.personal.enrol import WINDOWS_ADVISED
+from service.personal.gather import NEEDS, Gathered, gather
+from service.personal.records import NewVersion, StoreError, UserChanged
 from service.personal.resolve import Resolver
 from service.personal.store import Store
+from service.personal.user_data import UserData
 from service.protocol.calibration import CalibrationRequest
-
-WINDOWS_ADVISED = 5
-"""Labelled windows a class below which an answer says how many remain to be recorded."""
 
 
 class Calibrator:
-    """Runs calibrations: one at a time a user, fits off the event loop."""
+    """Runs calibrations: one at a time a user, fits off the event loop.
+
+    Attributes:
+        data: what is kept of users beside their heads.
+    """
 
     def __init__(self, store: Store, resolver: Resolver) -> None:
         self._store, self._resolver = store, resolver
+        self.data = UserData(store)
         self._running: set[tuple[str, str]] = set()
 
     @asynccontextmanager
@@ -43,7 +49,7 @@ class Calibrator:
         """Hold a user's heads for a change.
 
         Raises:
-            Conflict: a calibration or another change of this user is running.
+            Conflict: a calibration or another change of this user is running, here or in another service.
             Unavailable: the store is out of reach.
         """
         key = (model.name, user)
@@ -54,6 +60,8 @@ class Calibrator:
         self._running.add(key)
         try:
             yield
+        except UserChanged as e:
+            raise Conflict(f"user {user!r} of model {model.name!r}: {e}") from e
         except StoreError as e:
             raise Unavailable(str(e), retry_after=2) from e
         finally:
@@ -70,43 +78,77 @@ class Calibrator:
             Unavailable: the store is out of reach; nothing has changed.
         """
         async with self.exclusively(model, user):
-            if idempotency_key is not None:
-                before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
-                if before is not None and before.request_digest != request.digest:
-                    raise Conflict("this Idempotency-Key was used with another body")
-                if before is not None:
-                    return before.report, True
-            return await self._calibrate(model, user, request, idempotency_key), False
+            before = await self._answered(model, user, request, idempotency_key)
+            if before is not None:
+                return before, True
+            # Read before all that the fit goes by: a commit over what another service did meanwhile is refused.
+            revision = await self._store.revision(model.scope, user)
+            try:
+                return await self._calibrate(model, user, request, idempotency_key, revision), False
+            except UserChanged:
+                before = await self._answered(model, user, request, idempotency_key)
+                if before is None:
+                    raise
+                return before, True
+
+    async def _answered(
+        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+    ) -> dict[str, Any] | None:
+        """Return what a call with this key was answered, by whichever service."""
+        if idempotency_key is None:
+            return None
+        before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
+        if before is not None and before.request_digest != request.digest:
+            raise Conflict("this Idempotency-Key was used with another body")
+        return None if before is None else before.report
 
     async def _calibrate(
-        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None, revision: int
     ) -> dict[str, Any]:
-        if _is_signal(model):
-            _check_repetitions(request)
+        _check_repetitions(request)
         begin = time.perf_counter()
-        features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+        features = np.empty((0, model.prior.dim), np.float32)
+        if not request.enrolled:
+            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
         extracted = time.perf_counter()
-        base, lost = await self._base(model, user) if request.mode == "update" else (None, False)
-        _, previous = await self._store.active(model.scope, user)
+        given = await gather(self._store, self.data, model, user, request, features)
+        names = (*model.labels, *given.own)
         fit = partial(
             maths.calibrate,
-            model.bundle.prior,
-            features,
-            request.y,
-            request.repetition,
-            before=base,
-            previous=previous,
+            model.prior_of(given.own),
+            given.windows.z,
+            given.windows.y,
+            given.windows.repetition,
+            before=None if given.before is None else given.before.trimmed(len(names)),
+            previous=given.previous,
             method=request.method,
-            overlap=shared_samples(request.x) if _is_signal(model) else 0,
+            overlap=_overlap(given, model),
+            only_shown=request.among == "shown",
+            x=given.windows.x if len(given.windows) else None,
         )
         try:
             result = await asyncio.to_thread(fit)
         except CalibrationError as e:
             raise Unprocessable(str(e)) from e
         outcome, head = _served(result, request.activate)
-        report = _report(model, request, result, outcome)
-        if lost:
-            report["warnings"].append("the statistics of the version that was chosen are kept no longer: begun anew")
+        report = _report(model, names, request, result, outcome)
+        keeps = given.seen.settings.keeps("statistics")
+        report["remembered"] = report["remembered"] and keeps
+        report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
+        report["warnings"] += given.warnings
+        used = request.enrolled and report["remembered"]
+        if request.enrolled and not used:
+            report["warnings"].append("the enrolled windows stay enrolled; DELETE …/samples forgets them")
+        stored_head = (head or result.candidate).cut(len(names), given.own)
+        if result.held is not None:
+            weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
+            population = model.bundle.prior.hyper.set_floors
+            confidence = measure(result.held, result.temperature, weight, population)
+            report["confidence"] = _confidence(confidence)
+            stored_head = replace(stored_head, floors=confidence.floors)
+            mixed = (1 - weight) * result.held.shared + weight * result.held.candidate
+            before = result.held.shared if result.held.previous is None else result.held.previous
+            report["recall"] = [asdict(r) for r in recalls(before, mixed, result.held.y, names)]
         report["timings_ms"] = {
             "features": _ms(extracted - begin),
             **{stage: _ms(seconds) for stage, seconds in result.seconds.items()},
@@ -116,30 +158,20 @@ class Calibrator:
         stored = time.perf_counter()
         new = NewVersion(
             calibration_id=report["calibration_id"],
-            head=head or result.candidate,
-            statistics=statistics.to_bytes(result.statistics),
+            head=stored_head,
+            statistics=statistics.to_bytes(result.statistics.padded(model.columns)) if keeps else None,
             report=report,
             active=head is not None,
             base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
+            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept, own=given.own),
+            revision=revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version, active = await asyncio.shield(self._commit(model, user, new))
         timings = {**report["timings_ms"], "store": _ms(time.perf_counter() - stored)}
         return {**report, "version": version, "active_version": active, "timings_ms": timings}
-
-    async def _base(self, model: LoadedModel, user: str) -> tuple[Statistics | None, bool]:
-        """Statistics to add to, and whether the user's base has none any more."""
-        data, found = await self._store.statistics(model.scope, user)
-        if data is None:
-            return None, found is not None and found.base > 0
-        try:
-            return statistics.from_bytes(data), False
-        except ValueError as e:
-            raise Unavailable(
-                f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})"
-            ) from e
 
     async def _commit(self, model: LoadedModel, user: str, new: NewVersion) -> tuple[int, int]:
         version = await self._store.commit(model.scope, user, new)
@@ -150,19 +182,13 @@ class Calibrator:
         return version, found.active if found else 0
 
 
-def _is_signal(model: LoadedModel) -> bool:
-    """Whether windows are cut from a signal `(C, T)`, hence may share samples; images, clips and texts do not."""
-    spec = model.bundle.manifest.input
-    return spec.media is None and len(spec.window_shape) == 2
-
-
 def _check_repetitions(request: CalibrationRequest) -> None:
     """Refuse repetitions that share samples: leaving one out would leave its samples in.
 
     Raises:
         Unprocessable: neighbouring windows overlap and are said to be of different repetitions.
     """
-    stride = stride_of(request.x)
+    stride = None if request.enrolled else stride_of(request.x)
     if stride is None:
         return
     edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))
@@ -174,6 +200,14 @@ def _check_repetitions(request: CalibrationRequest) -> None:
             )
 
 
+def _overlap(given: Gathered, model: LoadedModel) -> int:
+    """How many following windows share samples with a window: told by the samples, else by the model's own stride."""
+    if given.windows.x is not None:
+        return shared_samples(given.windows.x) if len(given.windows) else 0
+    spec = model.bundle.manifest.input
+    return -(-spec.window_shape[-1] // spec.stride) - 1 if spec.stride > 1 and spec.window_shape[-1] > 0 else 0
+
+
 def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:
     """Combine the guard's verdict with what the caller wants activated."""
     if activate == "always":
@@ -183,16 +217,17 @@ def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:
     return result.verdict.outcome, result.head
 
 
-def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration, outcome: str) -> dict[str, Any]:
+def _report(
+    model: LoadedModel, names: Sequence[str], request: CalibrationRequest, result: Calibration, outcome: str
+) -> dict[str, Any]:
     verdict, stats = result.verdict, result.statistics
-    labels = model.bundle.manifest.labels
     classes = {
         label: {
             "samples": int(stats.n[i]),
             "repetitions": int(stats.repetitions_seen[i]),
             "remaining": max(0, WINDOWS_ADVISED - int(stats.n[i])),
         }
-        for i, label in enumerate(labels)
+        for i, label in enumerate(names)
     }
     return {
         "calibration_id": str(uuid.uuid4()),
@@ -205,17 +240,34 @@ def _report(model: LoadedModel, request: CalibrationRequest, result: Calibration
         else f"activated as demanded; the guard: {verdict.reason}",
         "method": result.method,
         "mode": request.mode,
+        "among": request.among,
         "weight": verdict.weight,
         "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,
+        "transfer": None if verdict.transfer is None else _rounded(asdict(verdict.transfer)),
         "classes": classes,
         "metrics": {name: _score(getattr(verdict, name)) for name in ("shared", "previous", "candidate")},
         "warnings": list(result.warnings),
     }
 
 
+def _confidence(found: Confidence) -> dict[str, Any]:
+    return {
+        "windows": found.windows,
+        "calibration_error": {"before": round(found.before, 6), "after": round(found.after, 6)},
+        "temperature": found.temperature,
+        "coverage": None
+        if found.floors is None
+        else {str(level): round(float(p), 6) for level, p in zip(LEVELS, found.floors, strict=True)},
+    }
+
+
 def _score(score: Score | None) -> dict[str, Any] | None:
-    return None if score is None else {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(score).items()}
+    return None if score is None else _rounded(asdict(score))
+
+
+def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
 
 
 def _ms(seconds: float) -> float:

@@ -1,16 +1,30 @@
-"""What each change does to the store's rows; the caller holds the transaction, so that a change is whole or is not."""
+"""What each change does to the store's rows; the caller holds the transaction, so that a change is whole or is not.
+
+Each change locks the user's row first: two services that change one user go one after the other.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Table, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import ColumnElement
 
-from service.personal.records import NewVersion, NoSuchVersion, Scope, User, VersionIsActive, head_to_bytes
+from service.personal.data_tables import retained
+from service.personal.records import (
+    NewVersion,
+    NoSuchVersion,
+    Scope,
+    User,
+    UserChanged,
+    VersionIsActive,
+    head_to_bytes,
+)
 from service.personal.rows import owned, owner_values, user_of
-from service.personal.schema import activations, users, versions
+from service.personal.schema import activations, metadata, users, versions
 
 STATISTICS_KEPT = 2
 """Versions whose statistics are kept: the newest ones, beside the active one and the base."""
@@ -20,9 +34,15 @@ async def add_version(c: AsyncConnection, scope: Scope, user: str, new: NewVersi
     """Write a version, move the pointers as it says, and drop statistics that nothing adds to; returns its number.
 
     The number is also written into the report, under `version`.
+
+    Raises:
+        UserChanged: the user is no more as they were when the version was made.
     """
     now = time.time()
-    before = await _found_or_made(c, scope, user, now)
+    before = await _locked(c, scope, user)
+    if new.revision is not None and new.revision != (before.revision if before else 0):
+        raise UserChanged
+    before = before or await _made(c, scope, user, now)
     number = before.last + 1
     active = number if new.active else before.active
     base = number if new.base else before.base
@@ -42,7 +62,9 @@ async def add_version(c: AsyncConnection, scope: Scope, user: str, new: NewVersi
         )
     )
     await c.execute(
-        update(users).where(owned(users, scope, user)).values(active=active, base=base, last=number, updated=now)
+        update(users)
+        .where(owned(users, scope, user))
+        .values(active=active, base=base, last=number, updated=now, revision=before.revision + 1)
     )
     await c.execute(
         update(versions)
@@ -58,11 +80,24 @@ async def add_version(c: AsyncConnection, scope: Scope, user: str, new: NewVersi
     return number
 
 
-async def _found_or_made(c: AsyncConnection, scope: Scope, user: str, now: float) -> User:
-    row = (await c.execute(select(users).where(owned(users, scope, user)))).mappings().first()
-    if row is not None:
-        return user_of(row)
-    pointers = {"active": 0, "base": 0, "last": 0}
+async def found_or_made(c: AsyncConnection, scope: Scope, user: str, now: float) -> User:
+    """Return a user, locked until the transaction ends; made where there is none."""
+    return await _locked(c, scope, user) or await _made(c, scope, user, now)
+
+
+async def altered(c: AsyncConnection, scope: Scope, user: str) -> None:
+    """Make void what was read of a user to be committed later: their statistics are others now."""
+    await c.execute(update(users).where(owned(users, scope, user)).values(revision=users.c.revision + 1))
+
+
+async def _locked(c: AsyncConnection, scope: Scope, user: str) -> User | None:
+    row = (await c.execute(select(users).where(owned(users, scope, user)).with_for_update())).mappings().first()
+    return None if row is None else user_of(row)
+
+
+async def _made(c: AsyncConnection, scope: Scope, user: str, now: float) -> User:
+    # Begins anywhere: who was erased and calibrates again must not look like who was there before.
+    pointers = {"active": 0, "base": 0, "last": 0, "revision": 1 + secrets.randbits(40)}
     await c.execute(insert(users).values(**owner_values(scope, user), **pointers, created=now, updated=now))
     return User(user, **pointers, created=now, updated=now)
 
@@ -74,6 +109,7 @@ async def point(c: AsyncConnection, scope: Scope, user: str, version: int) -> No
         NoSuchVersion: there is no such version, or no such user.
     """
     now = time.time()
+    await _locked(c, scope, user)
     await _move(c, scope, user, version, now)
     await c.execute(insert(activations).values(**owner_values(scope, user), version=version, at=now))
 
@@ -84,9 +120,10 @@ async def step_back(c: AsyncConnection, scope: Scope, user: str) -> int:
     Raises:
         NoSuchVersion: the shared head is active already.
     """
-    active = await c.scalar(select(users.c.active).where(owned(users, scope, user)))
-    if not active:
+    found = await _locked(c, scope, user)
+    if found is None or not found.active:
         raise NoSuchVersion("the shared head is active; there is nothing to roll back to")
+    active = found.active
     own = owned(activations, scope, user)
     last = await c.scalar(select(func.max(activations.c.id)).where(own, activations.c.version == active)) or 0
     held = select(versions.c.version).where(owned(versions, scope, user))
@@ -113,7 +150,9 @@ async def _move(c: AsyncConnection, scope: Scope, user: str, version: int, now: 
         if not exists:
             raise NoSuchVersion(f"version {version} does not exist")
     moved = await c.execute(
-        update(users).where(owned(users, scope, user)).values(active=version, base=version, updated=now)
+        update(users)
+        .where(owned(users, scope, user))
+        .values(active=version, base=version, updated=now, revision=users.c.revision + 1)
     )
     if not moved.rowcount:
         raise NoSuchVersion("the user has no versions")
@@ -126,20 +165,36 @@ async def remove_version(c: AsyncConnection, scope: Scope, user: str, version: i
         NoSuchVersion: there is no such version.
         VersionIsActive: it is being served.
     """
-    if await c.scalar(select(users.c.active).where(owned(users, scope, user))) == version:
+    found = await _locked(c, scope, user)
+    if found is not None and found.active == version:
         raise VersionIsActive
     gone = await c.execute(delete(versions).where(owned(versions, scope, user), versions.c.version == version))
     if not gone.rowcount:
         raise NoSuchVersion(f"version {version} does not exist")
-    await c.execute(update(users).where(owned(users, scope, user), users.c.base == version).values(base=0))
+    await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version == version))
+    base = case((users.c.base == version, 0), else_=users.c.base)
+    await c.execute(update(users).where(owned(users, scope, user)).values(base=base, revision=users.c.revision + 1))
 
 
-async def remove_user(c: AsyncConnection, user: str, model: str | None, tenant: str) -> int:
-    """Delete all rows of a user in one model (all its feature spaces) or in all; returns how many there were."""
+async def remove_user(c: AsyncConnection, user: str, model: str | None, tenant: str) -> tuple[int, list[Scope]]:
+    """Delete all rows of a user in one model (all its feature spaces) or in all; returns how many, and where."""
+
+    def theirs(table: Table) -> list[ColumnElement[bool]]:
+        """Conditions on a table's rows."""
+        of_model = [] if model is None else [table.c.model == model]
+        return [table.c.tenant == tenant, table.c.user == user, *of_model]
+
+    # Locked before anything goes: a version that is being committed is then either seen here, or refused there.
+    held = await c.execute(
+        select(users.c.model, users.c.feature_space)
+        .where(*theirs(users))
+        .order_by(users.c.model, users.c.feature_space)
+        .with_for_update()
+    )
+    scopes = [Scope(row.model, row.feature_space, tenant) for row in held]
     rows = 0
-    for table in (versions, activations, users):
-        where = [table.c.tenant == tenant, table.c.user == user]
-        if model is not None:
-            where.append(table.c.model == model)
-        rows += (await c.execute(delete(table).where(*where))).rowcount
-    return rows
+    for table in metadata.tables.values():
+        if "user" not in table.c:  # the audit trail knows a pseudonym
+            continue
+        rows += (await c.execute(delete(table).where(*theirs(table)))).rowcount
+    return rows, scopes

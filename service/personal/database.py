@@ -1,98 +1,132 @@
-"""The database behind the store: SQLite with a write-ahead log, durable commits and overwritten deletions."""
+"""The database behind the store: what differs between SQLite and PostgreSQL stands behind this one interface."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import AsyncIterator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import event, make_url
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+import orjson
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from service.personal.records import StoreError
+from service.personal.records import Kind, OnChanges, StoreError, UserChanged
+
+EXAMPLES = "sqlite+aiosqlite:///headway.db or postgresql+asyncpg://user:password@host/database"
+
+STALENESS_SECONDS = 2
+"""Time within which every service on a shared store follows a change, while the store answers."""
 
 
-def connect(url: str) -> AsyncEngine:
-    """Return an engine for the store's URL; connections are opened when they are needed.
+class Database(ABC):
+    """An engine and its ways: how transactions begin, who may open it, and how others hear of changes.
+
+    Attributes:
+        engine: SQLAlchemy's; connections are opened when they are needed.
+        shared: whether several services may use it at once.
+        errors: what is raised where it does not answer.
+    """
+
+    kind: ClassVar[str]
+    shared: ClassVar[bool]
+    errors: tuple[type[Exception], ...] = (SQLAlchemyError, OSError)
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    @asynccontextmanager
+    async def transaction(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction that ends with the block, as a reader or as a writer.
+
+        Raises:
+            StoreError: the database does not answer.
+            UserChanged: another service wrote the same meanwhile.
+        """
+        try:
+            async with self.engine.connect() as c:
+                await self.begins(c, write=write)
+                async with c.begin():
+                    yield c
+        except IntegrityError as e:
+            raise UserChanged from e
+        except self.errors as e:
+            detail = getattr(e, "orig", None) or e
+            raise StoreError(f"the store does not answer: {str(detail) or type(detail).__name__}") from e
+        if write:
+            self.hint()
+
+    async def close(self) -> None:
+        """Close all connections and let others open it."""
+        await self.engine.dispose()
+
+    @abstractmethod
+    def claim(self) -> None:
+        """Take it for this service, if it is for one only.
+
+        Raises:
+            StoreError: another service has it.
+        """
+
+    @abstractmethod
+    async def begins(self, c: AsyncConnection, *, write: bool) -> None:
+        """Prepare a connection for a transaction that reads or writes."""
+
+    @abstractmethod
+    async def alone(self, c: AsyncConnection) -> None:
+        """Wait until no other service looks at the tables' revision or changes it; lasts as long as the transaction."""
+
+    @abstractmethod
+    async def opened(self, c: AsyncConnection) -> None:
+        """Note from where changes are to be followed, before anything is read that is kept in memory."""
+
+    @abstractmethod
+    async def publish(self, c: AsyncConnection, who: int, kind: Kind) -> None:
+        """Tell other services of a change, with the transaction that makes it."""
+
+    def hint(self) -> None:  # noqa: B027 - nobody else is there by default
+        """Tell other services to look for changes now, which they would soon do anyway."""
+
+    async def follow(self, changed: OnChanges, lost: Callable[[], None]) -> None:  # noqa: B027 - as above
+        """Pass on all services' changes until cancelled; returns at once where there is one service only.
+
+        Args:
+            changed: called with changes, within `STALENESS_SECONDS` of their commit while the database answers.
+            lost: called when changes may have been missed: nothing in memory can be relied on.
+        """
+
+    @abstractmethod
+    async def scrub(self) -> bool | None:
+        """Leave no trace of what was deleted in logs; returns whether that was done, None where it cannot be."""
+
+
+def connect(url: str, *, patient: bool = False) -> Database:
+    """Return the database of a store's URL; `patient` lets statements take as long as they will.
 
     Raises:
-        StoreError: the URL is not of a SQLite file in an existing folder.
+        StoreError: the URL is of no database that this release supports, or of no SQLite file in an existing folder.
     """
     try:
         parsed = make_url(url)
     except ArgumentError as e:
-        raise StoreError(f"the store's URL cannot be read: {url!r}; an example: sqlite+aiosqlite:///headway.db") from e
-    if parsed.drivername == "sqlite":
-        parsed = parsed.set(drivername="sqlite+aiosqlite")
-    if parsed.drivername != "sqlite+aiosqlite":
-        raise StoreError(
-            f"a store of kind {parsed.drivername!r} is not supported by this release; use sqlite+aiosqlite:///FILE"
-        )
-    if not parsed.database or parsed.database == ":memory:":
-        raise StoreError("the store needs a file: sqlite+aiosqlite:///headway.db")
-    folder = Path(parsed.database).resolve().parent
-    if not folder.is_dir():
-        raise StoreError(f"the store's folder {folder} does not exist")
-    engine = create_async_engine(parsed, connect_args={"timeout": 10})
+        raise StoreError(f"the store's URL cannot be read; examples: {EXAMPLES}") from e
+    if parsed.drivername in ("sqlite", "sqlite+aiosqlite"):
+        from service.personal.sqlite import SqliteDatabase
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        """Make every connection durable, and erasing in truth."""
-        connection.isolation_level = None  # transactions are begun below, and nowhere else
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=10000"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        return SqliteDatabase(parsed)
+    if parsed.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
+        from service.personal.postgres import PostgresDatabase  # only here: a SQLite store needs no driver of it
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        """Begin as a reader or as a writer."""
-        # A writer takes its lock at once: a read that turns into a write later could not wait for another writer.
-        write = connection.get_execution_options().get("headway_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
+        return PostgresDatabase(parsed, patient=patient)
+    raise StoreError(f"a store of kind {parsed.drivername!r} is not supported; use {EXAMPLES}")
 
 
-def claim(engine: AsyncEngine) -> int:
-    """Lock the database's file against a second service, whose caches would not see this one's changes.
-
-    Returns:
-        The descriptor that holds the lock; closing it, or the end of the process, gives it back.
-
-    Raises:
-        StoreError: another service has it.
-    """
-    file = f"{engine.url.database}.lock"
-    try:
-        lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise StoreError(f"{file} cannot be written: {e.strerror}") from e
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        os.close(lock)
-        raise StoreError(f"another service uses the store {engine.url.database}; give each its own with --store") from e
-    return lock
-
-
-@asynccontextmanager
-async def transaction(engine: AsyncEngine, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
-    """Begin a transaction that ends with the block; `write` takes the writer's lock at once.
-
-    Raises:
-        StoreError: the database does not answer.
-    """
-    try:
-        async with engine.connect() as c:
-            await c.execution_options(headway_write=write)
-            async with c.begin():
-                yield c
-    except (SQLAlchemyError, OSError) as e:
-        detail = getattr(e, "orig", None) or e
-        raise StoreError(f"the store does not answer: {detail}") from e
+def json_options() -> dict[str, Any]:
+    """Return the engine's JSON codec: NaN and infinity become null, as in answers."""
+    return {"json_serializer": lambda value: orjson.dumps(value).decode(), "json_deserializer": orjson.loads}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from models.heads.head import Head
 from service.errors import Conflict, Unavailable
 from service.loaded import LoadedModel
-from service.personal.records import Scope, StoreError
+from service.personal.known import KnownUsers
+from service.personal.records import Kind, Scope, StoreError
 from service.personal.resolved import POINTERS_KEPT, SHARED_HEAD, ResolvedHead, no_head
 from service.personal.store import Store
+
+READS_AT_ONCE = 2
+"""Queries for active heads under way. More would each fetch fewer; one would wait for the store's answer idly."""
 
 
 class _Fetch:
@@ -24,15 +28,18 @@ class _Fetch:
 class Resolver:
     """Finds and holds the heads of requests; fetches from the store what is not resident.
 
-    Active pointers are cached and written through by this process, the only writer of its SQLite store.
+    Active pointers are cached. On a store of this service's own they are written through; on a shared one a change, be
+    it this service's or another's, drops them, and they are read again: what was read before a change that is known
+    here is never kept.
 
     Attributes:
         on_move: called when a user's pointer moves or what is known of them is dropped, before the caller is told.
         on_forget: called when all that is cached of a user is dropped.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, loaded: Callable[[], Iterable[LoadedModel]]) -> None:
+        self._store, self._loaded = store, loaded
+        self._known = KnownUsers(store.who, POINTERS_KEPT, self._drop) if store.shared else None
         self.on_move: Callable[[Scope, str], None] = lambda scope, user: None
         self.on_forget: Callable[[str], None] = lambda user: None
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
@@ -78,7 +85,7 @@ class Resolver:
         if wanted == 0:
             return SHARED_HEAD if fallback == "shared" else None
         slot = model.bank.pin((user, wanted))
-        return None if slot is None else ResolvedHead(slot, wanted)
+        return None if slot is None else ResolvedHead(slot, wanted, model.bank.own(slot))
 
     def preferred(self, candidates: Sequence[LoadedModel], user: str) -> LoadedModel | None:
         """Which of several versions a user has a head in, newest first; None if that is not known here."""
@@ -123,10 +130,12 @@ class Resolver:
         wanted = self._pointers.get((model.scope, user)) if version is None else version
         if wanted == 0:
             return SHARED_HEAD
-        if wanted is not None:
+        if wanted is None:
+            model.bank.misses += 1
+        else:
             slot = model.bank.pin((user, wanted))
             if slot is not None:
-                return ResolvedHead(slot, wanted)
+                return ResolvedHead(slot, wanted, model.bank.own(slot))
         try:
             return await self._fetch(model, user, version)
         except StoreError as e:
@@ -134,6 +143,7 @@ class Resolver:
 
     async def _fetch(self, model: LoadedModel, user: str, version: int | None) -> ResolvedHead:
         while True:
+            self._know(model.scope, user)
             fetch = _Fetch()
             under_way = self._fetching.setdefault((model.scope, user), set())
             under_way.add(fetch)
@@ -141,7 +151,7 @@ class Resolver:
                 if version is None:
                     wanted, head = await self._active(model.scope, user)
                 else:
-                    wanted, head = version, await self._store.head(model.scope, user, version)
+                    wanted, head = version, await self._store.head_in_time(model.scope, user, version)
             finally:
                 under_way.discard(fetch)
                 if not under_way:
@@ -154,7 +164,7 @@ class Resolver:
             raise Conflict(f"user {user!r} has no head version {version} for model {model.name!r}")
         if head is None:
             return SHARED_HEAD
-        return ResolvedHead(model.bank.insert((user, wanted), head), wanted)
+        return ResolvedHead(model.bank.insert((user, wanted), head), wanted, head.own)
 
     async def _active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Read a user's active head, in one query with all that are wanted in this turn of the loop."""
@@ -162,14 +172,21 @@ class Resolver:
         future: asyncio.Future[tuple[int, Head | None]] = loop.create_future()
         if scope not in self._wanted:
             self._wanted[scope] = {}
-            loop.call_soon(self._read, scope)
+            loop.call_soon(self._read)
         self._wanted[scope].setdefault(user, []).append(future)
         return await future
 
-    def _read(self, scope: Scope) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer(scope, self._wanted.pop(scope)))
-        self._reads.add(task)
-        task.add_done_callback(self._reads.discard)
+    def _read(self) -> None:
+        """Begin queries; what is wanted while enough are under way goes into the next one, all together."""
+        while self._wanted and len(self._reads) < READS_AT_ONCE:
+            scope = next(iter(self._wanted))
+            task = asyncio.get_running_loop().create_task(self._answer(scope, self._wanted.pop(scope)))
+            self._reads.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._reads.discard(task)
+        self._read()
 
     async def _answer(self, scope: Scope, wanted: dict[str, list[asyncio.Future[tuple[int, Head | None]]]]) -> None:
         try:
@@ -193,6 +210,7 @@ class Resolver:
         version = self._pointers.get((scope, user))
         if version is not None:
             return version > 0
+        self._know(scope, user)
         fetch = _Fetch()
         under_way = self._fetching.setdefault((scope, user), set())
         under_way.add(fetch)
@@ -210,7 +228,10 @@ class Resolver:
     def point(self, scope: Scope, user: str, version: int) -> None:
         """Note which version is active; call it as soon as the store has committed it."""
         self._outdate(scope, user)
-        self._remember(scope, user, version)
+        if self._known is None:
+            self._remember(scope, user, version)
+        else:  # another service's change may have come after this one, and been passed on before
+            self._pointers.pop((scope, user), None)
 
     def forget(self, user: str, model: LoadedModel) -> None:
         """Drop all that is cached of a user of a model."""
@@ -218,6 +239,39 @@ class Resolver:
         self._pointers.pop((model.scope, user), None)
         model.bank.forget(user)
         self.on_forget(user)
+
+    def changed(self, changes: Sequence[tuple[int, Kind]]) -> None:
+        """Take note of changes that services on a shared store have committed."""
+        assert self._known is not None
+        for who, kind in changes:
+            key = self._known.find(who)
+            if key is None:
+                continue
+            if kind == Kind.DROPPED:
+                self._drop(*key)
+            else:
+                self._outdate(*key)
+                self._pointers.pop(key, None)
+
+    def lost(self) -> None:
+        """Drop all that is cached of everybody: changes of a shared store may have been missed."""
+        assert self._known is not None
+        for scope, user in self._known.all():
+            self._drop(scope, user)
+
+    def _drop(self, scope: Scope, user: str) -> None:
+        """Drop all that is cached of a user in a scope."""
+        self._outdate(scope, user)
+        self._pointers.pop((scope, user), None)
+        for model in self._loaded():
+            if model.scope == scope:
+                model.bank.forget(user)
+        self.on_forget(user)
+
+    def _know(self, scope: Scope, user: str) -> None:
+        """Be ready for changes of a user, before anything is read of them."""
+        if self._known is not None:
+            self._known.add(scope, user)
 
     def _outdate(self, scope: Scope, user: str) -> None:
         self.on_move(scope, user)

@@ -13,10 +13,14 @@ POINTERS_KEPT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class ResolvedHead:
-    """The head that a row gets: its slot (in a front end its handle), and the version it is (0 = shared)."""
+    """The head that a row gets: its slot (in a front end its handle), and the version it is (0 = shared).
+
+    `own`: labels of the user's own that it knows beside the bundle's.
+    """
 
     slot: int
     version: int
+    own: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -48,7 +48,7 @@ def same_owner(a: Table, b: Table) -> ColumnElement[bool]:
 
 def user_of(row: RowMapping) -> User:
     """Read a row of `users`."""
-    return User(row["user"], row["active"], row["base"], row["last"], row["created"], row["updated"])
+    return User(row["user"], row["active"], row["base"], row["last"], row["created"], row["updated"], row["revision"])
 
 
 def version_of(row: RowMapping) -> Version:

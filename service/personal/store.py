@@ -1,67 +1,80 @@
-"""The store of users' heads: SQLAlchemy on SQLite (WAL). Versions are immutable; a pointer says which is served.
+"""The store of users' heads, in SQLite or PostgreSQL. Versions are immutable; a pointer says which is served.
 
-Here are its connections, transactions, reads and the audit trail; what a change does to the rows is in
-`service.personal.changes`.
+Here are its reads and its transactions; what a change does to the rows is in `service.personal.changes`, and what
+differs between databases behind `service.personal.database`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import secrets
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from sqlalchemy import delete, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.heads.head import Head
-from service.personal import changes, schema
-from service.personal.database import claim, connect, transaction
-from service.personal.records import NewVersion, NoSuchVersion, Scope, StoreError, User, Version, head_from_bytes
+from service.personal import audit, changes, revision
+from service.personal.database import Database, connect
+from service.personal.records import (
+    Erasure,
+    Kind,
+    NewVersion,
+    NoSuchVersion,
+    OnChanges,
+    Scope,
+    User,
+    Version,
+    head_from_bytes,
+)
 from service.personal.rows import VERSION_COLUMNS, in_scope, owned, same_owner, user_of, version_of
-from service.personal.schema import audit, meta, users, versions
+from service.personal.schema import meta, users, versions
 
 USERS_A_QUERY = 500
 """Users whose heads are read by one statement."""
+VISIBLE_SECONDS = 1.0
+"""Time that a version of a shared store has to become visible to who asks for it by its number."""
 
 
 class Store:
     """Asynchronous access to users, versions, pointers and the audit trail. Open it with `Store.open`."""
 
-    def __init__(self, engine: AsyncEngine, salt: str, lock: int) -> None:
-        self._engine, self._salt, self._lock = engine, salt, lock
+    def __init__(self, database: Database, salt: str) -> None:
+        self._database, self._salt = database, salt
 
     @classmethod
     async def open(cls, url: str) -> Store:
-        """Connect, create the tables where there are none, and check the schema's version.
+        """Connect, create the tables where there are none, and check their revision.
 
         Raises:
-            StoreError: the URL is not of SQLite, the file cannot be opened, is in use, or of another schema.
+            StoreError: the URL is of no store, it does not answer, is in use, or of another revision.
         """
-        engine = connect(url)
-        lock = claim(engine)
+        database = connect(url)
         try:
-            async with transaction(engine, write=True) as c:
-                await c.run_sync(schema.metadata.create_all)
-                rows: dict[str, str] = {row.key: row.value for row in await c.execute(select(meta))}
-                found = rows.setdefault("schema", str(schema.SCHEMA_VERSION))
-                salt = rows.setdefault("salt", secrets.token_hex(16))
-                if found != str(schema.SCHEMA_VERSION):
-                    raise StoreError(f"the store is of schema {found}; this Headway reads {schema.SCHEMA_VERSION}")
-                await c.execute(delete(meta))
-                await c.execute(insert(meta), [{"key": k, "value": v} for k, v in rows.items()])
+            database.claim()
+            async with database.transaction(write=True) as c:
+                await database.alone(c)
+                salt = await revision.made_or_checked(c, database.name, shared=database.shared)
+                await database.opened(c)
         except BaseException:
-            await engine.dispose()
-            os.close(lock)
+            await database.close()
             raise
-        return cls(engine, salt, lock)
+        return cls(database, salt)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other services may use the same store."""
+        return self._database.shared
 
     async def close(self) -> None:
         """Close all connections and let others open the store."""
-        await self._engine.dispose()
-        os.close(self._lock)
+        await self._database.close()
+
+    async def follow(self, changed: OnChanges, lost: Callable[[], None]) -> None:
+        """Pass on changes by any service until cancelled, as `Database.follow`; returns where there is one only."""
+        await self._database.follow(changed, lost)
 
     async def active(self, scope: Scope, user: str) -> tuple[int, Head | None]:
         """Return the version served to a user and its head; `(0, None)` is the shared one."""
@@ -71,7 +84,7 @@ class Store:
         """Return the version served and its head for those of many users who have one."""
         found: dict[str, tuple[int, Head]] = {}
         where = in_scope(users, scope)
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             for begin in range(0, len(names), USERS_A_QUERY):
                 rows = await c.execute(
                     select(users.c.user, versions.c.version, versions.c.head, versions.c.digest)
@@ -87,9 +100,21 @@ class Store:
         blob = await self.weights(scope, user, version)
         return None if blob is None else head_from_bytes(*blob)
 
+    async def head_in_time(self, scope: Scope, user: str, version: int) -> Head | None:
+        """Return the head of one version, in a shared store also one that is about to be committed; or None."""
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while True:
+            head = await self.head(scope, user, version)
+            if head is not None or not self.shared or time.monotonic() > deadline:
+                return head
+            found = await self.user(scope, user)
+            if found is not None and version <= found.last:
+                return None  # there was one, and it was deleted
+            await asyncio.sleep(VISIBLE_SECONDS / 10)
+
     async def weights(self, scope: Scope, user: str, version: int) -> tuple[bytes, str] | None:
         """Return the safetensors of one version and their digest, or None."""
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             row = (
                 await c.execute(
                     select(versions.c.head, versions.c.digest).where(
@@ -101,14 +126,19 @@ class Store:
 
     async def user(self, scope: Scope, user: str) -> User | None:
         """Return a user's pointers, or None."""
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             row = (await c.execute(select(users).where(owned(users, scope, user)))).mappings().first()
         return None if row is None else user_of(row)
+
+    async def revision(self, scope: Scope, user: str) -> int:
+        """Return what changes with every change of a user; 0 where there is none."""
+        found = await self.user(scope, user)
+        return found.revision if found else 0
 
     async def users(self, scope: Scope, after: str, limit: int) -> list[User]:
         """List users by name, beginning behind `after`."""
         where = in_scope(users, scope)
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             rows = await c.execute(
                 select(users).where(*where, users.c.user > after).order_by(users.c.user).limit(limit)
             )
@@ -116,7 +146,7 @@ class Store:
 
     async def statistics(self, scope: Scope, user: str) -> tuple[bytes | None, User | None]:
         """Return the statistics that an update adds to (None: begin anew), and the user."""
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             row = (await c.execute(select(users).where(owned(users, scope, user)))).mappings().first()
             if row is None:
                 return None, None
@@ -127,7 +157,7 @@ class Store:
 
     async def versions(self, scope: Scope, user: str) -> list[Version]:
         """List a user's versions, oldest first."""
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user)).order_by(versions.c.version)
             )
@@ -135,7 +165,7 @@ class Store:
 
     async def version(self, scope: Scope, user: str, version: int) -> Version | None:
         """Return one version, or None."""
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user), versions.c.version == version)
             )
@@ -144,7 +174,7 @@ class Store:
 
     async def by_idempotency_key(self, scope: Scope, user: str, key: str) -> Version | None:
         """Return the version that a call with this key made, or None."""
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user), versions.c.idempotency_key == key)
             )
@@ -155,10 +185,18 @@ class Store:
         """Write a version and move the pointer in one transaction; returns the version's number.
 
         The number is also written into the report, under `version`.
+
+        Raises:
+            UserChanged: the user is no more as they were when the version was made, or its Idempotency-Key is taken.
         """
-        async with transaction(self._engine, write=True) as c:
+        async with self._database.transaction(write=True) as c:
             number = await changes.add_version(c, scope, user, new)
-            await self._audit(c, scope, user, "calibrated", {"version": number, "outcome": new.report.get("outcome")})
+            if new.also is not None:
+                await new.also(c, number)
+            outcome, details = new.report.get("outcome"), {"version": number, "active": new.active}
+            await audit.write(c, scope, self.pseudonym(user), "calibrated", details, outcome)
+            if new.active:
+                await self._database.publish(c, self.who(scope, user), Kind.MOVED)
         return number
 
     async def activate(self, scope: Scope, user: str, version: int) -> User:
@@ -167,9 +205,9 @@ class Store:
         Raises:
             NoSuchVersion: there is no such version.
         """
-        async with transaction(self._engine, write=True) as c:
+        async with self._database.transaction(write=True) as c:
             await changes.point(c, scope, user, version)
-            await self._audit(c, scope, user, "activated", {"version": version})
+            await self._noted(c, scope, user, "activated", version)
         return await self._required(scope, user)
 
     async def rollback(self, scope: Scope, user: str) -> User:
@@ -178,9 +216,9 @@ class Store:
         Raises:
             NoSuchVersion: the shared head is active already.
         """
-        async with transaction(self._engine, write=True) as c:
+        async with self._database.transaction(write=True) as c:
             version = await changes.step_back(c, scope, user)
-            await self._audit(c, scope, user, "rolled back", {"version": version})
+            await self._noted(c, scope, user, "rolled back", version)
         return await self._required(scope, user)
 
     async def delete_version(self, scope: Scope, user: str, version: int) -> None:
@@ -190,26 +228,44 @@ class Store:
             NoSuchVersion: there is no such version.
             VersionIsActive: it is being served.
         """
-        async with transaction(self._engine, write=True) as c:
+        async with self._database.transaction(write=True) as c:
             await changes.remove_version(c, scope, user, version)
-            await self._audit(c, scope, user, "deleted a version", {"version": version})
+            await self._noted(c, scope, user, "deleted a version", version, Kind.DROPPED)
 
-    async def erase(self, user: str, model: str | None = None, tenant: str = "default") -> tuple[int, bool]:
-        """Delete everything of a user in one model (all its feature spaces) or in all.
+    async def erase(self, user: str, model: str | None = None, tenant: str = "default") -> Erasure:
+        """Delete everything of a user in one model (all its feature spaces) or in all, and from the database's logs."""
+        async with self._database.transaction(write=True) as c:
+            rows, scopes = await changes.remove_user(c, user, model, tenant)
+            everywhere = Scope(model or "*", "*", tenant)
+            await audit.write(c, everywhere, self.pseudonym(user), "erased", {"rows": rows})
+            for scope in scopes:
+                await self._database.publish(c, self.who(scope, user), Kind.DROPPED)
+        return Erasure(rows, await self._database.scrub())
 
-        Deleted content is overwritten with zeros (SQLite's secure_delete) and the write-ahead log is truncated, which
-        another process that reads the file just then (a backup) prevents.
+    async def audit_trail(self, user: str | None = None, limit: int = 100) -> list[audit.Event]:
+        """Return the newest lines of the audit trail, of one user or of all, oldest first."""
+        async with self._database.transaction() as c:
+            return await audit.read(c, None if user is None else self.pseudonym(user), limit)
 
-        Returns:
-            Rows deleted, and whether the log was truncated.
+    def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Begin a transaction that ends with the block, for what else is kept of users.
+
+        Raises:
+            StoreError: the database does not answer.
         """
-        async with transaction(self._engine, write=True) as c:
-            rows = await changes.remove_user(c, user, model, tenant)
-            await self._audit(c, Scope(model or "*", "*", tenant), user, "erased", {"rows": rows})
-        async with self._engine.connect() as c:
-            autocommit = await c.execution_options(isolation_level="AUTOCOMMIT")
-            done = (await autocommit.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).first()
-        return rows, done is not None and done[0] == 0
+        return self._database.transaction(write=write)
+
+    async def purge(self) -> bool | None:
+        """Leave no trace of what was deleted in the database's logs; returns as `Erasure.log_truncated`."""
+        return await self._database.scrub()
+
+    async def audit(self, c: AsyncConnection, scope: Scope, user: str, event: str, details: dict[str, Any]) -> None:
+        """Note in the audit trail what a transaction does to a user."""
+        await audit.write(c, scope, self.pseudonym(user), event, details)
+
+    async def replaced(self, c: AsyncConnection, scope: Scope, user: str) -> None:
+        """Tell other services that a transaction replaces all of a user's heads."""
+        await self._database.publish(c, self.who(scope, user), Kind.DROPPED)
 
     async def ping(self) -> None:
         """Do one read.
@@ -217,12 +273,16 @@ class Store:
         Raises:
             StoreError: the store is out of reach.
         """
-        async with transaction(self._engine) as c:
+        async with self._database.transaction() as c:
             await c.execute(select(meta.c.key).limit(1))
 
     def pseudonym(self, user: str) -> str:
         """Name of a user in the audit trail."""
-        return hashlib.sha256(f"{self._salt}:{user}".encode()).hexdigest()[:24]
+        return audit.pseudonym(self._salt, user)
+
+    def who(self, scope: Scope, user: str) -> int:
+        """Name of a user's heads in one scope in what `follow` passes on."""
+        return audit.who(self._salt, scope, user)
 
     async def _required(self, scope: Scope, user: str) -> User:
         found = await self.user(scope, user)
@@ -230,16 +290,9 @@ class Store:
             raise NoSuchVersion("the user was erased meanwhile")
         return found
 
-    async def _audit(
-        self, c: AsyncConnection, scope: Scope, user: str, event_name: str, details: dict[str, Any]
+    async def _noted(
+        self, c: AsyncConnection, scope: Scope, user: str, event: str, version: int, kind: Kind = Kind.MOVED
     ) -> None:
-        await c.execute(
-            insert(audit).values(
-                at=time.time(),
-                tenant=scope.tenant,
-                model=scope.model,
-                pseudonym=self.pseudonym(user),
-                event=event_name,
-                details=details,
-            )
-        )
+        """Write a change of pointers or versions into the audit trail, and tell other services of it."""
+        await audit.write(c, scope, self.pseudonym(user), event, {"version": version})
+        await self._database.publish(c, self.who(scope, user), kind)

@@ -1,9 +1,7 @@
-"""The calibration request: JSON, or the binary layout with `inputs` as one tensor."""
+"""The calibration request: labelled windows and what to do with them; without windows, those that were enrolled."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +11,16 @@ from numpy.typing import NDArray
 from exporters.bundle import Manifest
 from models.heads.calibration import METHODS
 from service.errors import InvalidRequest
-from service.protocol import inputs, oip
-from service.protocol.media import Items, is_encoded, items_of
+from service.protocol.labelled import LABELLED_FIELDS, Labelled, Read, digest_of, labelled, message_of
 
-FIELDS = {"inputs", "labels", "repetitions", "mode", "method", "activate", "dry_run", "seed"}
-CHOICES = {"mode": ("update", "replace"), "method": METHODS, "activate": ("if_better", "always", "never")}
-DEFAULTS = {"mode": "update", "method": "map", "activate": "if_better"}
+FIELDS = {*LABELLED_FIELDS, "mode", "method", "activate", "among", "dry_run", "seed"}
+CHOICES = {
+    "mode": ("update", "replace"),
+    "method": METHODS,
+    "activate": ("if_better", "always", "never"),
+    "among": ("all", "shown"),
+}
+DEFAULTS = {"mode": "update", "method": "map", "activate": "if_better", "among": "all"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,13 @@ class CalibrationRequest:
     """Labelled windows and what to do with them.
 
     Attributes:
-        x: windows `(n, C, T)`.
+        x: windows `(n, …)`.
         y: class indices `(n,)`.
         repetition: repetition ids `(n,)`.
+        enrolled: whether there are none here: use those that were enrolled.
         digest: sha256 of the body, to tell a repeated call from another with the same key.
+        own: labels that the bundle does not know, as `Labelled` has them.
+        among: which labels the head may answer: `all`, or those that were `shown`.
     """
 
     x: NDArray[np.float32]
@@ -41,51 +46,40 @@ class CalibrationRequest:
     dry_run: bool
     seed: int
     digest: str
+    own: tuple[str, ...] = ()
+    among: str = "all"
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the request has no windows: those that were enrolled are meant."""
+        return not len(self.y)
 
 
-def decode(
-    body: bytes, header_length: str | None, manifest: Manifest, read: Callable[[Items], NDArray[Any]]
-) -> CalibrationRequest:
+def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Read) -> CalibrationRequest:
     """Decode and check a calibration request; `read` makes rows of the media that the model reads.
 
     Raises:
         InvalidRequest: malformed, or of another shape or datatype.
         Unprocessable: unknown labels or values that are not finite.
     """
-    message, binary = oip.split(body, header_length)
-    unknown = sorted(set(message) - FIELDS)
-    if unknown:
-        raise InvalidRequest(f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(FIELDS))}")
-    for required in ("inputs", "labels"):
-        if required not in message:
-            raise InvalidRequest(f"the body has no {required!r}")
-    x = _windows(message["inputs"], binary, manifest, read)
+    message, binary = message_of(body, header_length, FIELDS)
+    given = labelled(message, binary, manifest, read) if any(f in message for f in LABELLED_FIELDS) else _none(manifest)
     choice = {name: _choice(message, name) for name in CHOICES}
     return CalibrationRequest(
-        x=x,
-        y=inputs.class_indices(message["labels"], len(x), manifest.labels),
-        repetition=inputs.repetition_ids(message.get("repetitions"), len(x)),
+        x=given.x,
+        y=given.y,
+        repetition=given.repetition,
         dry_run=_typed(message, "dry_run", bool, False),
         seed=_typed(message, "seed", int, 0),
-        digest=hashlib.sha256(body).hexdigest(),
+        digest=digest_of(body),
+        own=given.own,
         **choice,
     )
 
 
-def _windows(value: Any, binary: memoryview, manifest: Manifest, read: Callable[[Items], NDArray[Any]]) -> NDArray[Any]:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        tensors = oip.tensors(value, binary)
-        if len(tensors) != 1:
-            raise InvalidRequest("inputs must be one tensor")
-        (tensor,) = tensors.values()
-        if manifest.input.media is not None and tensor.datatype == "BYTES":
-            return read(inputs.encoded_items(tensor, manifest.input))
-        return inputs.windows(tensor, manifest.input)
-    if len(binary):
-        raise InvalidRequest("there is binary data, but inputs is not a tensor with binary_data_size")
-    if is_encoded(value, manifest.input):
-        return read(items_of(value, manifest.input))
-    return inputs.checked(inputs.nested(value), manifest.input)
+def _none(manifest: Manifest) -> Labelled:
+    nothing = np.empty(0, np.int64)
+    return Labelled(np.empty((0, 0, 0), manifest.input.dtype), nothing, nothing)
 
 
 def _choice(message: dict[str, Any], name: str) -> str:

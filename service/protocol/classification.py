@@ -22,14 +22,15 @@ def check(name: str) -> None:
         raise InvalidRequest(f"output {name!r} cannot be classified; {' and '.join(CLASSIFIABLE)} can")
 
 
-def top(tensor: Tensor, labels: Sequence[str], k: int) -> Tensor:
-    """Turn scores `(n, K)` into BYTES `(n, min(k, K))` of `value:index:label`, the best class first."""
+def top(tensor: Tensor, labels: Sequence[Sequence[str]], k: int) -> Tensor:
+    """Turn scores `(n, K)` into BYTES `(n, min(k, K))` of `value:index:label`, the best class first; names a row."""
     scores = tensor.data
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(scores, order, axis=1)
     data = np.empty(order.shape, object)
-    data.reshape(-1)[:] = [
-        f"{value:f}:{index}:{labels[index]}".encode()
-        for value, index in zip(best.reshape(-1).tolist(), order.reshape(-1).tolist(), strict=True)
-    ]
+    for row, names, values, indices in zip(data, labels, best.tolist(), order.tolist(), strict=True):
+        row[:] = [
+            f"{value:f}:{index}:{names[index] if index < len(names) else ''}".encode()
+            for value, index in zip(values, indices, strict=True)
+        ]
     return Tensor(tensor.name, "BYTES", data)

@@ -26,7 +26,7 @@ _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for by
 MAX_REPETITIONS_A_CALL = 64
 
 
-def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
+def windows(tensor: Tensor, spec: InputSpec, *, finite: bool = True) -> NDArray[Any]:
     """Check a tensor against the model's input and return it in that datatype, a view where it is of it already.
 
     Raises:
@@ -40,14 +40,14 @@ def windows(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
             f"input {spec.name!r} must be {spec.datatype}, or numbers that cast to it safely: FP16, FP32, FP64, "
             f"INT8 to INT64, UINT8 to UINT64; not {tensor.datatype}"
         )
-    return checked(tensor.data, spec)
+    return checked(tensor.data, spec, finite=finite)
 
 
-def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+def checked(data: NDArray[Any], spec: InputSpec, *, finite: bool = True) -> NDArray[Any]:
     """Check the shape and values of windows and return them in the datatype of the model's input.
 
     A float input rounds floats to the nearest of its own; integers must be in it exactly (FP32 has all up to 2^24).
-    An integer input takes only values that it holds exactly.
+    An integer input takes only values that it holds exactly. Without `finite`, floats may be NaN or infinite.
     """
     misfit = spec.misfit(data.shape)
     if misfit:
@@ -63,8 +63,8 @@ def checked(data: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
         x: NDArray[Any] = np.ascontiguousarray(data, dtype)
     if dtype.kind == "f" and data.dtype.kind == "f":
         # One pass without an array in between. The sum of squares may overflow where no value does: then look at each.
-        if not math.isfinite(np.vdot(x, x)) and not (finite := np.isfinite(x)).all():
-            _refuse(finite, "NaN, infinity or values beyond float32", spec)
+        if finite and not math.isfinite(np.vdot(x, x)) and not (good := np.isfinite(x)).all():
+            _refuse(good, "NaN, infinity or values beyond float32", spec)
     elif not (same := x == data).all():
         _refuse(same, f"values that are not {spec.datatype}", spec)
     return x
@@ -212,22 +212,36 @@ def per_row_users(tensor: Tensor, rows: int) -> list[str]:
         raise InvalidRequest("the tensor user_id holds bytes that are not UTF-8") from e
 
 
-def class_indices(labels: Any, rows: int, known: Sequence[str]) -> NDArray[np.int64]:
+MOST_LABEL_CHARACTERS = 64
+
+
+def class_indices(
+    labels: Any, rows: int, known: Sequence[str], room: int = 0
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Turn a list of label names into class indices `(n,)`.
+
+    With `room`, names that are not known are labels of the user's own: they get indices behind the known ones, in the
+    order in which they come, and are returned, too.
 
     Raises:
         InvalidRequest: not one label name a row.
-        Unprocessable: a label that the model does not know.
+        Unprocessable: a label that the model does not know, where there is no room, or that cannot be one.
     """
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise InvalidRequest("labels must be a list of label names, one a window")
     if len(labels) != rows:
         raise InvalidRequest(f"there are {rows} windows and {len(labels)} labels; one a window was expected")
     index = {name: i for i, name in enumerate(known)}
-    unknown = sorted({name for name in labels if name not in index})
-    if unknown:
-        raise Unprocessable(f"unknown label {unknown[0]!r}; this model's labels are {', '.join(known)}")
-    return np.array([index[name] for name in labels], np.int64)
+    unknown = tuple(dict.fromkeys(name for name in labels if name not in index))
+    if unknown and not room:
+        raise Unprocessable(f"unknown label {min(unknown)[:64]!r}; this model's labels are {', '.join(known)}")
+    for name in unknown:
+        if not name.strip() or not name.isprintable() or len(name) > MOST_LABEL_CHARACTERS:
+            raise Unprocessable(
+                f"{name[:64]!r} cannot be a label: 1 to {MOST_LABEL_CHARACTERS} printable characters can"
+            )
+        index[name] = len(index)
+    return np.array([index[name] for name in labels], np.int64), unknown
 
 
 def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.heads.calibration import METHODS
+from models.heads.confidence import LEVELS
 from service.protocol.compression import CODINGS
 from service.protocol.media import CONTENT_TYPES
 from service.protocol.parameters import FALLBACKS
@@ -48,8 +49,16 @@ REQUEST_PARAMETERS: dict[str, Any] = {
     "head_version": {"type": "integer", "minimum": 0},
     "fallback": {"type": "string", "enum": list(FALLBACKS), "default": "shared"},
     "timeout": {"type": "integer", "minimum": 0, "description": "µs"},
-    "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "checked, and without effect"},
+    "priority": {"type": "integer", "minimum": 0, "default": 0, "description": "1 is the highest"},
     "binary_data_output": BOOLEAN,
+    "threshold": {"type": "number", "minimum": 0, "maximum": 1, "description": "rows less probable are rejected"},
+    "coverage": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": LEVELS[-1],
+        "description": "each row gets a set of labels that holds the true one so often",
+    },
+    "feedback": {"type": "boolean", "default": False, "description": "remember the answer for a correction"},
 }
 
 
@@ -124,32 +133,55 @@ WINDOWS_BODY = _body(
     ACCEPTED,
 )
 
-CALIBRATION_BODY = _body(
+LABELLED: dict[str, Any] = {
+    "inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
+    "labels": {"type": "array", "items": STRING, "description": "one a window"},
+}
+REPETITIONS = {"type": "array", "items": INTEGER, "description": "one a window"}
+
+
+def _labelled(required: list[str], fields: dict[str, Any]) -> dict[str, Any]:
+    """Describe labelled windows with further fields, in JSON or in the binary layout."""
+    schema = {
+        "type": "object",
+        "required": required,
+        "additionalProperties": False,
+        "properties": {**LABELLED, **fields},
+    }
+    return _body({"application/json": {"schema": schema}, "application/octet-stream": BINARY}, BINARY_AFTER)
+
+
+CALIBRATION_BODY = _labelled(
+    [],
     {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["inputs", "labels"],
-                "additionalProperties": False,
-                "properties": {
-                    "inputs": {
-                        "anyOf": [
-                            NUMBERS,
-                            ENCODED_MEDIA,
-                            {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1},
-                        ]
-                    },
-                    "labels": {"type": "array", "items": STRING, "description": "one a window"},
-                    "repetitions": {"type": "array", "items": INTEGER, "description": "one a window"},
-                    "mode": {"type": "string", "enum": ["update", "replace"], "default": "update"},
-                    "method": {"type": "string", "enum": list(METHODS), "default": "map"},
-                    "activate": {"type": "string", "enum": ["if_better", "always", "never"], "default": "if_better"},
-                    "dry_run": {"type": "boolean", "default": False},
-                    "seed": {"type": "integer", "default": 0},
-                },
-            }
-        },
-        "application/octet-stream": BINARY,
+        "repetitions": REPETITIONS,
+        "mode": {"type": "string", "enum": ["update", "replace"], "default": "update"},
+        "method": {"type": "string", "enum": list(METHODS), "default": "map"},
+        "activate": {"type": "string", "enum": ["if_better", "always", "never"], "default": "if_better"},
+        "dry_run": {"type": "boolean", "default": False},
+        "seed": {"type": "integer", "default": 0},
     },
-    BINARY_AFTER,
+)
+
+EVALUATION_BODY = _labelled(
+    ["inputs", "labels"],
+    {
+        "versions": {
+            "type": "array",
+            "items": {"anyOf": [INTEGER, {"type": "string", "enum": ["shared", "active"]}]},
+            "default": ["shared", "active"],
+        }
+    },
+)
+
+SAMPLES_BODY = _labelled(
+    ["inputs", "labels"],
+    {
+        "repetitions": REPETITIONS,
+        "accept": {
+            "type": "array",
+            "items": {"type": "string", "enum": ["clipped", "off_distribution"]},
+            "description": "verdicts with which windows are enrolled all the same",
+        },
+    },
 )

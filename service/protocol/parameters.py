@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.heads.confidence import LEVELS
 from service.errors import InvalidRequest
 from service.protocol.inputs import user_id
 
@@ -24,6 +25,9 @@ class Parameters:
         timeout: s until the request is of no use; None for never.
         priority: 0 for the default; as in Triton, 1 is the highest and larger numbers come later.
         binary_data_output: whether outputs are binary where they do not say.
+        threshold: probability below which a row is rejected; None rejects none.
+        coverage: of the set of labels that each row is to have; None for no sets.
+        feedback: whether the answer is remembered for a while, so that it can be corrected.
     """
 
     user_id: str | None = None
@@ -32,10 +36,28 @@ class Parameters:
     timeout: float | None = None
     priority: int = 0
     binary_data_output: bool = False
+    threshold: float | None = None
+    coverage: float | None = None
+    feedback: bool = False
 
     def of_user(self, user: str | None) -> Parameters:
         """Return the same for another user."""
-        return Parameters(user, self.head_version, self.fallback, self.timeout, self.priority, self.binary_data_output)
+        return Parameters(
+            user,
+            self.head_version,
+            self.fallback,
+            self.timeout,
+            self.priority,
+            self.binary_data_output,
+            self.threshold,
+            self.coverage,
+            self.feedback,
+        )
+
+    @property
+    def decides(self) -> bool:
+        """Whether the answer says more than labels and probabilities."""
+        return self.threshold is not None or self.coverage is not None or self.feedback
 
 
 def _integer(name: str, value: Any) -> int:
@@ -64,6 +86,18 @@ def _timeout(name: str, value: Any) -> float | None:
     return _integer(name, value) / 1e6 or None
 
 
+def _threshold(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise InvalidRequest(f"{name} must be a probability from 0 to 1, not {value!r:.64}")
+    return float(value)
+
+
+def _coverage(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value <= LEVELS[-1]:
+        raise InvalidRequest(f"{name} must be a share above 0 and at most {LEVELS[-1]}, not {value!r:.64}")
+    return float(value)
+
+
 def _classes(name: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value < INTEGERS_BELOW:
         raise InvalidRequest(
@@ -79,6 +113,9 @@ _REQUEST: dict[str, Callable[[str, Any], Any]] = {
     "timeout": _timeout,
     "priority": _integer,
     "binary_data_output": _boolean,
+    "threshold": _threshold,
+    "coverage": _coverage,
+    "feedback": _boolean,
 }
 _OUTPUT: dict[str, Callable[[str, Any], Any]] = {"binary_data": _boolean, "classification": _classes}
 
@@ -103,6 +140,8 @@ def of_request(given: Any) -> Parameters:
             raise InvalidRequest(f"unknown parameter {name[:64]!r}; known are {', '.join(sorted(KNOWN))}")
         if value is not None:
             setattr(found, name, check(name, value))
+    if found.feedback and found.user_id is None:
+        raise InvalidRequest("feedback needs one user, named by the parameter user_id")
     return found
 
 
@@ -119,9 +158,18 @@ def _parsed(name: str, text: str) -> Any:
     check = _REQUEST.get(name)
     if check in (_integer, _timeout):
         return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 else text
+    if check in (_threshold, _coverage):
+        return _number(text)
     if check is _boolean:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     return text
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text) if len(text) <= 32 else text
+    except ValueError:
+        return text
 
 
 def of_output(name: str, given: Any, binary: bool) -> tuple[bool, int]:

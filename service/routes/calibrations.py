@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from service.data_plane import DECODED_HERE
-from service.errors import InvalidRequest, Unavailable
+from service.errors import Unavailable
 from service.protocol import calibration, oip
 from service.protocol.body import json_response, read_body
 from service.protocol.openapi import CALIBRATION_BODY
+from service.routes.samples import check_key
 from service.state import ModelOf, UserId, known_user, services
 
 router = APIRouter(tags=["users"])
@@ -37,13 +37,11 @@ async def calibrate(
     own, user = services(request), known_user(user)
     if own.draining:
         raise Unavailable("the service is draining", retry_after=1)
-    if idempotency_key is not None and not 0 < len(idempotency_key) <= 255:
-        raise InvalidRequest("Idempotency-Key must have 1 to 255 characters")
+    check_key(idempotency_key)
     body = await read_body(request)
-    read = partial(model.media.rows, most_bytes=own.plane.max_body)
-    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest, read
+    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest, model.media.rows
     # A large one on a thread even where it is binary: its digest is over every byte.
-    large = len(body) > DECODED_HERE or model.bundle.manifest.input.media is not None
+    large = model.media.slow or len(body) > DECODED_HERE
     decoded = await asyncio.to_thread(calibration.decode, *asked) if large else calibration.decode(*asked)
     report, again = await own.calibrator.run(model, user, decoded, idempotency_key)
     headers = {"Idempotent-Replay": "true"} if again else {}

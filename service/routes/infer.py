@@ -48,6 +48,9 @@ async def predict(
     fallback: Annotated[str, Query(description="for a user without a head: shared, or error (404)")] = "shared",
     timeout: Annotated[int | None, Query(ge=0, lt=2**62, description="µs that the answer is worth waiting for")] = None,
     priority: Annotated[int | None, Query(ge=0, lt=2**62, description="1 is the highest; 0 the usual one")] = None,
+    threshold: Annotated[float | None, Query(description="probability below which a row is rejected")] = None,
+    coverage: Annotated[float | None, Query(description="of the set of labels that each row gets")] = None,
+    feedback: Annotated[bool, Query(description="remember the answer for a correction")] = False,
 ) -> Response:
     """Predict from `{"inputs": nested array}` or a .npy file; one window or a batch."""
     return await _answer(request, "predict", model)

@@ -58,7 +58,7 @@ async def version_ready(model: VersionOf) -> Response:
 
 def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
     manifest = model.bundle.manifest
-    spec, k = manifest.input, len(manifest.labels)
+    spec, k = manifest.input, -1 if manifest.user_labels else len(manifest.labels)  # as many as the user has
     versions = registry.candidates(model.name)
     return {
         "name": model.name,
@@ -75,6 +75,7 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
         "parameters": {
             "labels": list(manifest.labels),
             "label_set": manifest.label_set,
+            "user_labels": manifest.user_labels,
             "sample_rate": spec.sample_rate or None,
             "unit": spec.unit,
             "modality": spec.modality,

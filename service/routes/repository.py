@@ -109,7 +109,7 @@ def _statistics(model: LoadedModel) -> dict[str, Any]:
 
 def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     manifest = model.bundle.manifest
-    spec, k = manifest.input, len(manifest.labels)
+    spec, k = manifest.input, -1 if manifest.user_labels else len(manifest.labels)
     sizes = {"features": manifest.feature_dim, "logits": k, "probabilities": k}
     return {
         "name": model.name,

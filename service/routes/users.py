@@ -1,54 +1,41 @@
-"""Users of a model: state, versions, the active pointer, rollback, erasure."""
+"""Users of a model: list, state, settings, erasure."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from service.errors import Conflict, Unavailable, UnknownUser, UnknownVersion
-from service.loaded import LoadedModel
-from service.personal.records import NoSuchVersion, StoreError, User, Version, VersionIsActive
+from service.errors import UnknownUser
+from service.personal.database import STALENESS_SECONDS
+from service.personal.states import State, elsewhere, unknown, users_in
+from service.protocol.body import json_bytes
+from service.routes.of_user import USER, changing, pointers, reading
 from service.state import ModelOf, Services, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
 
-LARGEST_VERSION = 2**62
-VersionNumber = Annotated[int, Path(ge=1, le=LARGEST_VERSION, description="number of a version")]
-
-USER = "/v2/models/{model}/users/{user}"
+LARGEST_METADATA = 16 * 1024
 
 
-class Active(BaseModel):
-    """Which version to serve."""
+class Wanted(BaseModel):
+    """What is to be set; what is not named stays."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[int, Field(ge=1, le=LARGEST_VERSION)] | Literal["shared"]
+    retention: Literal["none", "statistics", "features", "inputs"] | None = None
+    adapt: Literal["off", "suggest", "on"] | None = None
+    metadata: dict[str, Any] | None = None
 
-
-@asynccontextmanager
-async def _changing(own: Services, model: LoadedModel, user: str) -> AsyncIterator[None]:
-    """Hold the user against calibrations, and turn the store's refusals into answers."""
-    async with own.calibrator.exclusively(model, user):
-        try:
-            yield
-        except NoSuchVersion as e:
-            raise UnknownVersion(f"user {user!r}: {e}") from e
-
-
-@asynccontextmanager
-async def _reading() -> AsyncIterator[None]:
-    """Turn a store that does not answer into a 503."""
-    try:
-        yield
-    except StoreError as e:
-        raise Unavailable(str(e), retry_after=2) from e
+    @field_validator("metadata")
+    @classmethod
+    def _small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if len(json_bytes(value)) > LARGEST_METADATA:
+            raise ValueError(f"metadata is larger than {LARGEST_METADATA} bytes of JSON")
+        return value
 
 
 @router.get("/v2/models/{model}/users", summary="List users, by name")
@@ -57,12 +44,19 @@ async def list_users(
     model: ModelOf,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=256)] = "",
+    state: Annotated[State | None, Query(description="only users in this state")] = None,
 ) -> dict[str, Any]:
-    """List users page by page; `next_page_token` is there while more follow."""
-    async with _reading():
-        found = await own.store.users(model.scope, page_token, page_size + 1)
+    """List users page by page; `next_page_token` is there while more follow.
+
+    `stale` are users who have a head in an older feature space only (docs/upgrades.md).
+    """
+    async with reading():
+        if state is None:
+            found = await own.store.users(model.scope, page_token, page_size + 1)
+        else:
+            found = await users_in(own.store, model.scope, state, page_token, page_size + 1)
     page = found[:page_size]
-    answer: dict[str, Any] = {"users": [_pointers(u) for u in page]}
+    answer: dict[str, Any] = {"users": [pointers(u) for u in page]}
     if len(found) > page_size:
         answer["next_page_token"] = page[-1].name
     return answer
@@ -70,18 +64,24 @@ async def list_users(
 
 @router.get(USER, summary="A user's state, active version and last calibration")
 async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
-    """Describe a user; 404 for one who has never calibrated."""
-    async with _reading():
+    """Describe a user; 404 for one who is unknown."""
+    async with reading():
         store, user = own.store, known_user(user)
         found = await store.user(model.scope, user)
-        if found is None:
+        older = {} if found is not None and found.active else await elsewhere(store, model.scope, user)
+        if found is None and not older:
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+        found = found or unknown(user)
         last = await store.version(model.scope, user, found.last)
         base = await store.version(model.scope, user, found.base)
+        settings = await own.calibrator.data.settings(model.scope, user)
     return {
-        **_pointers(found),
-        "state": "calibrated" if found.active else "enrolling",
-        "retention": "statistics",
+        **pointers(found),
+        "state": "calibrated" if found.active else "stale" if older else "enrolling",
+        "heads_in": [{"feature_space": space.rpartition("-")[0], "version": v} for space, v in sorted(older.items())],
+        "retention": settings.retention,
+        "adapt": settings.adapt,
+        "metadata": settings.attributes,
         "classes": base.report["classes"] if base else {},
         "model": model.name,
         "model_version": str(model.version),
@@ -90,11 +90,28 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
     }
 
 
+@router.put(USER, summary="Set what may be kept of a user, and how their head may change")
+async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wanted) -> dict[str, Any]:
+    """Set retention, adaptation and metadata; makes the user. What may be kept no longer is deleted at once."""
+    user, prior = known_user(user), model.prior
+    chosen = {
+        name: value
+        for name, value in (("retention", wanted.retention), ("adapt", wanted.adapt), ("attributes", wanted.metadata))
+        if value is not None
+    }
+    async with changing(own, model, user):
+        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, prior.classes, prior.personal)
+        if not after.keeps("statistics"):
+            own.plane.feedback.forget(user)
+            own.resolver.on_forget(user)
+    return {**await state(own, model, user), "deleted": lowered}
+
+
 @router.delete(USER, summary="Erase everything of a user of this model")
 async def erase(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
     """Erase samples' statistics, versions and caches. Doing it again is not an error."""
     user = known_user(user)
-    async with _changing(own, model, user):
+    async with changing(own, model, user):
         return await _erase(own, user, model.name)
 
 
@@ -104,124 +121,22 @@ async def erase_everywhere(own: ServicesOf, user: UserId) -> dict[str, Any]:
     user = known_user(user)
     async with AsyncExitStack() as held:
         for model in {m.name: m for m in own.models.loaded()}.values():
-            await held.enter_async_context(_changing(own, model, user))
+            await held.enter_async_context(changing(own, model, user))
         return await _erase(own, user, None)
 
 
 async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
-    rows, truncated = await own.store.erase(user, model)
+    erased = await own.store.erase(user, model)
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
+    own.plane.feedback.forget(user)
     return {
         "erased": True,
-        "rows": rows,
-        "log_truncated": truncated,
+        "rows": erased.rows,
+        "log_truncated": erased.log_truncated,
+        "caches_dropped_within_s": STALENESS_SECONDS if own.store.shared else 0,
         "model": model or "*",
         "pseudonym": own.store.pseudonym(user),
         "at": datetime.datetime.now(datetime.UTC).isoformat(),
     }
-
-
-@router.get(f"{USER}/versions", summary="A user's versions, oldest first")
-async def versions(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
-    """List versions with their outcome and numbers."""
-    async with _reading():
-        store, user = own.store, known_user(user)
-        found = await store.user(model.scope, user)
-        listed = await store.versions(model.scope, user)
-    active = found.active if found else 0
-    return {"active": active or "shared", "versions": [_version(v, active) for v in listed]}
-
-
-@router.get(f"{USER}/versions/{{number}}", summary="One version and the report of the calibration that made it")
-async def version(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
-    """Describe one version."""
-    async with _reading():
-        store, user = own.store, known_user(user)
-        found = await store.version(model.scope, user, number)
-        pointers = await store.user(model.scope, user)
-    if found is None:
-        raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
-    return {**_version(found, pointers.active if pointers else 0), "report": found.report}
-
-
-@router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
-async def weights(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> Response:
-    """Return `weight (K, d)` and `bias (K,)`; the digest is in the ETag."""
-    async with _reading():
-        blob = await own.store.weights(model.scope, known_user(user), number)
-    if blob is None:
-        raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
-    return Response(blob[0], headers={"ETag": f'"{blob[1]}"'}, media_type="application/octet-stream")
-
-
-@router.delete(f"{USER}/versions/{{number}}", summary="Delete a version that is not active")
-async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
-    """Delete one version; 409 for the active one."""
-    user = known_user(user)
-    async with _changing(own, model, user):
-        try:
-            await own.store.delete_version(model.scope, user, number)
-        except VersionIsActive as e:
-            raise Conflict(f"version {number} is active; activate another one first") from e
-        pointers = await own.store.user(model.scope, user)
-        for loaded in own.models.loaded():
-            if loaded.scope == model.scope:
-                own.resolver.forget(user, loaded)
-    return {"deleted": number, "active": (pointers.active if pointers else 0) or "shared"}
-
-
-@router.put(f"{USER}/active", summary="Serve a named version, or the shared head")
-async def activate(own: ServicesOf, model: ModelOf, user: UserId, wanted: Active) -> dict[str, Any]:
-    """Move the active pointer."""
-    user = known_user(user)
-    async with _changing(own, model, user):
-        number = 0 if wanted.version == "shared" else wanted.version
-        pointers = await own.store.activate(model.scope, user, number)
-        own.resolver.point(model.scope, user, pointers.active)
-    return _pointers(pointers)
-
-
-@router.post(f"{USER}/rollback", summary="Serve again what was served before the active version")
-async def rollback(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
-    """Undo the last activation; before the first version there is the shared head."""
-    user = known_user(user)
-    async with _changing(own, model, user):
-        if await own.store.user(model.scope, user) is None:
-            raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
-        try:
-            pointers = await own.store.rollback(model.scope, user)
-        except NoSuchVersion as e:
-            raise Conflict(str(e)) from e
-        own.resolver.point(model.scope, user, pointers.active)
-    return _pointers(pointers)
-
-
-def _pointers(user: User) -> dict[str, Any]:
-    return {
-        "user": user.name,
-        "active": user.active or "shared",
-        "head": "personal" if user.active else "shared",
-        "latest_version": user.last,
-        "created": _time(user.created),
-        "updated": _time(user.updated),
-    }
-
-
-def _version(version: Version, active: int) -> dict[str, Any]:
-    report = version.report
-    return {
-        "version": version.version,
-        "active": version.version == active,
-        "created": _time(version.created),
-        "calibration_id": version.calibration_id,
-        "outcome": report["outcome"],
-        "method": report["method"],
-        "digest": version.digest,
-        "metrics": report["metrics"],
-    }
-
-
-def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()

@@ -58,7 +58,8 @@ def test_an_altered_bundle_is_told_beside_the_good_one(flags, capsys):
     ("change", "name", "message"),
     [
         ({"store": "sqlite:////nowhere/h.db"}, "store", "does not exist"),
-        ({"store": "postgresql://db/headway"}, "store", "not supported"),
+        ({"store": "mysql://db/headway"}, "store", "not supported"),
+        ({"store": "postgresql://127.0.0.1:9/headway"}, "store", "does not answer"),
         ({"models": "/nowhere"}, "models", "does not exist"),
     ],
 )

@@ -1,13 +1,17 @@
 """What every head method must hold, whatever it is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.heads.calibration import METHODS, CalibrationError, calibrate
 from models.heads.fit import FITS
 from models.heads.head import softmax
 from models.heads.logistic import fit_logistic
-from models.heads.statistics import Statistics
+from models.heads.statistics import Statistics, merge
 from tests.tiny import DIM, LABELS, tiny_prior
 
 K = len(LABELS)
@@ -23,6 +27,17 @@ def fit(method, z, y, r=None):
 def user(rng, per_class=30, offset=0.0, noise=0.5):
     y = np.repeat(np.arange(K), per_class)
     return tiny_prior().means[y] + offset + noise * rng.standard_normal((len(y), DIM)), y, np.arange(len(y)) % 3
+
+
+def permuted(order):
+    prior = tiny_prior()
+    return replace(
+        prior,
+        labels=tuple(prior.labels[i] for i in order),
+        generic_weight=prior.generic_weight[order],
+        generic_bias=prior.generic_bias[order],
+        means=prior.means[order],
+    )
 
 
 each_method = pytest.mark.parametrize("method", [*FITS, "logistic"])
@@ -95,6 +110,53 @@ def test_every_method_calibrates_a_user_who_differs(method, rng):
     assert result.head is not None
     fresh, labels, _ = user(rng, 200, offset)
     assert np.mean(result.head.logits(fresh).argmax(1) == labels) > 0.97
+
+
+@each_method
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_the_order_of_classes_is_only_an_order(method, seed):
+    rng = np.random.default_rng(seed)
+    z, y, r = user(rng, per_class=int(rng.integers(2, 20)), offset=rng.standard_normal(DIM))
+    order = rng.permutation(K)
+    place = np.argsort(order)
+    prior, turned = tiny_prior(), permuted(order)
+    one = fit(method, z, y, r)
+    two = (
+        fit_logistic(z, place[y], turned)
+        if method == "logistic"
+        else FITS[method](Statistics.of(z, place[y], r, K), turned)
+    )
+    assert np.allclose(two.logits(z), one.logits(z)[:, order], atol=1e-4 * (1 + np.abs(one.logits(z)).max()))
+    assert prior.labels[order[0]] == turned.labels[0]
+
+
+@pytest.mark.parametrize("method", FITS)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), parts=st.integers(2, 6))
+def test_streams_give_the_head_of_a_batch_in_any_order(method, seed, parts):
+    rng = np.random.default_rng(seed)
+    z, y, r = user(rng, per_class=10)
+    part = rng.integers(0, parts, len(y))
+    pieces = [Statistics.of(z[part == p], y[part == p], r[part == p], K) for p in rng.permutation(parts)]
+    head = FITS[method](merge(pieces), tiny_prior())
+    assert np.allclose(head.logits(z), fit(method, z, y, r).logits(z), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_calibrations_are_deterministic(method, rng):
+    z, y, r = user(rng, 40, np.array([3.0, 3.0, 0.0, 0.0]))
+    one, two = (calibrate(tiny_prior(), z, y, r, method=method) for _ in range(2))
+    assert np.array_equal(one.head.weight, two.head.weight)
+    assert (one.verdict, one.warnings) == (two.verdict, two.warnings)
+
+
+def test_auto_takes_logistic_only_where_all_features_are_there(rng):
+    z, y, r = user(rng, 40, np.array([3.0, 3.0, 0.0, 0.0]))
+    first = calibrate(tiny_prior(), z, y, r, method="auto")
+    assert first.method in METHODS
+    again = calibrate(tiny_prior(), *user(rng, 40), before=first.statistics, method="auto")
+    assert again.method in FITS
 
 
 def test_map_with_no_data_is_the_populations_own_head():

@@ -58,7 +58,7 @@ def test_no_pod_can_do_more_than_it_needs(render: Render, values: str, request: 
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False
-        for each in pod["containers"]:
+        for each in pod["containers"] + pod.get("initContainers", []):
             assert each["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -174,6 +174,26 @@ def test_postgresql_scales_and_takes_its_url_from_the_secret(render: Render, pos
     assert spread["labelSelector"] == spec["selector"]
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_tables_are_upgraded_before_a_pod_starts_unless_told_not_to(
+    render: Render, kind: str, postgresql: tuple[str, ...]
+) -> None:
+    arguments = postgresql if kind == "postgresql" else ()
+    objects = render(*arguments)
+    (upgrade,) = objects["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    assert (upgrade["args"], upgrade["image"]) == (["db", "upgrade"], container(objects)["image"])
+    for part in ("env", "envFrom"):
+        assert upgrade.get(part) == container(objects).get(part)
+    mounts = {mount["mountPath"] for mount in upgrade["volumeMounts"]}
+    assert mounts == ({"/tmp", "/data"} if kind == "sqlite" else {"/tmp"})
+    spec = render(*arguments, "--set", "store.upgrade=false")["Deployment"]["spec"]["template"]["spec"]
+    assert "initContainers" not in spec
+
+
+def test_many_pods_are_let_in_with_postgresql_only(render: Render) -> None:
+    assert render("--set", f"replicaCount=5,{POSTGRESQL}")["Deployment"]["spec"]["replicas"] == 5
+
+
 def test_a_gpu_is_asked_for_and_served_by_the_cuda_image(render: Render, gpu: tuple[str, ...]) -> None:
     objects = render(*gpu)
     version = objects["Deployment"]["metadata"]["labels"]["app.kubernetes.io/version"]
@@ -214,7 +234,7 @@ def test_names_hold_for_any_release(render: Render) -> None:
     assert len(long) <= 63
 
 
-POSTGRESQL = "store.kind=postgresql,store.postgresql.existingSecret=s,store.postgresql.imageSupportsPostgresql=true"
+POSTGRESQL = "store.kind=postgresql,store.postgresql.existingSecret=s"
 
 
 @pytest.mark.parametrize(
@@ -222,8 +242,7 @@ POSTGRESQL = "store.kind=postgresql,store.postgresql.existingSecret=s,store.post
     [
         ("replicaCount=2", "replicaCount is 2, but the store is SQLite"),
         ("autoscaling.enabled=true", "autoscaling.enabled is true, but the store is SQLite"),
-        ("store.kind=postgresql,store.postgresql.existingSecret=s", "keeps its users in SQLite only"),
-        ("store.kind=postgresql,store.postgresql.imageSupportsPostgresql=true", "existingSecret is empty"),
+        ("store.kind=postgresql", "existingSecret is empty"),
         ("terminationGracePeriodSeconds=25", "preStopSeconds and config.drainSeconds take 25"),
         (f"{POSTGRESQL},autoscaling.enabled=true,autoscaling.minReplicas=7", "autoscaling.minReplicas is 7"),
         (f"{POSTGRESQL},autoscaling.enabled=true,resources.requests.cpu=null", "resources.requests.cpu is not set"),

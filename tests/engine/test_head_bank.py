@@ -11,12 +11,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from models.heads.head import Head
 from service.engine.head_bank import SECOND_CHANCES, SPARE_SLOTS, HeadBank, capacity_of
-from service.engine.head_table import SHARED, HeadMoved, HeadReader
+from service.engine.head_table import SHARED, HeadMoved, HeadReader, head_bytes
 from service.engine.memory import Layout, ModelMemory
 from service.errors import TooManyRequests
 
 K, D = 3, 4
-HEAD_BYTES = 4 * K * (D + 1)
+HEAD_BYTES = head_bytes(K, D)
 Z = np.arange(1, D + 1, dtype=np.float32)[None]
 
 

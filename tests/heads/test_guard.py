@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.heads.calibration import calibrate, shared_head
-from models.heads.guard import plan_folds, swapped_labels
+from models.heads.doubts import swapped_labels
+from models.heads.folds import plan_folds
 from models.heads.head import Head
 from models.heads.statistics import Statistics
 from tests.tiny import DIM, LABELS, tiny_prior

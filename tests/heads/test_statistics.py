@@ -90,3 +90,14 @@ def test_different_spaces_are_refused(rng):
         Statistics.empty(2, 3) + Statistics.empty(2, 4)
     with pytest.raises(ValueError, match="not a user's statistics"):
         statistics.from_bytes(b"nonsense")
+
+
+def test_what_was_left_out_is_stored_as_it_is(rng):
+    whole = Statistics.of(rng.standard_normal((60, 4)), np.repeat([0, 1, 2], 20), np.arange(60) % 3, 3)
+    for stats in (
+        whole.without_class(1),
+        minus(whole, Statistics.of(np.ones((1, 4)), np.array([0]), np.array([0]), 3)),
+    ):
+        again = statistics.from_bytes(statistics.to_bytes(stats))
+        assert np.array_equal(again.count, stats.count)
+        assert np.allclose(again.total, stats.total, atol=1e-5)

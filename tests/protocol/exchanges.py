@@ -69,6 +69,9 @@ def requests() -> dict[str, tuple[str, dict[str, str], bytes]]:
         "json-bytes": plain(inputs=[tensor(), named], outputs=who),
         "json-int64": plain(inputs=[tensor(X.astype(int), "INT64")], outputs=outputs("logits")),
         "json-classification": plain(inputs=[tensor()], outputs=outputs("logits", classification=2)),
+        "json-threshold": plain(
+            inputs=[tensor()], parameters={"threshold": 1}, outputs=outputs("label", "rejected", "logits")
+        ),
         "binary": binary(window, outputs=outputs("features", "label", binary_data=True)),
         "binary-defaults": binary(window, parameters={"binary_data_output": True}, outputs=outputs("logits", "head")),
         "binary-in-json-out": binary(window, outputs=outputs("logits", "label")),
@@ -85,6 +88,7 @@ def requests() -> dict[str, tuple[str, dict[str, str], bytes]]:
         "error-inexact": plain(inputs=[tensor(np.array([[[2**24 + 1] * 4] * 2]), "INT32")]),
         "error-parameter": plain(inputs=[tensor()], parameters={"priority": -1}),
         "error-classification": plain(inputs=[tensor()], outputs=outputs("label", classification=1)),
+        "error-coverage": plain(inputs=[tensor()], parameters={"coverage": 0.9}),
         "error-raw-length": (INFER, {LENGTH: "0"}, b"\0" * 33),
         "error-raw-query": (f"{INFER}?user=ana", {LENGTH: "0"}, X.tobytes()),
         "error-query": plain(f"{INFER}?user_id=ana", inputs=[tensor()]),

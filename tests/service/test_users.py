@@ -371,9 +371,10 @@ async def test_predictions_go_on_while_the_store_is_down(settings, rng):
     async with running(app) as client:
         await calibrate(client, rng)
         assert await who(client) == ("personal", 1)
-        engine = app.state.services.store._engine
+        database = app.state.services.store._database
+        engine = database.engine
         await engine.dispose()
-        app.state.services.store._engine = _Down()
+        database.engine = _Down()
         assert await who(client) == ("personal", 1)
         refused = await client.post(f"{URL}/calibrations", json=body(rng))
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
@@ -381,7 +382,7 @@ async def test_predictions_go_on_while_the_store_is_down(settings, rng):
         assert (await client.get(URL)).status_code == 503
         stranger = await client.post("/v2/models/tiny/predict?user_id=new", json={"inputs": np.zeros((2, 4)).tolist()})
         assert stranger.status_code == 503
-        app.state.services.store._engine = engine
+        database.engine = engine
         assert (await calibrate(client, rng))["version"] == 2
 
 

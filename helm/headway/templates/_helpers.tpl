@@ -81,6 +81,26 @@ HEADWAY_DISPATCH: {{ . | quote }}
 {{- end }}
 {{- end }}
 
+{{/* Where a container has its settings from. */}}
+{{- define "headway.environment" -}}
+envFrom:
+  - configMapRef:
+      name: {{ include "headway.fullname" . }}
+{{- if or (ne .Values.store.kind "sqlite") .Values.extraEnv }}
+env:
+  {{- if ne .Values.store.kind "sqlite" }}
+  - name: HEADWAY_STORE
+    valueFrom:
+      secretKeyRef:
+        name: {{ .Values.store.postgresql.existingSecret }}
+        key: {{ .Values.store.postgresql.secretKey }}
+  {{- end }}
+  {{- with .Values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Seconds that a pod needs to leave in order: the preStop sleep and the drain. */}}
 {{- define "headway.leaveSeconds" -}}
 {{- add (int64 .Values.preStopSeconds) (int64 .Values.config.drainSeconds) }}

@@ -74,11 +74,22 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest and the card.")] = "Apache-2.0",
     citation: Annotated[str, typer.Option(help="What to cite, for the card.")] = "",
     description: Annotated[str, typer.Option(help="One sentence, for the card.")] = "",
+    user_labels: Annotated[
+        int, typer.Option(min=0, max=256, help="Labels of their own that a user may add; 0: a closed set.")
+    ] = 0,
 ) -> None:
     """Export a run to an ONNX bundle, through the parity gate."""
     from exporters.export import export_run
 
-    path = export_run(run, models, name=name, licence=licence, citation=citation, description=description)
+    path = export_run(
+        run,
+        models,
+        name=name,
+        licence=licence,
+        citation=citation,
+        description=description,
+        user_labels=user_labels,
+    )
     from exporters import bundle as bundles
 
     parity = bundles.load(path).manifest.parity
@@ -87,6 +98,22 @@ def export(
         f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e})\nwritten to {path}",
         highlight=False,
     )
+
+
+@app.command()
+def bridge(
+    old: Annotated[Path, typer.Option("--from", help="Bundle whose users move: DIR/NAME or DIR/NAME/VERSION.")],
+    new: Annotated[Path, typer.Option("--to", help="Bundle they move to; the next version of it gets the bridge.")],
+    data: DataDir,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of --to.")
+    ] = None,
+    subjects: Subjects = "*",
+) -> None:
+    """Fit a bridge between two backbones on the population, so that heads survive an upgrade (docs/upgrades.md)."""
+    from service.commands.bridging import run_bridge
+
+    console.print(run_bridge(old, new, data, models, subjects), highlight=False)
 
 
 @app.command()

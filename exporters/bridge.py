@@ -1,0 +1,237 @@
+"""Fits a bridge from an older bundle's feature space to a newer one's, on the population, through a parity gate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters import bundle as bundles
+from exporters.bundle import BridgeEntry, Bundle
+from exporters.card import model_card
+from exporters.precision import features
+from models.data.recordings import Recordings
+from models.data.windows import Windows, WindowSpec, windows
+from models.evaluation.subjects import check_signal
+from models.heads import bridge as bridges
+from models.heads.bridge import Bridge, BridgeParity, Pairs, fit_bridge
+from models.heads.calibration import shared_head
+from models.heads.fit import fit_map
+from models.heads.head import Head
+from models.heads.prior import Prior
+from models.heads.statistics import Statistics
+
+log = logging.getLogger("headway")
+
+RIDGES = (1e-5, 1e-3, 1e-2, 1e-1)
+BETWEEN = (0.2, 0.5, 0.8)
+CYCLES = (1, 2)
+"""Repetitions that a left-out person is calibrated on; their others score the head."""
+MOST_WINDOWS = 6000
+"""Windows of a person; more are thinned out evenly."""
+FEWEST_PEOPLE = 3
+
+Progress = Callable[[str], None]
+
+
+class BridgeError(ValueError):
+    """No bridge can be fitted between two bundles, or none that is good enough; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One person's windows in both spaces: `old (n, p)`, all features `new (n, d)`, labels and repetitions `(n,)`."""
+
+    name: str
+    old: NDArray[np.float64]
+    new: NDArray[np.float64]
+    y: NDArray[np.int64]
+    repetition: NDArray[np.int64]
+
+    def pairs(self, personal: int) -> Pairs:
+        """What a bridge is fitted on."""
+        group = self.y * (self.repetition.max() + 1) + self.repetition
+        return Pairs.of(self.old, self.new[:, :personal], group)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A bridge fitted on everybody, how it was chosen, and what it is worth for those left out."""
+
+    bridge: Bridge
+    parity: BridgeParity
+    ridge: float
+    between: float
+
+
+def bridge(
+    old: Path, new: Path, recordings: Sequence[Recordings], models: Path, told: Progress = lambda _: None
+) -> tuple[Path, Fitted]:
+    """Fit a bridge and write the newer bundle with it, as the next version of its name under `models`.
+
+    The version keeps the newer bundle's graph, prior and feature space: heads of it stay valid.
+
+    Raises:
+        BridgeError: the bundles differ in labels, input or name, or share the feature space; the people are too few; or
+            heads that come over the bridge are worth too little.
+    """
+    before, after = (bundles.load(bundles.resolve(path)) for path in (old, new))
+    _check(before, after)
+    fitted = fit([person(rec, before, after, told) for rec in recordings], after.prior, told)
+    if not fitted.parity.passes:
+        raise BridgeError(f"the bridge is not good enough and is not written: {in_words(fitted.parity)}")
+    return _written(before, after, models, fitted, [r.stem for r in recordings]), fitted
+
+
+def fit(people: Sequence[Person], prior: Prior, told: Progress = lambda _: None) -> Fitted:
+    """Choose and fit a bridge, leaving each person out in turn.
+
+    Raises:
+        BridgeError: fewer than three people.
+    """
+    if len(people) < FEWEST_PEOPLE:
+        raise BridgeError(f"a bridge needs {FEWEST_PEOPLE} people at least; there are {len(people)}")
+    pairs = [person.pairs(prior.personal) for person in people]
+    baseline = [_baseline(person, prior) for person in people]
+    best: tuple[float, BridgeParity, float, float] | None = None
+    for ridge in RIDGES:
+        for between in BETWEEN:
+            accuracy = []
+            for u, person in enumerate(people):
+                made = fit_bridge([p for v, p in enumerate(pairs) if v != u], ridge, between)
+                accuracy.append(_accuracy(person, prior, lambda s, made=made: made.statistics(s)))  # type: ignore[misc]
+            parity = _parity(accuracy, baseline)
+            told(f"ridge {ridge:g}, means weigh {between:g}: {in_words(parity)}")
+            if best is None or parity.bridged > best[0]:
+                best = (parity.bridged, parity, ridge, between)
+    assert best is not None
+    _, parity, ridge, between = best
+    return Fitted(fit_bridge(pairs, ridge, between), parity, ridge, between)
+
+
+def in_words(parity: BridgeParity) -> str:
+    """Say what a bridge is worth."""
+    return (
+        f"{parity.users} left-out people: {parity.bridged:.2%} right by heads over the bridge, {parity.inputs:.2%} by "
+        f"heads from their windows, {parity.generic:.2%} by the shared head; worst loss {parity.worst_loss:.2%} "
+        f"(allowed: {bridges.LARGEST_MEAN_LOSS:.0%} on average, {bridges.LARGEST_LOSS:.0%} for one, nobody below the "
+        f"shared head by it: {parity.harmed})"
+    )
+
+
+def _check(old: Bundle, new: Bundle) -> None:
+    a, b = old.manifest, new.manifest
+    if a.name != b.name:
+        raise BridgeError(f"the bundles are of two models: {a.name} and {b.name}; users belong to one")
+    if a.labels != b.labels:
+        raise BridgeError(f"the labels differ: {', '.join(a.labels)} and {', '.join(b.labels)}")
+    if a.feature_space == b.feature_space:
+        raise BridgeError(
+            f"both compute feature space {a.feature_space}: heads of one are valid in the other as they are"
+        )
+    if len(b.input.window_shape) != 2 or b.input.padding is not None:
+        raise BridgeError(f"bridges are fitted on recordings of signals; the input is {list(b.input.shape)}")
+    if (a.input.shape, a.input.sample_rate, a.input.unit) != (b.input.shape, b.input.sample_rate, b.input.unit):
+        raise BridgeError(
+            f"the inputs differ: {list(a.input.shape)} at {a.input.sample_rate:g} Hz in {a.input.unit}, and "
+            f"{list(b.input.shape)} at {b.input.sample_rate:g} Hz in {b.input.unit}; both must take the same windows"
+        )
+
+
+def person(rec: Recordings, old: Bundle, new: Bundle, told: Progress) -> Person:
+    """Cut one person's windows and run both backbones on them."""
+    spec = new.manifest.input
+    index = check_signal(rec, spec, new.manifest.labels)
+    cut = windows(rec, WindowSpec(spec.window_shape[-1], spec.stride))
+    cut = cut.select(slice(None, None, max(1, -(-len(cut) // MOST_WINDOWS))))
+    x = cut.x.astype(spec.dtype)
+    told(f"{rec.stem}: {len(x)} windows")
+    z = [np.asarray(features(b.backbone, b.manifest.input, x), np.float64) for b in (old, new)]
+    return Person(rec.stem, z[0][:, : old.prior.personal], z[1], index[cut.y], _repetitions(cut))
+
+
+def _repetitions(cut: Windows) -> NDArray[np.int64]:
+    """Number repetitions over all sessions."""
+    return np.unique(np.stack([cut.session, cut.repetition]), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _baseline(person: Person, prior: Prior) -> tuple[float, float]:
+    """Accuracy of heads refitted from the windows, and of the shared head, on the same windows."""
+    return _accuracy(person, prior, None), _accuracy(person, prior, None, shared_head(prior))
+
+
+def _accuracy(
+    person: Person, prior: Prior, over: Callable[[Statistics], Statistics] | None, head: Head | None = None
+) -> float:
+    """Mean accuracy over `CYCLES` on the repetitions that the head was not fitted on.
+
+    Args:
+        person: left out of the bridge.
+        prior: of the newer bundle.
+        over: maps statistics of the older features; None: those of the newer ones are taken.
+        head: to score instead of fitting one.
+    """
+    found = []
+    repetitions = np.unique(person.repetition)
+    for cycles in CYCLES:
+        if cycles >= len(repetitions):
+            break
+        known = np.isin(person.repetition, repetitions[:cycles])
+        y, repetition = person.y[known], person.repetition[known]
+        if head is None:
+            if over is None:
+                stats = Statistics.of(person.new[known, : prior.personal], y, repetition, prior.classes)
+            else:
+                stats = over(Statistics.of(person.old[known], y, repetition, prior.classes))
+        made = fit_map(stats, prior) if head is None else head
+        found.append(float((made.logits(person.new[~known]).argmax(1) == person.y[~known]).mean()))
+    if not found:
+        raise BridgeError(f"{person.name} has one repetition: nothing is left to score a head on")
+    return float(np.mean(found))
+
+
+def _parity(bridged: Sequence[float], baseline: Sequence[tuple[float, float]]) -> BridgeParity:
+    over, (inputs, generic) = np.array(bridged), np.array(baseline).T
+    return BridgeParity(
+        users=len(over),
+        bridged=float(over.mean()),
+        inputs=float(inputs.mean()),
+        generic=float(generic.mean()),
+        mean_loss=float((inputs - over).mean()),
+        worst_loss=float((inputs - over).max()),
+        harmed=int(((over < generic) & (inputs >= generic)).sum()),
+    )
+
+
+def _written(old: Bundle, new: Bundle, models: Path, fitted: Fitted, people: list[str]) -> Path:
+    manifest, space = new.manifest, old.manifest.feature_space
+    file = f"bridge.{space}.safetensors"
+    entry = BridgeEntry(file=file, version=old.manifest.version, digest=old.digest, parity=fitted.parity)
+    record: dict[str, Any] = {
+        "from": {"version": manifest.version, "digest": new.digest},
+        "old": {"version": old.manifest.version, "digest": old.digest, "feature_space": space},
+        "people": people,
+        "ridge": fitted.ridge,
+        "between": fitted.between,
+        "cycles": list(CYCLES),
+    }
+    provenance = {**manifest.provenance, "bridges": [*manifest.provenance.get("bridges", []), record]}
+    made = manifest.model_copy(
+        update={
+            "manifest_version": "1.1",
+            "version": max(bundles.next_version(models, manifest.name), manifest.version + 1),
+            "bridges": {**manifest.bridges, space: entry},
+            "provenance": provenance,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": {},
+        }
+    )
+    files = {name: (new.path / name).read_bytes() for name in manifest.files}
+    files |= {file: bridges.to_bytes(fitted.bridge), bundles.CARD: model_card(made).encode()}
+    return bundles.write(models, made, files)

@@ -1,0 +1,99 @@
+"""The windows a calibration is made from: those of the call, and all of the user's by their statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heads.folds import Fold
+from models.heads.label_noise import Trust, trusted
+from models.heads.prior import Prior
+from models.heads.statistics import Statistics, merge, minus
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The windows of this call, and all of the user's by their statistics.
+
+    Attributes:
+        z: features `(n, d)` of this call.
+        y: labels `(n,)`.
+        repetition: repetition ids `(n,)`, which no earlier call had.
+        earlier: statistics of earlier calls, without what this call sends again.
+        parts: statistics of this call by repetition id.
+        whole: statistics of all windows.
+        again: repetitions that were sent before: their id in this call, and then.
+    """
+
+    z: Array
+    y: NDArray[np.integer]
+    repetition: NDArray[np.integer]
+    earlier: Statistics
+    parts: dict[int, Statistics]
+    whole: Statistics
+    again: dict[int, int]
+
+    def without(self, fold: Fold) -> Statistics:
+        """Statistics of all windows but the fold's."""
+        if fold.repetitions:
+            return minus(self.whole, merge(self.parts[r] for r in fold.repetitions))
+        out, dim = fold.removed, self.whole.dim
+        part = Statistics.of(self.z[out, :dim], self.y[out], self.repetition[out], self.whole.classes)
+        return minus(self.whole, part)
+
+    def only(self, kept: NDArray[np.bool_]) -> Statistics:
+        """Statistics of the earlier windows and these of this call."""
+        dim, classes = self.whole.dim, self.whole.classes
+        return self.earlier + Statistics.of(self.z[kept, :dim], self.y[kept], self.repetition[kept], classes)
+
+    def trust(self, prior: Prior, among: NDArray[np.bool_] | None = None) -> Trust:
+        """Tell which labels of this call, among some of its windows, agree with each other and with earlier ones."""
+        if among is None:
+            return trusted(self.z, self.y, self.repetition, prior, self.earlier)
+        found = trusted(self.z[among], self.y[among], self.repetition[among], prior, self.earlier)
+        kept = np.zeros(len(self.y), bool)
+        kept[among] = found.kept
+        return Trust(kept, found.wrong, found.noticed)
+
+
+def together(
+    prior: Prior, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], before: Statistics | None
+) -> Shown:
+    """Add the windows to what earlier calls brought; what is sent again counts once."""
+    classes, dim = prior.classes, prior.personal
+    base = before if before is not None else Statistics.empty(classes, dim)
+    repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
+    parts = {}
+    for r in np.unique(repetition):
+        mask = repetition == r
+        parts[int(r)] = Statistics.of(z[mask, :dim], y[mask], repetition[mask], classes)
+    new = merge([Statistics.empty(classes, dim), *parts.values()])  # of no windows, where there are statistics only
+    again = repeated(base, new)
+    for later, earlier in again.items():
+        # Left in, the earlier copy would be in the fit that judges the later one. It may have aged.
+        copy = parts[later].renumbered(earlier)
+        weight = float(base.count[:, base.repetitions.index(earlier)].sum() / copy.count.sum())
+        base = minus(base, copy.scaled(weight))
+    return Shown(z, y, repetition, base, parts, base + new, again)
+
+
+def repeated(base: Statistics, new: Statistics) -> dict[int, int]:
+    """Find repetitions of `new` that `base` holds already, aged or not: new id -> id in `base`.
+
+    Equal up to the float32 of storage, and to a common weight not above 1.
+    """
+    found: dict[int, int] = {}
+    for j, later in enumerate(new.repetitions):
+        count = new.count[:, j]
+        for i, earlier in enumerate(base.repetitions):
+            weight = float(base.count[:, i].sum() / count.sum())
+            if weight > 1 + 1e-6 or not np.allclose(base.count[:, i], weight * count, rtol=1e-5, atol=0):
+                continue
+            slack = 1e-4 * weight * (1 + float(count.max()))
+            if np.allclose(base.total[:, i], weight * new.total[:, j], rtol=1e-4, atol=slack):
+                found[later] = earlier
+    return found

@@ -1,0 +1,66 @@
+"""Whether a personal head helps or harms its user beside the shared one: a word, a gain and its interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.heads.folds import HeldOut, standard_error
+from models.heads.prior import Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The gain in accuracy of a personal head over the shared one, in [−1, 1], and its two-sided 95 % interval.
+
+    `verdict`: `positive` where the whole interval is above 0, `negative` where it is below, else `neutral`.
+    `claim`: in words, what the interval speaks of: fewer repetitions allow a smaller claim.
+    """
+
+    verdict: str
+    gain: float
+    low: float
+    high: float
+    claim: str
+
+
+def measured(held: HeldOut) -> Transfer:
+    """Classify by held-out windows; the interval is clustered by block, for a block errs as one."""
+    hits = (held.candidate.argmax(1) == held.y).astype(float) - (held.shared.argmax(1) == held.y)
+    error = standard_error(held.candidate, held.shared, held)
+    if held.repetitions > 1:
+        claim = f"on left-out repetitions, {held.repetitions} in all, of these recordings"
+    else:
+        claim = "within one repetition only: record another one to know whether it holds"
+    degrees = len(np.unique(held.block)) - 1
+    reach = _t(0.975, degrees) * error if degrees >= 1 else 2.0
+    return _classified(float(hits.mean()), reach, claim)
+
+
+def expected(record: Evidence) -> Transfer:
+    """Classify by what as many windows did for left-out people: the interval of their mean, not of this user."""
+    degrees = record.users - 1
+    reach = (record.gain - record.lower) * _t(0.975, degrees) / _t(0.95, degrees) if degrees >= 1 else 2.0
+    claim = f"expected from {record.users} other people, not measured on this one: record two repetitions to know"
+    return _classified(record.gain, reach, claim)
+
+
+def _classified(gain: float, reach: float, claim: str) -> Transfer:
+    low, high = max(gain - reach, -1.0), min(gain + reach, 1.0)
+    verdict = "positive" if low > 0 else "negative" if high < 0 else "neutral"
+    return Transfer(verdict, gain, low, high, claim)
+
+
+def _t(probability: float, degrees: int) -> float:
+    """Quantile of Student's t for 0.95 or 0.975, to 2 % from three degrees of freedom on.
+
+    Source: the expansion in 1/degrees of Abramowitz & Stegun, 26.7.5.
+    """
+    z = {0.95: 1.6448536, 0.975: 1.9599640}[probability]
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / float(degrees) ** (i + 1) for i, term in enumerate(terms))

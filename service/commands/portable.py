@@ -1,0 +1,93 @@
+"""`headway user` and `headway recalibrate`: files of users, and operations on a running service."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from service.client import Client
+
+console = Console()
+LISTED = 20
+
+
+def export_user(url: str, model: str, user: str, out: Path) -> str:
+    """Write a user's file, whole or not at all."""
+    with Client(url) as client:
+        content = client.request("GET", f"{client.user_path(model, user)}/export").content
+    _write(out, content)
+    return f"{len(content):,} bytes written to {out}"
+
+
+def import_user(url: str, model: str, user: str, file: Path, replace: bool) -> str:
+    """Restore a user and say what was restored."""
+    with Client(url) as client:
+        path = f"{client.user_path(model, user)}/import"
+        found = client.request("POST", path, params={"replace": replace}, content=file.read_bytes()).json()
+    return f"{user}: {found['versions']} versions, {found['statistics']} with statistics; active: {found['active']}"
+
+
+def export_onnx(url: str, model: str, user: str, out: Path, version: str) -> str:
+    """Write a standalone model with a version of the user's head."""
+    with Client(url) as client:
+        path = client.user_path(model, user)
+        if version == "active":
+            version = str(client.request("GET", path).json()["active"])
+        content = client.request("GET", f"{path}/versions/{quote(version)}/onnx").content
+    _write(out, content)
+    return f"head version {version}: {len(content):,} bytes written to {out}"
+
+
+def run_recalibration(url: str, model: str, from_version: int | None, *, dry_run: bool, wait: bool) -> None:
+    """Begin to move users, and show how far it is."""
+    wanted = {"dry_run": dry_run, **({} if from_version is None else {"from_version": from_version})}
+    with Client(url) as client:
+        begun = client.request("POST", f"/v2/models/{quote(model)}/users:recalibrate", json=wanted).json()
+        path = f"/v2/operations/{begun['operation']}"
+        console.print(f"operation {begun['operation']}: {begun['progress']['total']} users", highlight=False)
+        if not wait:
+            return
+        found = _followed(client, path, begun)
+        counts = found["progress"]
+        console.print(
+            f"{found['state']}: {counts['moved']} moved, {counts['needs_enrolment']} need to enrol anew, "
+            f"{counts['failed']} failed {found['message']}",
+            highlight=False,
+        )
+        for outcome in ("needs_enrolment", "failed"):
+            listed = client.request("GET", f"{path}/users", params={"outcome": outcome, "page_size": LISTED}).json()
+            for each in listed["users"]:
+                console.print(f"  {each['user']}: {each['reason']}", highlight=False, markup=False)
+            if "next_page_token" in listed:
+                console.print(f"  … and more: GET {path}/users?outcome={outcome}", highlight=False)
+
+
+def _followed(client: Client, path: str, found: dict[str, Any]) -> dict[str, Any]:
+    columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn()
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("users", total=found["progress"]["total"])
+        while found["state"] == "running":
+            time.sleep(0.2)
+            found = client.request("GET", path).json()
+            bar.update(task, completed=found["progress"]["done"], description=found["message"] or "users")
+    return found
+
+
+def _write(out: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        Path(temporary).replace(out)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,185 @@
+"""What is kept of users beside their heads: settings, enrolled windows, windows behind versions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import Conflict
+from service.personal import changes, data_changes
+from service.personal.data_changes import Answer, Enrolled
+from service.personal.data_tables import enrolled_windows, retained
+from service.personal.kept import RETENTION, Kept, UserSettings
+from service.personal.own_labels import placed
+from service.personal.records import Scope
+from service.personal.rows import owned
+from service.personal.schema import users, versions
+from service.personal.store import Store
+
+
+class UserData:
+    """Reads and changes what is kept of users; each change is one transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def settings(self, scope: Scope, user: str) -> UserSettings:
+        """Return what a user chose; the defaults for one who is unknown."""
+        async with self._store.transaction() as c:
+            return await data_changes.settings_of(c, scope, user)
+
+    async def enrolled(self, scope: Scope, user: str, *, windows: bool = False) -> Enrolled:
+        """Return what is enrolled of a user; the windows themselves on demand."""
+        async with self._store.transaction() as c:
+            return await data_changes.enrolled_of(c, scope, user, windows=windows)
+
+    async def retained(self, scope: Scope, user: str, version: int) -> Kept | None:
+        """Return all windows behind a version, or None where they are not kept."""
+        async with self._store.transaction() as c:
+            where = owned(retained, scope, user), retained.c.version == version
+            data = await c.scalar(select(retained.c.data).where(*where))
+        return None if data is None else Kept.from_bytes(data)
+
+    async def configure(
+        self, scope: Scope, user: str, wanted: dict[str, Any], classes: int, personal: int
+    ) -> tuple[UserSettings, bool]:
+        """Set what `wanted` names of `retention`, `adapt` and `attributes`, and delete what is no longer to be kept.
+
+        Makes the user if there is none. Windows that may not be kept any more become statistics where those may.
+
+        Returns:
+            The settings, and whether anything was deleted.
+        """
+        async with self._store.transaction(write=True) as c:
+            await changes.found_or_made(c, scope, user, time.time())
+            before = await data_changes.settings_of(c, scope, user)
+            after = replace(before, **wanted)
+            await data_changes.set_settings(c, scope, user, after)
+            lowered = RETENTION.index(after.retention) < RETENTION.index(before.retention)
+            if lowered:
+                await data_changes.let_go(c, scope, user, after, classes, personal)
+            details = {"retention": after.retention, "adapt": after.adapt}
+            await self._store.audit(c, scope, user, "configured", details)
+        if lowered:
+            await self._store.purge()
+        return after, lowered
+
+    async def answered(self, scope: Scope, user: str, key: str, digest: str) -> Answer | None:
+        """Return the answer that a call of `samples` with this key was given, or None.
+
+        Raises:
+            Conflict: it had another body.
+        """
+        async with self._store.transaction() as c:
+            return await data_changes.answered(c, scope, user, key, digest)
+
+    async def enrol(
+        self,
+        scope: Scope,
+        user: str,
+        new: Kept,
+        *,
+        classes: int,
+        personal: int,
+        own: tuple[str, ...],
+        room: int,
+        answer: Callable[[Enrolled], Answer],
+        key: str | None = None,
+        digest: str = "",
+    ) -> tuple[Answer, bool]:
+        """Keep windows as the user's retention allows; makes the user if there is none.
+
+        Args:
+            scope: the feature space.
+            user: whose windows.
+            new: the windows.
+            classes: number of classes, with the room for the user's own.
+            personal: number of features that heads are fitted in.
+            own: labels that the bundle does not know, of the classes from its number of labels on.
+            room: labels of their own that a user may have.
+            answer: makes the call's answer from all that is enrolled then.
+            key: the call's Idempotency-Key.
+            digest: of the call's body.
+
+        Returns:
+            The answer, and whether it is an earlier call's.
+
+        Raises:
+            Conflict: the key was used with another body.
+            Unprocessable: nothing may be kept of the user, or there are too many windows.
+        """
+        async with self._store.transaction(write=True) as c:
+            now = time.time()
+            await changes.found_or_made(c, scope, user, now)
+            if key is not None and (before := await data_changes.answered(c, scope, user, key, digest)) is not None:
+                return before, True
+            held = await data_changes.enrolled_of(c, scope, user)
+            held.settings.require("statistics", "enrolling samples")
+            y, labels = placed(new.y, own, held.own, classes - room, room)
+            if labels != held.own:
+                await data_changes.set_own_labels(c, scope, user, labels)
+            new, held = replace(new, y=y), replace(held, own=labels)
+            if len(new):
+                held = await data_changes.add(c, scope, user, held, new, classes, personal)
+            made = answer(held)
+            if key is not None:
+                await data_changes.remember(c, scope, user, key, digest, made, now)
+        return made, False
+
+    async def forget(self, scope: Scope, user: str, label: int | None) -> bool:
+        """Delete enrolled windows, and windows and statistics behind all versions: of one class, or of all (None).
+
+        Heads stay as they are. Returns whether there is such a user.
+        """
+        async with self._store.transaction(write=True) as c:
+            exists = await c.scalar(select(func.count()).select_from(users).where(owned(users, scope, user)))
+            if not exists:
+                return False
+            if label is None:
+                await data_changes.forget_all(c, scope, user)
+            else:
+                await data_changes.forget_class(c, scope, user, label)
+            await changes.altered(c, scope, user)
+            await self._store.audit(c, scope, user, "forgot samples", {"label": label})
+        await self._store.purge()
+        return True
+
+    def committed(
+        self, scope: Scope, user: str, seen: Enrolled, *, used: bool, windows: Kept | None, own: tuple[str, ...]
+    ) -> Callable[[AsyncConnection, int], Awaitable[None]]:
+        """Return what goes into the transaction of a new version.
+
+        Args:
+            scope: the feature space.
+            user: whose version.
+            seen: what was enrolled when the calibration began.
+            used: whether the version takes it over.
+            windows: all windows behind the version, where they may be kept.
+            own: the user's own labels from now on.
+
+        Raises:
+            Conflict: (when it runs) what is enrolled, or may be kept, has changed meanwhile.
+        """
+
+        async def also(c: AsyncConnection, version: int) -> None:
+            """Take over what was enrolled, keep windows, and drop those of versions whose statistics are dropped."""
+            now = await data_changes.enrolled_of(c, scope, user)
+            changed = now.settings.retention != seen.settings.retention or (used and now.revision != seen.revision)
+            if changed or now.own != seen.own:
+                raise Conflict("samples or settings of this user changed while the calibration ran; try again")
+            if own != seen.own:
+                await data_changes.set_own_labels(c, scope, user, own)
+            if used:
+                await c.execute(delete(enrolled_windows).where(owned(enrolled_windows, scope, user)))
+                await data_changes.set_enrolled(c, scope, user, now.revision, None)
+            if windows is not None:
+                await data_changes.retain(c, scope, user, version, windows)
+            held = select(versions.c.version).where(owned(versions, scope, user), versions.c.statistics.is_not(None))
+            await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version.not_in(held)))
+
+        return also

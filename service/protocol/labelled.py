@@ -1,0 +1,103 @@
+"""Labelled windows in a request: JSON, or the binary layout with `inputs` as one tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.bundle import Manifest
+from service.errors import InvalidRequest
+from service.protocol import inputs, oip
+from service.protocol.media import Items, is_encoded, items_of
+
+Read = Callable[[Items], NDArray[Any]]
+LABELLED_FIELDS = ("inputs", "labels", "repetitions")
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Windows, their labels and where they are from.
+
+    Attributes:
+        x: windows `(n, …)`, in time order.
+        y: class indices `(n,)`.
+        repetition: repetition ids `(n,)`.
+        own: labels that the bundle does not know, to which the indices from its number of labels on belong.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    repetition: NDArray[np.int64]
+    own: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.y)
+
+
+def message_of(body: bytes, header_length: str | None, fields: Collection[str]) -> tuple[dict[str, Any], memoryview]:
+    """Read the JSON part of a body and the binary data behind it.
+
+    Raises:
+        InvalidRequest: malformed, or a field that is not one of `fields`.
+    """
+    message, binary = oip.split(body, header_length)
+    unknown = sorted(set(message) - set(fields))
+    if unknown:
+        raise InvalidRequest(f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}")
+    return message, binary
+
+
+def labelled(
+    message: dict[str, Any], binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True
+) -> Labelled:
+    """Check the windows of a request.
+
+    Args:
+        message: the JSON part.
+        binary: the data behind it.
+        manifest: of the model.
+        read: makes rows of the encoded media that the model reads.
+        finite: whether values that are not finite are refused, not only windows of another shape or datatype.
+
+    Raises:
+        InvalidRequest: something is missing, or of another shape or datatype.
+        Unprocessable: unknown labels, or values that the model cannot take.
+    """
+    for required in ("inputs", "labels"):
+        if required not in message:
+            raise InvalidRequest(f"the body has no {required!r}")
+    x = windows_of(message["inputs"], binary, manifest, read, finite=finite)
+    y, own = inputs.class_indices(message["labels"], len(x), manifest.labels, manifest.user_labels)
+    return Labelled(x, y, inputs.repetition_ids(message.get("repetitions"), len(x)), own)
+
+
+def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True) -> NDArray[Any]:
+    """Read `inputs`: one tensor as the Open Inference Protocol has it, a nested array, or texts and files.
+
+    Raises:
+        InvalidRequest, Unprocessable: as `labelled`.
+    """
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        tensors = oip.tensors(value, binary)
+        if len(tensors) != 1:
+            raise InvalidRequest("inputs must be one tensor")
+        (tensor,) = tensors.values()
+        if manifest.input.media is not None and tensor.datatype == "BYTES":
+            return read(inputs.encoded_items(tensor, manifest.input))
+        return inputs.windows(tensor, manifest.input, finite=finite)
+    if len(binary):
+        raise InvalidRequest("there is binary data, but inputs is not a tensor with binary_data_size")
+    if is_encoded(value, manifest.input):
+        return read(items_of(value, manifest.input))
+    return inputs.checked(inputs.nested(value), manifest.input, finite=finite)
+
+
+def digest_of(body: bytes) -> str:
+    """Return the sha256 of a body, to tell a repeated call from another with the same Idempotency-Key."""
+    return hashlib.sha256(body).hexdigest()

@@ -1,0 +1,238 @@
+"""What leaves the service and comes back: a head as ONNX or safetensors, a user as one file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+import safetensors
+import safetensors.numpy
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from models.heads.calibration import shared_head
+from models.heads.head import Head
+from service.errors import Conflict, HeadwayError, Unavailable, UnknownUser, UnknownVersion, Unprocessable
+from service.loaded import LoadedModel
+from service.personal import transfer, userfile
+from service.personal.export import onnx_model, weights_file
+from service.personal.imports import (
+    as_version,
+    check_space,
+    head_of,
+    metadata_of,
+    own_labels_in,
+    read_head,
+    statistics_of,
+)
+from service.personal.records import NewVersion, StoreError, head_from_bytes, head_to_bytes
+from service.personal.userfile import UserFile
+from service.protocol.body import json_response, read_body
+from service.state import ModelName, Services, ServicesOf, UserId, known_user, note, services
+
+router = APIRouter(tags=["users"])
+
+USER = "/v2/models/{model}/users/{user}"
+LARGEST_VERSION = 2**62
+
+
+def _file_body(media_type: str) -> dict[str, Any]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+SAFETENSORS_BODY, ZIP_BODY = _file_body("application/octet-stream"), _file_body("application/zip")
+
+Number = Annotated[int, Field(ge=1, le=LARGEST_VERSION)]
+VersionNumber = Annotated[Number, Path(description="number of a version")]
+VersionOrShared = Annotated[Number | Literal["shared"], Path(description="number of a version, or shared")]
+
+
+async def _model(
+    request: Request,
+    model: ModelName,
+    model_version: Annotated[str | None, Query(description="version of the model; by default the newest")] = None,
+) -> AsyncIterator[LoadedModel]:
+    """Find the version of a model that is meant, and hold it until the request ends."""
+    with services(request).models.get(model, model_version).used() as found:
+        yield note(request, found)
+
+
+ModelOf = Annotated[LoadedModel, Depends(_model)]
+
+
+@router.get(f"{USER}/versions/{{number}}/onnx", summary="A standalone ONNX model: raw input to probabilities")
+async def onnx(own: ServicesOf, model: ModelOf, user: UserId, number: VersionOrShared) -> Response:
+    """Return the backbone with one head behind it: outputs `features`, `logits`, `probabilities`, `label` (an index).
+
+    Labels, digests and licence are in the model's properties. `shared` is the head of those who have none.
+    """
+    user = known_user(user)
+    if number == "shared":
+        head, digest = _shared(model)
+    else:
+        head, digest = await _head(own, model, user, number)
+    version = 0 if number == "shared" else number
+    content = await asyncio.to_thread(onnx_model, model.bundle, head, version, digest)
+    name = f"{model.name}-{model.version}-head-{number}.onnx"
+    return _file(content, name, digest)
+
+
+@router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
+async def weights(
+    own: ServicesOf,
+    model: ModelOf,
+    user: UserId,
+    number: VersionNumber,
+    statistics: Annotated[bool, Query(description="add the version's statistics, where they are kept")] = False,
+) -> Response:
+    """Return `weight (K, d)` and `bias (K,)`, with feature space and labels in the metadata; the digest is the ETag."""
+    user = known_user(user)
+    head, digest = await _head(own, model, user, number)
+    data = None
+    if statistics:
+        async with _reading():
+            data = await transfer.statistics_of(own.store, model.scope, user, number)
+    name = f"{model.name}-{model.version}-head-{number}.safetensors"
+    return _file(weights_file(model, head, number, digest, data), name, digest)
+
+
+@router.post(f"{USER}/versions", summary="Import a head", status_code=201, openapi_extra=SAFETENSORS_BODY)
+async def import_version(
+    request: Request,
+    own: ServicesOf,
+    model: ModelOf,
+    user: UserId,
+    activate: Annotated[
+        Literal["if_better", "always", "never"],
+        Query(description="if_better: where statistics came along and speak for it"),
+    ] = "if_better",
+    if_match: Annotated[str | None, Header(description="digest that the head must have")] = None,
+) -> Response:
+    """Take safetensors as `weights` gives them; 409 for another feature space or other labels, 422 for damage."""
+    user = known_user(user)
+    _accepting(own)
+    body = await read_body(request)
+    digest = None if if_match is None else if_match.strip().strip('"')
+    imported = await asyncio.to_thread(read_head, body, model.bundle.manifest, model.prior, digest)
+    async with own.calibrator.exclusively(model, user):
+        new = as_version(model, user, imported, activate)
+        # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
+        number, active = await asyncio.shield(_commit(own, model, user, new))
+    return json_response({**new.report, "version": number, "active_version": active or "shared"}, 201)
+
+
+async def _commit(own: Services, model: LoadedModel, user: str, new: NewVersion) -> tuple[int, int]:
+    number = await own.store.commit(model.scope, user, new)
+    if new.active:
+        own.resolver.point(model.scope, user, number)
+        return number, number
+    found = await own.store.user(model.scope, user)
+    return number, found.active if found else 0
+
+
+@router.get(f"{USER}/export", summary="All of a user as one file")
+async def export_user(own: ServicesOf, model: ModelOf, user: UserId) -> Response:
+    """Return a zip: every version's head, statistics and report, the pointers. The same user gives the same bytes."""
+    user, manifest = known_user(user), model.bundle.manifest
+    async with _reading():
+        file = await transfer.take_out(
+            own.store,
+            model.scope,
+            user,
+            model_version=model.version,
+            feature_space=manifest.feature_space,
+            labels=manifest.labels,
+        )
+    if file is None:
+        raise UnknownUser(f"user {user!r} is not known to model {model.name!r} version {model.version}")
+    content = await asyncio.to_thread(userfile.write, file)
+    return _file(content, f"{model.name}-user.zip", userfile.digest(content))
+
+
+@router.post(f"{USER}/import", summary="Restore a user from such a file", status_code=201, openapi_extra=ZIP_BODY)
+async def import_user(
+    request: Request,
+    own: ServicesOf,
+    model: ModelOf,
+    user: UserId,
+    replace: Annotated[bool, Query(description="replace all that is known of the user; else that is a 409")] = False,
+) -> Response:
+    """Restore versions, statistics and pointers, all or nothing; 409 for another feature space, 422 for damage."""
+    user = known_user(user)
+    _accepting(own)
+    body = await read_body(request)
+    file = await asyncio.to_thread(_checked, body, model)
+    async with own.calibrator.exclusively(model, user):
+        try:
+            await asyncio.shield(_restore(own, model, user, file, replace))
+        except transfer.UserExists as e:
+            raise Conflict(
+                f"user {user!r} is known to model {model.name!r}: erase them first, or import with replace=true"
+            ) from e
+    index = file.index
+    answer = {
+        "user": user,
+        "versions": len(index.versions),
+        "statistics": sum(v.statistics is not None for v in index.versions),
+        "active": index.active or "shared",
+        "feature_space": index.feature_space,
+    }
+    return json_response(answer, 201)
+
+
+async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile, replace: bool) -> None:
+    await transfer.bring_in(own.store, model.scope, user, file, replace=replace)
+    for loaded in own.models.loaded():
+        if loaded.scope == model.scope:
+            own.resolver.forget(user, loaded)
+
+
+def _checked(body: bytes, model: LoadedModel) -> UserFile:
+    """Read a user's file, and see that each of its heads and statistics fits the model."""
+    file = userfile.read(body)
+    manifest, prior = model.bundle.manifest, model.prior
+    check_space({"feature_space": file.index.feature_space, "labels": list(file.index.labels)}, manifest)
+    for number, content in file.contents.items():
+        try:
+            head_of(safetensors.numpy.load(content.head), manifest, own_labels_in(metadata_of(content.head)))
+            if content.statistics is not None:
+                statistics_of(content.statistics, prior)
+        except (HeadwayError, safetensors.SafetensorError) as e:
+            raise Unprocessable(f"version {number}: {e}") from e
+    return file
+
+
+async def _head(own: Services, model: LoadedModel, user: str, number: int) -> tuple[Head, str]:
+    async with _reading():
+        blob = await own.store.weights(model.scope, user, number)
+        if blob is None:
+            raise UnknownVersion(f"user {user!r} has no version {number} for model {model.name!r}")
+        return head_from_bytes(*blob), blob[1]
+
+
+@asynccontextmanager
+async def _reading() -> AsyncIterator[None]:
+    """Turn a store that does not answer into a 503."""
+    try:
+        yield
+    except StoreError as e:
+        raise Unavailable(str(e), retry_after=2) from e
+
+
+def _accepting(own: Services) -> None:
+    if own.draining:
+        raise Unavailable("the service is draining", retry_after=1)
+
+
+def _shared(model: LoadedModel) -> tuple[Head, str]:
+    head = shared_head(model.bundle.prior)
+    return head, userfile.digest(head_to_bytes(head))
+
+
+def _file(content: bytes, name: str, digest: str) -> Response:
+    headers = {"ETag": f'"{digest}"', "Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, headers=headers, media_type="application/octet-stream")
