@@ -12,6 +12,7 @@ from models.data.collections import load_collection
 from models.data.media import reader_of
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from service.app import create_app
+from service.commands.process import running_service
 from service.config import Settings
 from tests import tiny_media, torchvision_ops
 from tests.conftest import running
@@ -255,3 +256,48 @@ async def test_a_damaged_tokenizer_makes_a_model_not_ready(models, tmp_path):
         (row,) = (await client.get("/v2/models")).json()["models"]
         assert not row["ready"]
         assert "tokenizer.json has been altered" in row["reason"]
+
+
+def test_front_ends_read_media_too(models, tmp_path):
+    """Two processes: the one that answers reads the file, and calibrations are read by the primary."""
+    with (
+        running_service(models, tmp_path, "--frontends", "2") as service,
+        httpx.Client(base_url=service.url, timeout=30) as client,
+    ):
+        (file,) = pictures(["red"])
+        for _ in range(4):
+            answer = client.post(
+                "/v2/models/colours/predict", content=file, headers={"content-type": "image/png", "connection": "close"}
+            )
+            assert answer.json()["predictions"][0]["label"] == "red"
+        mine = {"a": "blue", "b": "green", "c": "red"}
+        body = {"inputs": base64_of(pictures(mine.values())), "labels": list(mine)}
+        report = client.post("/v2/models/slots/users/ana/calibrations", json=body).json()
+        assert report["outcome"] == "promoted"
+        answer = client.post("/v2/models/slots/predict?user_id=ana", json={"inputs": base64_of([file])}).json()
+        assert (answer["head"], answer["predictions"][0]["label"]) == ("personal", "c")
+
+
+async def test_samples_and_evaluations_take_texts(client, rng):
+    texts = [tiny_media.sentence(label, rng) for label in tiny_media.WORDS for _ in range(4)]
+    labels = [label for label in tiny_media.WORDS for _ in range(4)]
+    user = "/v2/models/words/users/ana"
+    answer = await client.post(f"{user}/samples", json={"inputs": texts, "labels": labels})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["accepted"] == 8, answer.json()
+    answer = await client.post(f"{user}/evaluations", json={"inputs": texts, "labels": labels, "versions": ["shared"]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["versions"][0]["accuracy"] > 0.9
+
+
+async def test_texts_of_different_lengths_are_kept_as_far_as_they_can_be(client):
+    """Inputs of one shape are kept; of several calls with longer and shorter texts, the features are."""
+    user = "/v2/models/words/users/kim"
+    assert (await client.put(user, json={"retention": "inputs"})).status_code < 300
+    for text in ("the soup", "the wave and the boat and the harbour and the fish and a sail in the sea"):
+        body = {"inputs": [text, "the boat"], "labels": ["food", "sea"]}
+        answer = await client.post(f"{user}/samples", json=body)
+        assert answer.status_code == 201, answer.text
+    answer = await client.post(f"{user}/calibrations", json={"activate": "always"})
+    assert answer.status_code == 201, answer.text
+    assert await predicted(client, "words", b"the soup a bread", "text/plain", user_id="kim") == "food"
