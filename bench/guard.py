@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from bench import damage
+from bench import damage, guard_tables
 from bench.guard_people import Person, left_out, tested
 from models.heads.calibration import Calibration, calibrate, shared_head
 from models.heads.head import Head
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
+DRAWS, SHOWN = 6, 3
+"""Sets of labels drawn for each person and round, and how many labels are shown."""
 TURNS = (1, 2, 3, 4, -1, -2, -3)
 
 
@@ -81,6 +85,7 @@ class Bench:
     def __init__(self, classes: int, labels: tuple[str, ...], block: int) -> None:
         self.classes, self.labels, self.block = classes, labels, block
         self.rows: dict[tuple[str, str], Row] = {}
+        self.parts: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
 
     def add(
         self,
@@ -117,11 +122,16 @@ class Bench:
     def run(self, person: Person, others: list[Person], seed: int) -> None:
         """Run all conditions of one person."""
         rng = np.random.default_rng([seed, *person.name.encode()])
+        if seed and not person.rotating:  # only what is random differs from the first round
+            self._labels(person, "all cycles", seed, rng)
+            return
         other = others[int(rng.integers(len(others)))]
         for name in person.calibrations(seed):
             self._labels(person, name, seed, rng)
             self._swaps(person, name, seed, rng)
             self._signals(person, name, seed)
+            if "cycle" in name:
+                self._some_labels(person, name, seed, rng)
             z, w = other.shown(name, seed, under=person)
             result = calibrate(person.prior, z, w.y, w.repetition, overlap=person.overlap, x=w.x)
             self.add("another's data", name, person, seed, result)
@@ -152,6 +162,48 @@ class Bench:
             group = "turned by " + ("1 electrode" if title in ("turned +1", "turned -1") else "2 to 4 electrodes")
             condition = group if title.startswith("turned") else title
             self.add(condition, name, person, seed, result, sign=sign, damaged=title)
+
+    def _some_labels(self, person: Person, name: str, seed: int, rng: np.random.Generator) -> None:
+        """Calibrations that show some of the labels; by person, the gain on those shown and on the others."""
+        z, w = person.shown(name, seed)
+        shared = shared_head(person.prior)
+        for _ in range(DRAWS):
+            labels = rng.permutation(self.classes)
+            shown, others = labels[:SHOWN], labels[SHOWN:]
+            keep = np.isin(w.y, shown)
+            result = calibrate(
+                person.prior, z[keep], w.y[keep], w.repetition[keep], overlap=person.overlap, x=w.x[keep]
+            )
+            heads = {"served": result.head or shared, "unguarded": result.candidate}
+            for title, head in heads.items():
+                gains = [
+                    person.accuracy(head, seed, labels=some) - person.accuracy(shared, seed, labels=some)
+                    for some in (shown, others)
+                ]
+                self.parts.setdefault((name, title), {}).setdefault(person.name, []).append(gains)
+
+    def some_labels(self) -> list[dict[str, object]]:
+        """Return the figures of calibrations that showed some of the labels."""
+        rows: list[dict[str, object]] = []
+        for (name, title), by_person in self.parts.items():
+            each = np.array([np.mean(gains, 0) for gains in by_person.values()]) * 100
+            runs = np.concatenate([np.array(gains) for gains in by_person.values()]) * 100
+            rows.append(
+                {
+                    "calibration": name,
+                    "head": title,
+                    "people": len(each),
+                    "gain_shown": float(each[:, 0].mean()),
+                    "gain_others": float(each[:, 1].mean()),
+                    "worst_others": float(each[:, 1].min()),
+                    "below_shown": int((each[:, 0] < 0).sum()),
+                    "below_others": int((each[:, 1] < 0).sum()),
+                    "calibrations": len(runs),
+                    "calibrations_below_others": int((runs[:, 1] < 0).sum()),
+                    "calibrations_below_others_by_a_point": int((runs[:, 1] < -1).sum()),
+                }
+            )
+        return rows
 
     def _update(self, person: Person, other: Person, seed: int, rng: np.random.Generator) -> None:
         z, w = person.shown("1 cycle", seed)
@@ -187,28 +239,12 @@ def signals(person: Person) -> dict[str, str]:
     }
 
 
-def markdown(rows: list[dict[str, object]], people: int, note: str) -> str:
-    """Return the table."""
-    lines = [note, ""]
-    lines.append(
-        "| calibration | condition | below generic, unguarded → guarded (most in a round) | good heads refused "
-        "| gain, unguarded → guarded (points) | warned | rightly named |"
-    )
-    lines.append("|--|--|--|--|--|--|--|")
-    lines += [
-        f"| {r['calibration']} | {r['condition']} | {r['below_generic_unguarded']:.1f} → {r['below_generic']:.1f} "
-        f"({r['below_generic_most']}) of {people} | {r['good_refused']:.1f} | {r['gain_unguarded']:+.2f} → "
-        f"{r['gain']:+.2f} | {r['warned']:.0%} | {r['named']:.0%} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def progress(people: list[Person], bench: Bench, seeds: int) -> Iterator[str]:
+def progress(people: list[Person], others: list[Person], bench: Bench, seeds: int) -> Iterator[str]:
     """Run everything, and yield each person's name when done."""
     for person in people:
         for seed in range(seeds):
-            bench.run(person, [p for p in people if p is not person], seed)
+            bench.run(person, [p for p in others if p is not person], seed)
+        person.forget()
         yield person.name
 
 
@@ -219,27 +255,41 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="finished run with its checkpoints: its own people, each left out")
     parser.add_argument("--model", type=Path, help="bundle: the evaluation people; counts as a run on them")
     parser.add_argument("--seeds", type=int, default=2, help="rounds")
-    parser.add_argument("--only", default="", help="people whose name contains this")
+    parser.add_argument("--only", default="", help="people whose names these are, with commas between")
+    parser.add_argument("--log", type=Path, help="append a line: looks at the evaluation people are counted")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     chosen = parser.parse_args()
     if (chosen.run is None) == (chosen.model is None):
         parser.error("one of --run and --model is needed")
     found = left_out(chosen.run, chosen.data) if chosen.run else tested(chosen.model, chosen.data)
-    people = [p for p in found if chosen.only in p.name]
+    people = [p for p in found if not chosen.only or p.name in chosen.only.split(",")]
     first = people[0]
     bench = Bench(first.prior.classes, first.prior.labels, first.block(damage.BLOCK_SECONDS))
-    for name in progress(people, bench, chosen.seeds):
-        print(name, flush=True)
-    rows = [row.summary() for row in bench.rows.values()]
     kind = "people of the population, each left out" if chosen.run else "evaluation people, the shipped bundle"
-    text = markdown(rows, len(people), f"{len(people)} {kind}; {chosen.seeds} rounds.")
+    for done, name in enumerate(progress(people, found, bench, chosen.seeds), 1):
+        print(name, flush=True)
+        rows, parts = [row.summary() for row in bench.rows.values()], bench.some_labels()
+        text = guard_tables.of_conditions(rows, done, f"{done} {kind}; {chosen.seeds} rounds.")
+        text += guard_tables.of_parts(parts, SHOWN, DRAWS)
+        # After each person: a long run that is stopped has said something.
+        if chosen.json:
+            outcomes = {f"{r.calibration}, {r.condition}": [asdict(o) for o in r.outcomes] for r in bench.rows.values()}
+            chosen.json.write_text(json.dumps({"rows": rows, "some_labels": parts, "outcomes": outcomes}) + "\n")
+        if chosen.markdown:
+            chosen.markdown.write_text(text)
     print(text)
-    if chosen.json:
-        outcomes = {f"{r.calibration}, {r.condition}": [asdict(o) for o in r.outcomes] for r in bench.rows.values()}
-        chosen.json.write_text(json.dumps({"rows": rows, "outcomes": outcomes}, indent=None) + "\n")
-    if chosen.markdown:
-        chosen.markdown.write_text(text)
+    if chosen.log:
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        line = {
+            "at": at,
+            "protocol": "guard",
+            "people": len(people),
+            "command": " ".join(sys.argv[1:]),
+            "rows": len(rows),
+        }
+        with chosen.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

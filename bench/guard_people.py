@@ -8,12 +8,13 @@ from pathlib import Path
 from zlib import crc32
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bench import damage
+from exporters import bundle as bundles
 from models.data.recordings import Recordings, load_folder
 from models.data.windows import Windows, WindowSpec, windows
-from models.evaluation.personaliser import LocalPersonaliser
 from models.heads.head import Head
 from models.heads.prior import Prior
 from models.training.run import load_run
@@ -63,6 +64,10 @@ class Person:
             self._made[title] = self.features(self.x(title)).astype(np.float32)
         return self._made[title]
 
+    def forget(self) -> None:
+        """Drop the features that were made, which are many."""
+        self._made.clear()
+
     def calibrations(self, seed: int) -> tuple[str, ...]:
         """Names of the calibrations; few windows are the same in every round, but for those that rotate."""
         return ("all cycles", "1 cycle", "5 windows", "1 window") if seed == 0 or self.rotating else ("all cycles",)
@@ -93,13 +98,15 @@ class Person:
         w = Windows(x, w.y, w.repetition, w.session, w.recording, w.start)
         return (self.z(title)[mask] if under is None else under.features(x)), w
 
-    def accuracy(self, head: Head, seed: int, title: str = "clean") -> float:
-        """Accuracy on the test windows; with several sessions, the mean over them."""
+    def accuracy(self, head: Head, seed: int, title: str = "clean", labels: NDArray[np.integer] | None = None) -> float:
+        """Accuracy on the test windows, or those of some labels; with several sessions, the mean over them."""
         w = self.windows
         if self.rotating:
             tests = [~np.isin(w.repetition, self._cycles(seed))]
         else:
             tests = [w.session == s for s in np.unique(w.session) if s]
+        if labels is not None:
+            tests = [t & np.isin(w.y, labels) for t in tests]
         z = self.z(title)
         return float(np.mean([(head.logits(z[t]).argmax(1) == w.y[t]).mean() for t in tests]))
 
@@ -119,18 +126,20 @@ def left_out(run_folder: Path, data: Path) -> list[Person]:
 
 def tested(model: Path, data: Path) -> list[Person]:
     """The evaluation people of the publication, under a bundle that never saw them."""
-    bundle = LocalPersonaliser(model)
+    bundle = bundles.load(bundles.resolve(model))
     given = bundle.manifest.input
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(bundle.backbone, options, providers=["CPUExecutionProvider"])
     spec = WindowSpec(given.window_shape[1], given.stride)
 
     def person(rec: Recordings) -> Person:
         def features(x: NDArray[np.float32]) -> NDArray[np.float32]:
-            bundle.forget_features()
-            return bundle.features(x)
+            return np.concatenate([session.run(None, {"input": x[at : at + 64]})[0] for at in range(0, len(x), 64)])
 
         names = [bundle.manifest.labels.index(n) for n in rec.label_names]
         w = windows(rec, spec)
         w = Windows(w.x, np.asarray(names)[w.y], w.repetition, w.session, w.recording, w.start)
-        return Person(rec.stem, bundle.bundle.prior, features, w, given.sample_rate, spec.stride, False)
+        return Person(rec.stem, bundle.prior, features, w, given.sample_rate, spec.stride, False)
 
     return [person(r) for r in load_folder(data, "eval_*") if r.in_paper]

@@ -63,9 +63,9 @@ class LoadError(RuntimeError):
 
 
 def wrk(
-    url: str, body: Body, *, connections: int, seconds: float, users: int, seed: int = 0, zipf: bool = False
+    url: str, body: Body, *, connections: int, seconds: float, users: int, seed: int = 0, draw: str = "uniform"
 ) -> Load:
-    """Send one body after another on each of `connections` for a while; users are drawn uniformly, or by Zipf's law.
+    """Send one body after another on each of `connections` for a while, of users drawn `uniform` or by `zipf`.
 
     `refused` counts answers with a status over 399, `failed` time-outs and broken connections; neither is in `rate`.
 
@@ -79,7 +79,7 @@ def wrk(
         body.store(Path(folder))
         command = [program, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "10s"]
         command += ["--latency", "-s", str(SCRIPT), url, "--", folder, str(users), body.shape, str(seed)]
-        command += [str(body.repeat), "zipf"] if zipf else [str(body.repeat)]
+        command += [str(body.repeat), draw]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     line = next((part for part in done.stdout.splitlines() if part.startswith("RESULT ")), None)
     if line is None:

@@ -34,6 +34,7 @@ from models.heads.prior import HyperParameters, Prior
 MANIFEST_VERSION = "1.0"
 MANIFEST, BACKBONE, PRIOR, CARD = "manifest.json", "backbone.onnx", "prior.safetensors", "MODEL_CARD.md"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+MOST_USER_LABELS = 256
 RESERVED_NAMES = frozenset({"stats"})
 
 
@@ -74,7 +75,9 @@ class Manifest(BaseModel):
     task: Literal["classification"] = "classification"
     labels: tuple[str, ...] = Field(min_length=2)
     label_set: Literal["closed", "open"] = "closed"
-    user_labels: int = Field(0, ge=0, le=256, description="labels of their own that a user may add; 0: a closed set")
+    user_labels: int = Field(
+        0, ge=0, le=MOST_USER_LABELS, description="labels of their own that a user may add; 0: a closed set"
+    )
     input: InputSpec
     preprocessing: str = Field(description="what the graph does to the raw input")
     feature_dim: int = Field(ge=1, le=8192)

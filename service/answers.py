@@ -20,10 +20,11 @@ from service.protocol.parameters import Parameters
 from service.protocol.tensors import Tensor
 
 DEFAULT_OUTPUTS = (oip.RequestedOutput("probabilities", False), oip.RequestedOutput("label", False))
-PER_ROW_OUTPUTS = (oip.RequestedOutput("head", False), oip.RequestedOutput("head_version", False))
+PER_ROW_OUTPUTS = tuple(oip.RequestedOutput(name, False) for name in ("head", "head_version", "model_version"))
 DECIDED_OUTPUTS = {"rejected": "threshold", "set": "coverage"}
 """Outputs that need a parameter, by name; they are usual ones where it is given."""
-OUTPUTS = ("features", "logits", "probabilities", "label", "labels", "head", "head_version", *DECIDED_OUTPUTS)
+PER_ROW = tuple(o.name for o in PER_ROW_OUTPUTS)
+OUTPUTS = ("features", "logits", "probabilities", "label", "labels", *PER_ROW, *DECIDED_OUTPUTS)
 NUMERIC_OUTPUTS = frozenset(OUTPUTS[:3])
 """Outputs whose bytes are as many for every answer with so many rows."""
 ANSWERS_KEPT = 256
@@ -111,11 +112,19 @@ def _decided(
 ) -> tuple[Headers, bytes]:
     """Answer `infer` with rows rejected, sets of labels, or a prediction that can be corrected."""
     answer = _begun(request_id, per_row, model, heads)
-    decided = (
-        decide(asked, model, result, heads, _columns(model, heads))
-        if result.scores is not None
-        else Decided(None, None, None)
-    )
+    made, said = tensors(outputs, asked, model, result, heads)
+    if said:
+        answer["parameters"] = {**answer.get("parameters", {}), **said}
+    return encoded(answer, made)
+
+
+def tensors(
+    outputs: Sequence[oip.RequestedOutput], asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads
+) -> tuple[list[tuple[Tensor, bool]], dict[str, Any]]:
+    """Make the outputs of `infer`, each with whether it is binary, and what is said of all rows together."""
+    decided = Decided(None, None, None)
+    if asked is not None and result.scores is not None:
+        decided = decide(asked, model, result, heads, _columns(model, heads))
     made = []
     for name, binary, top in outputs:
         if name in DECIDED_OUTPUTS:
@@ -127,13 +136,22 @@ def _decided(
         if name == "label" and decided.rejected is not None:
             tensor = Tensor(name, "BYTES", np.where(decided.rejected, b"", tensor.data).astype(object))
         made.append((classification.top(tensor, _named(model, heads), top) if top else tensor, binary))
-    said = _said(decided, result)
-    if said:
-        answer["parameters"] = {**answer.get("parameters", {}), **said}
+    return made, _said(decided, result)
+
+
+def encoded(answer: dict[str, Any], made: Sequence[tuple[Tensor, bool]]) -> tuple[Headers, bytes]:
+    """Encode an answer and its outputs."""
     body, length = oip.encode(answer, made)
     if length is None:
         return [(b"content-type", JSON)], body
     return _binary(body[:length], [body[length:]])
+
+
+def timing(results: Sequence[Result], total: float) -> tuple[bytes, bytes]:
+    """Return the header that says what an answer's rows took, of those in several versions the longest; in seconds."""
+    longest = [1e3 * max(each) for each in zip(*((r.queue, r.inference, r.heads) for r in results), strict=True)]
+    text = b"queue;dur=%.3f, infer;dur=%.3f, head;dur=%.3f, total;dur=%.3f"
+    return b"server-timing", text % (*longest, total * 1e3)
 
 
 def _said(decided: Decided, result: Result) -> dict[str, Any]:
@@ -204,6 +222,8 @@ def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tens
         return Tensor(name, "BYTES", _names(model, heads, columns))
     if name == "head":
         return Tensor(name, "BYTES", np.array([h.kind.encode() for h in heads], object))
+    if name == "model_version":
+        return Tensor(name, "INT64", np.full(len(heads), model.version, np.int64))
     return Tensor(name, "INT64", np.array([h.version for h in heads], np.int64))
 
 

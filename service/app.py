@@ -21,6 +21,7 @@ from service.personal.records import StoreError
 from service.personal.store import Store
 from service.registry import Registry
 from service.routes import (
+    adaptations,
     calibrations,
     evaluations,
     feedback,
@@ -89,7 +90,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if keys is not None else [],
     )
     app.state.services, app.state.settings = own, settings
-    of_users = (calibrations, samples, feedback, evaluations, users, versions, portable, operations)
+    of_users = (calibrations, adaptations, samples, feedback, evaluations, users, versions, portable, operations)
     for part in (health, infer, *of_users, repository, metadata):
         app.include_router(part.router)
     if metrics_route:

@@ -15,6 +15,7 @@ from service.engine.jobs import Job, Result
 from service.loaded import LoadedModel
 from service.personal.resolved import ResolvedHead
 from service.protocol.media import Items
+from service.protocol.oip import RequestedOutput
 from service.protocol.parameters import Parameters
 from service.protocol.tensors import Tensor
 
@@ -40,6 +41,8 @@ class Call:
         loaded, decoded, x, users, heads: what is known of it so far: the version, what the body asks for, the rows, and
             each row's user and head (None, and none, where no heads are wanted).
         moves: times that its rows came back because a head had moved.
+        parts: calls that its rows were dealt to, where several versions answer them.
+        is_part: whether it is one of those: only the whole is counted.
     """
 
     endpoint: str
@@ -60,6 +63,8 @@ class Call:
     users: Sequence[str | None] | None = None
     heads: Sequence[ResolvedHead] = ()
     moves: int = 0
+    parts: Sequence[Call] = ()
+    is_part: bool = False
 
     def header(self, name: bytes) -> str | None:
         """Return a header's value."""
@@ -78,6 +83,7 @@ class Decoded:
         encode: makes the answer.
         tensor: the one input of an OIP request, where no tensor says whose its rows are.
         media: encoded images, texts or sounds, which the model that answers reads into rows; `windows` is then unused.
+        per_row: the outputs and id of an OIP request whose rows name their users.
     """
 
     asked: Parameters
@@ -86,3 +92,12 @@ class Decoded:
     encode: Encode
     tensor: Tensor | None = None
     media: Items | None = None
+    per_row: PerRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PerRow:
+    """A request whose rows may be of many users, and may so be answered by several versions."""
+
+    request_id: str
+    outputs: tuple[RequestedOutput, ...]

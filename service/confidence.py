@@ -48,6 +48,9 @@ def decide(
     slots = np.array([h.slot for h in heads], np.int64)
     floors, own = _floors(model, slots, level_of(asked.coverage))
     sets = probabilities >= floors[:, None]
+    if columns > len(model.label_bytes):  # of rows of several users some have labels that others do not
+        known = len(model.label_bytes) + np.array([len(h.own) for h in heads])
+        sets &= np.arange(columns) < known[:, None]
     sets[np.arange(len(sets)), probabilities.argmax(1)] = True
     calibrated_on = "held_out" if own.all() else "mixed" if own.any() else "population"
     return Decided(rejected, sets, calibrated_on)

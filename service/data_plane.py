@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service import answers, mixed
 from service.answered import Answered
 from service.answers import JSON, Headers
 from service.call import Call, Decoded
@@ -24,7 +25,7 @@ from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.records import StoreError
-from service.personal.resolved import ResolvedHead
+from service.personal.resolved import Heads
 from service.protocol import compression
 
 log = logging.getLogger("headway")
@@ -34,29 +35,6 @@ DECODED_HERE = 256 * 1024
 """Bodies up to so many bytes are decoded on the event loop; larger ones, unless binary, on a thread."""
 MOST_MOVES = 3
 """Times that a request looks its heads up anew because one moved while its rows waited."""
-
-
-class Heads(Protocol):
-    """Finds the heads of requests, and holds those that wait for their rows."""
-
-    def resident(
-        self, model: LoadedModel, users: Sequence[str | None], version: int | None, fallback: str
-    ) -> list[ResolvedHead] | None:
-        """Hold the heads of `users` if all are known here, without waiting; else None, and `fetched` finds them."""
-
-    def release(self, model: LoadedModel, heads: Sequence[ResolvedHead]) -> None:
-        """Let go of what `resident` or `fetched` held."""
-
-    def preferred(self, candidates: Sequence[LoadedModel], user: str) -> LoadedModel | None:
-        """Which of several versions a user has a head in, newest first; None if that is not known here."""
-
-    async def has_head(self, model: LoadedModel, user: str) -> bool:
-        """Whether a personal head is active for a user in a model's feature space."""
-
-    async def fetched(
-        self, model: LoadedModel, users: Sequence[str | None], version: int | None, fallback: str
-    ) -> list[ResolvedHead]:
-        """Hold the heads of `users` (None: the shared one), waiting for what is not known here."""
 
 
 class DataPlane:
@@ -106,6 +84,8 @@ class DataPlane:
             call.task.cancel()
         if call.job is not None:
             call.job.cancel()
+        for part in call.parts:
+            self.cancel(part)
         self._release(call)
 
     def fail(self, call: Call, error: Exception) -> None:
@@ -136,17 +116,41 @@ class DataPlane:
             if model is None:
                 self._later(call, self._find_version(call, candidates, user), *candidates)
                 return
+        elif call.decoded.per_row is not None and len(alike := mixed.alternatives(candidates)) > 1:
+            self._later(call, self._deal(call, call.decoded, alike), *alike)
+            return
         assert model is not None
         self._find_heads(call, call.decoded, model)
 
+    async def _deal(self, call: Call, decoded: Decoded, candidates: list[LoadedModel]) -> None:
+        """Give each row to the version that its user would get alone."""
+        assert decoded.users is not None
+        if decoded.media is not None:
+            x = await asyncio.to_thread(candidates[0].media.rows, decoded.media)
+        else:
+            x = decoded.windows(candidates[0].bundle.manifest.input)
+        users = decoded.users(len(x))
+        groups = await mixed.dealt(self._heads, candidates, users)
+        if len(groups) == 1:
+            self._find_heads(call, decoded, next(iter(groups)))
+            return
+        call.parts = mixed.Mixed(call, decoded, candidates[0], partial(self._joined, call)).deal(x, users, groups)
+        for part, model in zip(call.parts, groups, strict=True):
+            try:
+                assert part.decoded is not None
+                self._find_heads(part, part.decoded, model)
+            except Exception as e:
+                self.fail(part, e)
+
+    def _joined(self, call: Call, status: int, headers: Headers, body: bytes, results: Sequence[Result]) -> None:
+        call.parts = ()  # no cycle is left
+        if results:
+            headers.append(answers.timing(results, time.monotonic() - call.begin))
+        self._send(call, status, headers, body)
+
     async def _find_version(self, call: Call, candidates: list[LoadedModel], user: str) -> None:
         assert call.decoded is not None
-        chosen = candidates[0]
-        for model in candidates:
-            if await self._heads.has_head(model, user):
-                chosen = model
-                break
-        self._find_heads(call, call.decoded, chosen)
+        self._find_heads(call, call.decoded, await mixed.version_of(self._heads, candidates, user))
 
     def _find_heads(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         call.loaded = model
@@ -238,15 +242,13 @@ class DataPlane:
             return
         self._release(call)
         total = time.monotonic() - call.begin
-        timing = b"queue;dur=%.3f, infer;dur=%.3f, head;dur=%.3f, total;dur=%.3f" % (
-            outcome.queue * 1e3,
-            outcome.inference * 1e3,
-            outcome.heads * 1e3,
-            total * 1e3,
-        )
-        headers.append((b"server-timing", timing))
+        headers.append(answers.timing((outcome,), total))
         self.metrics.answered(model, outcome, heads)
         model.statistics.answered(outcome, total)
+        self._send(call, 200, headers, body)
+
+    def _send(self, call: Call, status: int, headers: Headers, body: bytes) -> None:
+        """Answer, compressed where that is asked for and worth it."""
         if len(body) > compression.WORTH_IT:
             headers.append((b"vary", b"Accept-Encoding"))
             coding = compression.wanted(call.header(b"accept-encoding"))
@@ -254,7 +256,7 @@ class DataPlane:
                 headers.append((b"content-encoding", coding.encode()))
                 self._later(call, self._compress(call, headers, body, coding))
                 return
-        self._reply(call, 200, headers, body)
+        self._reply(call, status, headers, body)
 
     def _again(self, call: Call, decoded: Decoded, model: LoadedModel, moved: HeadMoved) -> None:
         """Look the heads up anew, for one moved; not for ever."""
@@ -271,6 +273,11 @@ class DataPlane:
         self._reply(call, 200, headers, await asyncio.to_thread(compression.compress, body, coding))
 
     def _reply(self, call: Call, status: int, headers: Headers, body: bytes) -> None:
+        if call.is_part:
+            if not call.over:
+                call.over = True
+                call.reply(status, headers, body)
+            return
         self.metrics.request(call.loaded, call.endpoint, status, time.monotonic() - call.begin)
         headers.append((b"x-request-id", call.request_id.encode("latin-1")))
         if access.isEnabledFor(logging.DEBUG):

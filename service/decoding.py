@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
 from service import answers
-from service.call import Call, Decoded, Encode
+from service.call import Call, Decoded, Encode, PerRow
 from service.errors import InvalidRequest
 from service.protocol import compression, inputs, oip, parameters
 from service.protocol.parameters import Parameters
@@ -122,10 +122,12 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
         users = _same_user(asked.user_id)
     decides = asked if asked.decides else None
     encode = partial(answers.inference, message.id, outputs, per_row, decides)
+    named = PerRow(message.id, outputs) if per_row and users is not None else None
     if spec.media is not None and tensor.datatype == "BYTES":
-        return Decoded(asked, _unread, users, encode, media=inputs.encoded_items(tensor, spec))
+        media = inputs.encoded_items(tensor, spec)
+        return Decoded(asked, _unread, users, encode, media=media, per_row=named)
     windows = partial(inputs.windows, tensor)
-    return Decoded(asked, windows, users, encode, None if per_row else tensor)
+    return Decoded(asked, windows, users, encode, None if per_row else tensor, per_row=named)
 
 
 def _same_user(user: str | None) -> Callable[[int], Sequence[str | None]]:

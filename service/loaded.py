@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.bundle import Bundle, Manifest
+from exporters.bundle import MOST_USER_LABELS, Bundle, Manifest
 from models.heads.prior import Prior
 from service.engine.head_bank import HeadBank
 from service.engine.head_table import HeadReader
@@ -25,9 +25,18 @@ from service.personal.records import Scope
 
 def scope_of(manifest: Manifest) -> Scope:
     """Return where heads of a model are valid: rows of a head are classes, so other labels are another scope."""
-    names = (*manifest.labels, *([f"+{manifest.user_labels}"] if manifest.user_labels else []))
-    labels = hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
-    return Scope(manifest.name, f"{manifest.feature_space}-{labels}")
+    return Scope(manifest.name, f"{manifest.feature_space}-{_labels_mark(manifest.labels, manifest.user_labels)}")
+
+
+def _labels_mark(labels: tuple[str, ...], room: int) -> str:
+    names = (*labels, *([f"+{room}"] if room else []))
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+
+
+def same_labels(scope: Scope, manifest: Manifest) -> bool:
+    """Whether a scope's labels are those of a manifest, whatever room either has for labels of users' own."""
+    mark = scope.feature_space.rpartition("-")[2]
+    return any(_labels_mark(manifest.labels, room) == mark for room in range(MOST_USER_LABELS + 1))
 
 
 @dataclass(slots=True, eq=False)

@@ -17,6 +17,7 @@ class Media:
     """What a version reads beside tensors, at most `most_bytes` of rows at a time.
 
     Attributes:
+        tokenizer: digest of the tokenizer, if there is one.
         slow: whether bodies may hold media, so that they are decoded on a thread however small.
 
     Raises:
@@ -25,6 +26,8 @@ class Media:
 
     def __init__(self, bundle: Bundle, most_bytes: int) -> None:
         spec = bundle.manifest.input
+        named = getattr(spec.media, "tokenizer", "")
+        self.tokenizer = bundle.manifest.files[named].sha256 if named in bundle.manifest.files else ""
         self.slow = spec.media is not None
         self._most_bytes = most_bytes
         self._row_bytes = math.prod(spec.sized(None if spec.padding is None else spec.padding.maximum))

@@ -74,6 +74,9 @@ class Metrics:
             "headway_calibration_duration_seconds", "Stages of a calibration.", ["stage"],
             buckets=LATENCY_BUCKETS, registry=r,
         )  # fmt: skip
+        self.adaptations = Counter(
+            "headway_adaptations", "Adaptations without labels by outcome.", ["model", "outcome"], registry=r
+        )
         self.predictions = Counter(
             "headway_predictions", "Rows predicted, by kind of head.", ["model", "head"], registry=r
         )

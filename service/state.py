@@ -12,6 +12,7 @@ from service.config import Settings
 from service.errors import NotFound, Unavailable
 from service.loaded import LoadedModel
 from service.observability import Metrics
+from service.personal.adapt import Adapter
 from service.personal.calibrate import Calibrator
 from service.personal.recalibrate import Recalibrator
 from service.personal.resolve import Resolver
@@ -45,6 +46,7 @@ class Services:
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
+    _adapter: Adapter | None = None
     _recalibrator: Recalibrator | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
@@ -53,6 +55,7 @@ class Services:
         self._store = store
         self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
+        self._adapter = Adapter(store, self._resolver, self._calibrator)
         self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._problems = []
 
@@ -82,6 +85,11 @@ class Services:
     def calibrator(self) -> Calibrator:
         """The calibrator."""
         return _started(self._calibrator)
+
+    @property
+    def adapter(self) -> Adapter:
+        """What adapts heads without labels."""
+        return _started(self._adapter)
 
     @property
     def recalibrator(self) -> Recalibrator:

@@ -74,7 +74,9 @@ def write_upgraded_bundle(models: Path, version: int = 2, bend: float = 0.0) -> 
     return bundles.write(models, tiny_manifest("tiny", version, graph), files)
 
 
-def write_bridged_bundle(models: Path, version: int = 2, loss: float = 0.0, bend: float = 0.0) -> Path:
+def write_bridged_bundle(
+    models: Path, version: int = 2, loss: float = 0.0, bend: float = 0.0, user_labels: int = 0
+) -> Path:
     """Write the same with a bridge from the tiny model, exact where nothing is bent; `loss` is what its parity says."""
     graph, bridge = upgraded_graph(bend), Bridge(MIX.T, SHIFT, 0.25 * bend**2 * np.eye(DIM))
     parity = BridgeParity(
@@ -89,7 +91,7 @@ def write_bridged_bundle(models: Path, version: int = 2, loss: float = 0.0, bend
         bundles.CARD: b"# tiny\n",
         file: bridges.to_bytes(bridge),
     }
-    manifest = tiny_manifest("tiny", version, graph).model_copy(update={"bridges": {space: entry}})
+    manifest = tiny_manifest("tiny", version, graph, user_labels).model_copy(update={"bridges": {space: entry}})
     return bundles.write(models, manifest, files)
 
 

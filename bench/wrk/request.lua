@@ -1,5 +1,5 @@
--- One request a call: prefix .. user .. suffix, the user drawn uniformly, or by Zipf's law (exponent 1, user 0 first).
--- Arguments: folder, users, number format, seed, how often the number is there (commas between), "zipf" or nothing.
+-- One request a call: prefix .. user .. suffix, the user drawn uniformly or by Zipf's law (exponent 1).
+-- Arguments: folder, users, number format, seed, how often the number is there (commas between), "uniform" or "zipf".
 -- The user is formatted to one width, so that the JSON header before the binary tensor keeps its length.
 local prefix, suffix, shape, users, times, zipf
 local head = {}
@@ -13,8 +13,7 @@ end
 
 function init(args)
   prefix, suffix = read(args[1] .. "/prefix"), read(args[1] .. "/suffix")
-  users, shape, times = tonumber(args[2]), args[3], tonumber(args[5])
-  zipf = args[6] == "zipf"
+  users, shape, times, zipf = tonumber(args[2]), args[3], tonumber(args[5]), args[6] == "zipf"
   for line in io.lines(args[1] .. "/headers") do
     local name, value = line:match("^(.-): (.*)$")
     head[name] = value
@@ -22,10 +21,16 @@ function init(args)
   math.randomseed(os.time() + tonumber(args[4]))
 end
 
+-- A rank k with probability about 1/k, and neighbours in rank far from each other in the store.
+local function drawn()
+  if not zipf then
+    return math.random(users) - 1
+  end
+  return math.floor(users ^ math.random()) * 514229 % users
+end
+
 function request()
-  -- A share ln(k) / ln(users) of the requests is for the first k users.
-  local number = zipf and math.floor(users ^ math.random()) or math.random(users)
-  local user = string.format(shape, math.min(number, users) - 1)
+  local user = string.format(shape, drawn())
   return wrk.format("POST", nil, head, prefix .. user .. string.rep("," .. user, times - 1) .. suffix)
 end
 

@@ -17,6 +17,7 @@ from models.evaluation.protocols import ProtocolError
 from models.heads import statistics
 from models.heads.calibration import calibrate, shared_head
 from models.heads.head import Head, softmax
+from models.heads.statistics import Statistics
 
 __all__ = ["LocalPersonaliser", "Outcome", "Personaliser"]
 
@@ -136,6 +137,13 @@ class LocalPersonaliser:
         # The service applies heads batch by batch, in float32; so the last bits are the same.
         logits = [z[at : at + BATCH] @ head.weight.T + head.bias for at in range(0, len(z), BATCH)]
         return np.asarray(softmax(np.concatenate(logits)), np.float32)
+
+    def state(self, user: str) -> tuple[Statistics, Head]:
+        """A user's labelled statistics and active head; empty ones and the shared head where the guard kept it."""
+        held, prior = self._users.get(user, _User()), self.bundle.prior
+        if held.statistics is None or held.head is None:
+            return Statistics.empty(prior.classes, prior.personal), self._shared
+        return statistics.from_bytes(held.statistics), held.head
 
     def erase(self, user: str) -> None:
         """Forget a user; not an error for one who is unknown."""

@@ -126,7 +126,7 @@ def evaluate(
         tally.recordings,
         tally.windows,
         ((10 - 1) * spec.stride + spec.length) / fs * 1e3,
-        _made_of(personaliser, protocol, command, time.monotonic() - begin),
+        made_of(personaliser, protocol, command, time.monotonic() - begin),
         tally.notes,
     )
 
@@ -226,7 +226,8 @@ def configuration_hash(personaliser: Personaliser) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _made_of(p: Personaliser, protocol: Protocol, command: str, seconds: float) -> dict[str, Any]:
+def made_of(p: Personaliser, protocol: Protocol, command: str, seconds: float) -> dict[str, Any]:
+    """What an evaluation was made of: model, configuration, people, command, versions."""
     return {
         "model": f"{p.manifest.name}/{p.manifest.version}",
         "feature_space": p.manifest.feature_space,

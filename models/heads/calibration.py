@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.doubts import doubts, turn_text
-from models.heads.fit import FITS, placement_of, without
+from models.heads.fit import FITS, FITS_FROM_SUMS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
 from models.heads.head import Head, blend, leaning, log_loss
@@ -19,12 +20,15 @@ from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
 from models.heads.shown import Shown, together
-from models.heads.statistics import Statistics
+from models.heads.statistics import Statistics, minus
+from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 METHODS = ("auto", "map", "lda", "ncm", "ridge", "logistic")
 TEMPERATURES = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 """Tried on held-out windows, on top of the bundle's; never below 1: few windows make no head more certain."""
+MOST_SCORED, MOST_INSPECTED = 1024, 256
+"""Windows that a temperature is chosen by, and that are looked at one by one; of more, every second, third, …."""
 MAX_REPETITIONS = 8
 """Repetitions kept apart in a user's statistics; older ones are merged."""
 
@@ -109,18 +113,21 @@ def calibrate(
     folds = plan_folds(shown.y, shown.repetition, overlap)
     mute = ~shown.whole.seen if only_shown else np.zeros(prior.classes, bool)
     trust = shown.trust(prior) if folds else Trust(np.ones(len(y), bool), 0.0, False)
-    whole = _Part(shown.only(trust.kept) if trust.noticed else shown.whole, trust.kept)
+    whole = shown.only(trust.kept) if trust.noticed else shown.whole
+    shared = shared_head(prior).logits(shown.z)
     chosen, logits, temperature = _choose(method, shown, folds, trust, prior, mute)
     evaluated = time.perf_counter()
-    candidate = _fit(chosen, whole, shown, prior, mute).scaled(temperature)
+    candidate = _candidate(chosen, _Part(whole, lambda: whole, trust.kept), shown, trust, prior, mute)
+    candidate = candidate.scaled(temperature)
     fitted = time.perf_counter()
-    witness = _shared_logits(shown, trust, prior)[:known, :known]
-    looks = doubts(whole.statistics.first(known), population, witness, shown.earlier.first(known))
-    held = _held_out(folds, shown, shared_head(prior), logits / temperature, previous) if folds else None
-    verdict = _judge(whole.statistics, held, trust, prior, looks.against, margin, only_shown=only_shown)
+    witness = _by_label(shared, shown.y, trust, prior.classes)[:known, :known]
+    parts = (minus(whole, shown.earlier).first(known), shown.earlier.first(known)) if shown.earlier.n.any() else None
+    looks = doubts(whole.first(known), population, witness, parts)
+    held = _held_out(folds, shown, shared, logits / temperature, previous) if folds else None
+    verdict = _judge(whole, held, trust, prior, looks.against, margin, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
-        head = leaning(head, ~whole.statistics.seen, verdict.lean)
+        head = leaning(head, ~whole.seen, verdict.lean)
     turn = (turn_text(placement, placements),) if placement else ()
     seen = _inspected(x, shown, population)
     warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
@@ -128,16 +135,20 @@ def calibrate(
         "fit": fitted - evaluated + begin - started,
         "evaluate": time.perf_counter() - fitted + evaluated - begin,
     }
-    kept = whole.statistics.merged_to(MAX_REPETITIONS)
-    told = held if only_shown or whole.statistics.seen[:known].all() else None
+    kept = whole.merged_to(MAX_REPETITIONS)
+    told = held if only_shown or whole.seen[:known].all() else None
     return Calibration(head, candidate, chosen, kept, verdict, warnings, seconds, told, temperature)
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Windows that a head is fitted from: their statistics with all earlier ones, and which of this call's they are."""
+    """Windows that a head is fitted from: sums of them and all earlier ones, and which of this call's they are.
 
-    statistics: Statistics
+    `statistics` makes their second moments by class, which most methods do without.
+    """
+
+    sums: Sums
+    statistics: Callable[[], Statistics]
     windows: NDArray[np.bool_]
 
 
@@ -145,9 +156,10 @@ def _rest(shown: Shown, fold: Fold, trust: Trust, prior: Prior) -> _Part:
     """What a fold leaves; where labels contradict each other, they are sorted out anew without the fold's."""
     rest = ~fold.removed
     if not trust.noticed:
-        return _Part(shown.without(fold), rest)
+        return _Part(shown.rest(fold), partial(shown.without, fold), rest)
     kept = shown.trust(prior, rest).kept
-    return _Part(shown.only(kept), kept)
+    statistics = shown.only(kept)
+    return _Part(statistics, lambda: statistics, kept)
 
 
 def _judge(
@@ -183,15 +195,14 @@ def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
     return (f"{len(again)} of the repetitions were sent before; each counts once",)
 
 
-def _held_out(folds: Sequence[Fold], shown: Shown, shared: Head, candidate: Array, previous: Head | None) -> HeldOut:
+def _held_out(folds: Sequence[Fold], shown: Shown, shared: Array, candidate: Array, previous: Head | None) -> HeldOut:
     """Gather the folds' scored windows, in the order of the candidate's logits; a block is a class in a fold."""
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
-    z, y = shown.z[order], shown.y[order]
-    block = fold * shown.whole.classes + y
-    earlier = None if previous is None else previous.widened(shown.whole.classes).logits(z)
+    y, classes = shown.y[order], shown.whole.classes
+    earlier = None if previous is None else previous.widened(classes).logits(shown.z[order])
     repetitions = len(np.unique(shown.repetition[order]))
-    return HeldOut(y, block, len(folds), shared.logits(z), candidate, earlier, repetitions)
+    return HeldOut(y, fold * classes + y, len(folds), shared[order], candidate, earlier, repetitions)
 
 
 def _check(shown: Shown, method: str, prior: Prior) -> None:
@@ -211,9 +222,18 @@ def _check(shown: Shown, method: str, prior: Prior) -> None:
 def _fit(name: str, part: _Part, shown: Shown, prior: Prior, mute: NDArray[np.bool_]) -> Head:
     if name == "logistic":
         head = fit_logistic(shown.z[part.windows], shown.y[part.windows], prior)
+    elif name in FITS_FROM_SUMS:
+        head = FITS_FROM_SUMS[name](part.sums, prior)
     else:
-        head = FITS[name](part.statistics, prior)
+        head = FITS[name](part.statistics(), prior)
     return without(head, mute) if mute.any() else head
+
+
+def _candidate(name: str, part: _Part, shown: Shown, trust: Trust, prior: Prior, mute: NDArray[np.bool_]) -> Head:
+    """The head of all windows that are trusted; the default one was fitted to tell which are."""
+    if name != "map" or trust.noticed or trust.head is None:
+        return _fit(name, part, shown, prior, mute)
+    return without(trust.head, mute) if mute.any() else trust.head
 
 
 def _choose(
@@ -234,32 +254,36 @@ def _choose(
         return ("map" if method == "auto" else method), np.empty((0, 0)), 1.0
     parts = [_rest(shown, f, trust, prior) for f in folds]
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
-    # How sure a head may be is not learned from labels that are wrong.
-    sound = trust.kept[order] if trust.kept[order].any() else np.ones(len(order), bool)
+    # How sure a head may be is not learned from labels that are wrong; and neighbours share samples.
+    sound = np.flatnonzero(trust.kept[order]) if trust.kept[order].any() else np.arange(len(order))
+    sound = sound[:: -(-len(sound) // MOST_SCORED)]
+    y = shown.y[order][sound]
     best: tuple[float, str, Array, float] | None = None
     for name in names:
         heads = [_fit(name, part, shown, prior, mute) for part in parts]
         logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
+        some = logits[sound]
         for t in TEMPERATURES:
-            loss = float(log_loss(logits[sound] / t, shown.y[order][sound]).mean())
+            loss = float(log_loss(some / t, y).mean())
             if best is None or loss < best[0]:
                 best = (loss, name, logits, t)
     assert best is not None
     return best[1:]
 
 
-def _shared_logits(shown: Shown, trust: Trust, prior: Prior) -> Array:
-    """Mean logits `(K, K)` of the shared head over the windows of each label in this call; NaN where there are none."""
-    found = np.full((prior.classes, prior.classes), np.nan)
-    logits = shared_head(prior).logits(shown.z)
-    for c in np.unique(shown.y[trust.kept]):
-        found[c] = logits[trust.kept & (shown.y == c)].mean(0)
-    return found
+def _by_label(logits: Array, y: NDArray[np.integer], trust: Trust, classes: int) -> Array:
+    """Mean logits `(K, K)` of the windows of each label; NaN where there are none."""
+    if trust.noticed:
+        logits, y = logits[trust.kept], y[trust.kept]
+    one_of = np.eye(classes)[y]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(one_of.T @ logits / one_of.sum(0)[:, None])
 
 
 def _inspected(x: NDArray[np.generic] | None, shown: Shown, population: Prior) -> tuple[str, ...]:
-    """Warn of windows, but for those of labels that are the user's own: the population has none like them."""
-    familiar = shown.y < population.classes
+    """Warn of windows, some of many, but not of the user's own labels: the population has none like theirs."""
+    familiar = np.flatnonzero(shown.y < population.classes)
+    familiar = familiar[:: max(1, -(-len(familiar) // MOST_INSPECTED))]
     return inspect(None if x is None else x[familiar], shown.z[familiar], population).warnings
 
 

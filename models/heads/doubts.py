@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, minus
+from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 
@@ -40,14 +40,14 @@ class Doubts:
     beside: tuple[str, ...]
 
 
-def doubts(stats: Statistics, prior: Prior, shared: Array | None = None, earlier: Statistics | None = None) -> Doubts:
+def doubts(stats: Sums, prior: Prior, shared: Array | None = None, parts: tuple[Sums, Sums] | None = None) -> Doubts:
     """Compare a calibration with the population, and with the user's earlier windows.
 
     Args:
         stats: of the windows that are fitted.
         prior: at the placement of the sensor that was found.
         shared: `(K, K)` mean logits of the shared head over the windows of each label, NaN rows for labels not shown.
-        earlier: the part of `stats` that earlier calls brought.
+        parts: the windows of this call, and those of earlier ones.
     """
     against = [_swap_text(cycle) for cycle in swapped_labels(stats, prior, shared)]
     beside: list[str] = []
@@ -63,8 +63,8 @@ def doubts(stats: Statistics, prior: Prior, shared: Array | None = None, earlier
             f"the signal is about {np.exp(gain):.2g} times as strong as the population's: "
             "is it the same gain and unit as the model's?"
         )
-    if earlier is not None and earlier.seen.any():
-        distance = unlike_earlier(minus(stats, earlier), earlier, prior)
+    if parts is not None:
+        distance = unlike_earlier(*parts, prior)
         if distance is not None:
             beside.append(
                 f"the windows are {distance:.1f} times as far from this user's earlier ones as repetitions usually "
@@ -73,7 +73,7 @@ def doubts(stats: Statistics, prior: Prior, shared: Array | None = None, earlier
     return Doubts(tuple(against), tuple(beside))
 
 
-def swapped_labels(stats: Statistics, prior: Prior, shared: Array | None = None) -> list[tuple[str, ...]]:
+def swapped_labels(stats: Sums, prior: Prior, shared: Array | None = None) -> list[tuple[str, ...]]:
     """Find classes that fit the population better when their labels are exchanged: pairs, or cycles of more.
 
     Cross-validation cannot see a consistent exchange; the population can. Two witnesses: the log-likelihood of the
@@ -98,7 +98,7 @@ def swapped_labels(stats: Statistics, prior: Prior, shared: Array | None = None)
     return [tuple(prior.labels[seen[c]] for c in cycle) for cycle in _cycles(gained, needed)]
 
 
-def _prototype_gain(stats: Statistics, prior: Prior, seen: NDArray[np.integer]) -> Array:
+def _prototype_gain(stats: Sums, prior: Prior, seen: NDArray[np.integer]) -> Array:
     """Nats `(k, k)` that the mean of each class shown gains by being another's."""
     white: Array | None = prior.memo.get("swaps")
     if white is None:
@@ -131,13 +131,13 @@ def _cycles(gained: Array, needed: float) -> list[tuple[int, ...]]:
     return found
 
 
-def off_distribution(stats: Statistics, prior: Prior) -> float | None:
+def off_distribution(stats: Sums, prior: Prior) -> float | None:
     """The distance to the population if it is beyond what a stranger may have: the more, the fewer people are known."""
     distance = population_distance(stats, prior)
     return distance if distance > OFF_DISTRIBUTION * (1 + 5 / (prior.users - 1)) else None
 
 
-def population_distance(stats: Statistics, prior: Prior) -> float:
+def population_distance(stats: Sums, prior: Prior) -> float:
     """Squared Mahalanobis distance, per feature, of the user's common offset from the population (1 is usual)."""
     seen = stats.seen & (np.arange(prior.classes) < prior.known)
     if not seen.any():
@@ -152,7 +152,7 @@ def population_distance(stats: Statistics, prior: Prior) -> float:
     return float((offset**2).mean() * seen.sum() ** 0.5)
 
 
-def unlike_earlier(stats: Statistics, earlier: Statistics, prior: Prior) -> float | None:
+def unlike_earlier(stats: Sums, earlier: Sums, prior: Prior) -> float | None:
     """How far new windows are from the user's earlier ones, where that is beyond what repetitions differ by.
 
     Mean squared Mahalanobis distance per feature between the means of classes that both have, under the spread of
@@ -161,21 +161,18 @@ def unlike_earlier(stats: Statistics, earlier: Statistics, prior: Prior) -> floa
     both = stats.seen & earlier.seen
     if not both.any():
         return None
-    squares = []
-    for c in np.flatnonzero(both):
-        rest, per = 0.0, 0.0
-        for s in (stats, earlier):
-            repetitions = float(s.repetitions_seen[c])
-            per += 1 / repetitions
-            rest += 1 / max(repetitions, float(s.n[c]) / prior.hyper.window)
-        covariance = per * prior.repetition + rest * prior.within
-        away = stats.means[c] - earlier.means[c]
-        squares.append(float(away @ np.linalg.solve(covariance, away)) / stats.dim)
-    distance = float(np.mean(squares))
+    per, rest = 0.0, 0.0
+    for s in (stats, earlier):
+        repetitions = s.repetitions_seen[both]
+        per += float((1 / repetitions).mean())
+        rest += float((1 / np.maximum(repetitions, s.n[both] / prior.hyper.window)).mean())
+    away = (stats.means - earlier.means)[both]
+    covariance = per * prior.repetition + rest * prior.within
+    distance = float((away.T * np.linalg.solve(covariance, away.T)).sum() / away.size)
     return distance if distance > UNLIKE_EARLIER else None
 
 
-def log_gain(stats: Statistics, prior: Prior) -> float | None:
+def log_gain(stats: Sums, prior: Prior) -> float | None:
     """Logarithm of the user's signal gain against the population's, by least squares along the gain's direction.
 
     None where the prior does not know what a gain does to the features, or no class was shown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from models.heads.head import NEVER, Head
 from models.heads.pencil import pencil, placed_pencil, repetition_share
 from models.heads.prior import HyperParameters, Prior
 from models.heads.statistics import Statistics
+from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
+S = TypeVar("S", bound=Sums)
 
 LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
@@ -31,11 +34,11 @@ def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Hea
     return Head(weight, bias)
 
 
-def _answering(fit: Callable[[Statistics, Prior], Head]) -> Callable[[Statistics, Prior], Head]:
+def _answering(fit: Callable[[S, Prior], Head]) -> Callable[[S, Prior], Head]:
     """Let a fit not answer labels of the user's own that were never shown."""
 
     @wraps(fit)
-    def fitted(stats: Statistics, prior: Prior) -> Head:
+    def fitted(stats: S, prior: Prior) -> Head:
         """Fit a head."""
         head = fit(stats, prior)
         return without(head, ~stats.seen & (np.arange(prior.classes) >= prior.known)) if prior.own else head
@@ -65,7 +68,7 @@ def _solve(matrix: Array, right: Array) -> Array:
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0])
 
 
-def map_means(stats: Statistics, prior: Prior) -> Array:
+def map_means(stats: Sums, prior: Prior) -> Array:
     """Return posterior class means `(K, d)` under the population's hierarchical Gaussian prior.
 
     M̃ = Mp + Sb (Sb + Sr/r + Sw/n_eff)⁻¹ (M − Mp), with r repetitions and n_eff windows net of their autocorrelation
@@ -105,7 +108,7 @@ def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> 
     return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
 
 
-def blended_covariance(stats: Statistics, prior: Prior) -> Array:
+def blended_covariance(stats: Sums, prior: Prior) -> Array:
     """Return S = (1−λ) S_user + λ Sw, λ falling with the effective number of windows.
 
     Both are covariances within (class, repetition): adding the spread of repetitions makes heads worse.
@@ -119,12 +122,12 @@ def blended_covariance(stats: Statistics, prior: Prior) -> Array:
     return np.asarray((1 - lam) * stats.scatter() / degrees + lam * prior.within)
 
 
-def placed(stats: Statistics, prior: Prior) -> Prior:
+def placed(stats: Sums, prior: Prior) -> Prior:
     """Return the prior at the placement of the sensor that makes the user's class means likeliest."""
     return prior.at(placement_of(stats, prior))
 
 
-def placement_of(stats: Statistics, prior: Prior) -> int:
+def placement_of(stats: Sums, prior: Prior) -> int:
     """Find the placement of the sensor that makes the user's class means likeliest; 0 is the usual one.
 
     A rotated armband permutes the electrodes, hence rotates the population; the marginal likelihood of a few labelled
@@ -136,22 +139,24 @@ def placement_of(stats: Statistics, prior: Prior) -> int:
     return int(placement_evidence(stats, prior).argmax())
 
 
-def placement_evidence(stats: Statistics, prior: Prior) -> Array:
+def placement_evidence(stats: Sums, prior: Prior) -> Array:
     """Log marginal likelihood `(M,)` of the user's class means at each placement, its log prior added."""
     p, h, seen = prior.placements, prior.hyper, stats.seen
     assert p is not None
     evidence = p.log_weight.copy()
-    for c in np.flatnonzero(seen[: prior.known]):
-        repetitions = float(stats.repetitions_seen[c])
-        q = placed_pencil(prior, repetitions)
-        noise = 1 / max(repetitions, float(stats.n[c]) / h.window)
-        away = ((stats.means[c] - p.means[:, c])[:, None] @ q.vectors)[:, 0]
-        evidence -= 0.5 * ((away**2 / (q.values + noise)).sum(1) + np.log(q.values + noise).sum(1) + q.log_det)
+    n, r = stats.n, stats.repetitions_seen
+    seen = seen & (np.arange(len(seen)) < prior.known)
+    for repetitions in np.unique(r[seen]):
+        q, rows = placed_pencil(prior, float(repetitions)), np.flatnonzero(seen & (r == repetitions))
+        noise = 1 / np.maximum(repetitions, n[rows] / h.window)
+        away = (stats.means[rows] - p.means[:, rows]) @ q.vectors
+        spread = q.values[:, None] + noise[:, None]
+        evidence -= 0.5 * (away**2 / spread + np.log(spread)).sum((1, 2)) + 0.5 * len(rows) * q.log_det
     return np.asarray(evidence)
 
 
 @_answering
-def fit_map(stats: Statistics, prior: Prior) -> Head:
+def fit_map(stats: Sums, prior: Prior) -> Head:
     """Fit the default head: posterior means and blended covariance, with a share of the generic head's logits.
 
     The two judge by different features, so together they know more than either (a product of experts). With no data it
@@ -170,7 +175,7 @@ def fit_map(stats: Statistics, prior: Prior) -> Head:
     return Head(head.weight + share * weight, head.bias + share * bias)
 
 
-def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
+def shared_share(stats: Sums, hyper: HyperParameters) -> float:
     """How much of the generic head is added to the personal one: the less, the more repetitions were seen.
 
     Repetitions of one sitting count as much less as they have in common (`persistence`).
@@ -183,14 +188,14 @@ def shared_share(stats: Statistics, hyper: HyperParameters) -> float:
 
 
 @_answering
-def fit_ncm(stats: Statistics, prior: Prior) -> Head:
+def fit_ncm(stats: Sums, prior: Prior) -> Head:
     """Fit nearest class mean in the population's whitened space; unseen classes keep the population's mean."""
     means = np.where(stats.seen[:, None], stats.means, prior.means)
     return gaussian_head(means, prior.within, prior.hyper.temperature, prior.dim)
 
 
 @_answering
-def fit_lda(stats: Statistics, prior: Prior) -> Head:
+def fit_lda(stats: Sums, prior: Prior) -> Head:
     """Fit the user's own linear discriminant (Ledoit–Wolf-like trace shrinkage only where n is small).
 
     Classes without windows keep the population's mean.
@@ -240,3 +245,6 @@ FITS: dict[str, Callable[[Statistics, Prior], Head]] = {
     "ridge": fit_ridge,
 }
 """Methods that need statistics only. Each maps to one affine head."""
+
+FITS_FROM_SUMS: dict[str, Callable[[Sums, Prior], Head]] = {"map": fit_map, "ncm": fit_ncm, "lda": fit_lda}
+"""Those of them that need no second moment by class."""

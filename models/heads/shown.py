@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from models.heads.folds import Fold
 from models.heads.label_noise import Trust, trusted
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, merge, minus
+from models.heads.statistics import Statistics, minus
+from models.heads.sums import Rest
 
 Array = NDArray[np.float64]
 
@@ -24,23 +25,33 @@ class Shown:
         y: labels `(n,)`.
         repetition: repetition ids `(n,)`, which no earlier call had.
         earlier: statistics of earlier calls, without what this call sends again.
-        parts: statistics of this call by repetition id.
         whole: statistics of all windows.
         again: repetitions that were sent before: their id in this call, and then.
+        pooled: `(p, p)` second moment of all windows.
     """
 
     z: Array
     y: NDArray[np.integer]
     repetition: NDArray[np.integer]
     earlier: Statistics
-    parts: dict[int, Statistics]
     whole: Statistics
     again: dict[int, int]
+    pooled: Array
+
+    def rest(self, fold: Fold) -> Rest:
+        """Sums of all windows but the fold's."""
+        if fold.repetitions:
+            return self.whole.rest(fold.repetitions, self.pooled)
+        # Blocks are of one repetition.
+        out, (column,) = fold.removed, np.flatnonzero(np.isin(self.whole.repetitions, self.repetition[:1]))
+        z, one_of = self.z[out, : self.whole.dim], np.eye(self.whole.classes)[self.y[out]]
+        count, total = self.whole.count.copy(), self.whole.total.copy()
+        count[:, column] -= one_of.sum(0)
+        total[:, column] -= one_of.T @ z
+        return Rest(count, total, self.pooled - z.T @ z)
 
     def without(self, fold: Fold) -> Statistics:
         """Statistics of all windows but the fold's."""
-        if fold.repetitions:
-            return minus(self.whole, merge(self.parts[r] for r in fold.repetitions))
         out, dim = fold.removed, self.whole.dim
         part = Statistics.of(self.z[out, :dim], self.y[out], self.repetition[out], self.whole.classes)
         return minus(self.whole, part)
@@ -53,7 +64,7 @@ class Shown:
     def trust(self, prior: Prior, among: NDArray[np.bool_] | None = None) -> Trust:
         """Tell which labels of this call, among some of its windows, agree with each other and with earlier ones."""
         if among is None:
-            return trusted(self.z, self.y, self.repetition, prior, self.earlier)
+            return trusted(self.z, self.y, self.repetition, prior, self.earlier, self.whole)
         found = trusted(self.z[among], self.y[among], self.repetition[among], prior, self.earlier)
         kept = np.zeros(len(self.y), bool)
         kept[among] = found.kept
@@ -67,18 +78,16 @@ def together(
     classes, dim = prior.classes, prior.personal
     base = before if before is not None else Statistics.empty(classes, dim)
     repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
-    parts = {}
-    for r in np.unique(repetition):
-        mask = repetition == r
-        parts[int(r)] = Statistics.of(z[mask, :dim], y[mask], repetition[mask], classes)
-    new = merge([Statistics.empty(classes, dim), *parts.values()])  # of no windows, where there are statistics only
+    new = Statistics.of(z[:, :dim], y, repetition, classes)
     again = repeated(base, new)
     for later, earlier in again.items():
         # Left in, the earlier copy would be in the fit that judges the later one. It may have aged.
-        copy = parts[later].renumbered(earlier)
+        mask = repetition == later
+        copy = Statistics.of(z[mask, :dim], y[mask], repetition[mask], classes).renumbered(earlier)
         weight = float(base.count[:, base.repetitions.index(earlier)].sum() / copy.count.sum())
         base = minus(base, copy.scaled(weight))
-    return Shown(z, y, repetition, base, parts, base + new, again)
+    whole = base + new if base.repetitions else new
+    return Shown(z, y, repetition, base, whole, again, whole.pooled())
 
 
 def repeated(base: Statistics, new: Statistics) -> dict[int, int]:

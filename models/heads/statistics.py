@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,11 +11,13 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from models.heads.sums import Rest, Sums
+
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(Sums):
     """Counts, sums and second moments of features, per class and per repetition.
 
     They add: a streamed fit equals a batch fit, replicas merge in any order, a repetition is left out (or a class
@@ -81,47 +83,15 @@ class Statistics:
             repetition_moment[r] += moment
         return cls(tuple(int(i) for i in ids), count, total, class_moment, repetition_moment)
 
-    @property
-    def classes(self) -> int:
-        """Number of classes K, seen or not."""
-        return int(self.count.shape[0])
+    def pooled(self) -> Array:
+        """Sum of z zᵀ over all windows, `(d, d)`."""
+        fewer = self.class_moment if self.classes <= len(self.repetitions) else self.repetition_moment
+        return np.asarray(fewer.sum(0))
 
-    @property
-    def dim(self) -> int:
-        """Number of features d."""
-        return int(self.class_moment.shape[1])
-
-    @property
-    def n(self) -> Array:
-        """Windows per class, `(K,)`."""
-        return np.asarray(self.count.sum(1))
-
-    @property
-    def repetitions_seen(self) -> Array:
-        """Repetitions per class, `(K,)`."""
-        return np.asarray((self.count > 0).sum(1), np.float64)
-
-    @property
-    def seen(self) -> NDArray[np.bool_]:
-        """Whether a class has any window, `(K,)`."""
-        return self.n > 0
-
-    @property
-    def means(self) -> Array:
-        """Mean features per class, `(K, d)`; zero for a class without windows."""
-        return np.asarray(self.total.sum(1) / np.where(self.n > 0, self.n, 1.0)[:, None])
-
-    def scatter(self) -> Array:
-        """Pooled scatter Σ (z − m_cr)(z − m_cr)ᵀ around the means of each class and repetition, `(d, d)`."""
-        total = self.total.reshape(-1, self.dim)
-        count = self.count.reshape(-1)
-        means = total / np.where(count > 0, count, 1.0)[:, None]
-        return np.asarray(self.class_moment.sum(0) - total.T @ means)
-
-    @property
-    def degrees(self) -> float:
-        """Degrees of freedom of `scatter`: windows less the means taken out."""
-        return float(self.count.sum() - (self.count > 0).sum())
+    def rest(self, out: Sequence[int], pooled: Array) -> Rest:
+        """Leave repetitions out, by id, of windows whose `pooled` second moment is known."""
+        gone = np.isin(self.repetitions, out)
+        return Rest(self.count[:, ~gone], self.total[:, ~gone], pooled - self.repetition_moment[gone].sum(0))
 
     def _aligned(self, ids: tuple[int, ...]) -> tuple[Array, Array, Array]:
         where = [ids.index(r) for r in self.repetitions]
@@ -165,18 +135,18 @@ class Statistics:
             self.repetition_moment,
         )
 
-    def first(self, classes: int) -> Statistics:
-        """Return the first classes alone; the second moments of repetitions stay those of all."""
+    def first(self, classes: int) -> Sums:
+        """Return the sums of the first classes alone."""
         if classes == self.classes:
             return self
-        some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
-        return Statistics(self.repetitions, *some, self.repetition_moment)
+        return Rest(self.count[:classes], self.total[:classes], self.class_moment[:classes].sum(0))
 
     def trimmed(self, classes: int) -> Statistics:
         """Return the same without the classes behind the first `classes`, which must be empty."""
         if self.n[classes:].any():
             raise ValueError(f"classes behind the first {classes} have windows")
-        return self.first(classes)
+        some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
+        return Statistics(self.repetitions, *some, self.repetition_moment)
 
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.

@@ -20,6 +20,7 @@ from models.evaluation.tables import to_markdown, to_table
 from service.client import Client
 from service.commands.process import running_service
 from service.commands.progress import steps
+from service.commands.tracks import INDUCTIVE, run_track
 
 console = Console()
 
@@ -93,9 +94,26 @@ def run_evaluation(
     run: Path | None,
     allow_training_subjects: bool,
     command: str,
+    track: str = INDUCTIVE,
 ) -> None:
     """Evaluate, print the table and write what was asked for."""
     path = bundles.resolve(model)
+    if track != INDUCTIVE:
+        if via != "local":
+            raise ProtocolError(f"the {track} track is scored in this process only: leave --via at local")
+        run_track(
+            track,
+            path,
+            data,
+            protocol=protocol,
+            subjects=subjects,
+            allow_training_subjects=allow_training_subjects,
+            json_file=json_file,
+            markdown=markdown,
+            log=log,
+            command=command,
+        )
+        return
     with _personaliser(path, via, url) as personaliser:
         plan_ = plan(
             protocol,

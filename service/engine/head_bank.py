@@ -69,7 +69,6 @@ class HeadBank:
         """Return the slot of a resident head and hold it, or None."""
         slot = self._slots.get(key)
         if slot is None:
-            self.misses += 1
             return None
         self.hits += 1
         self._hold(slot)

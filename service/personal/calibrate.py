@@ -78,7 +78,7 @@ class Calibrator:
             Unavailable: the store is out of reach; nothing has changed.
         """
         async with self.exclusively(model, user):
-            before = await self._answered(model, user, request, idempotency_key)
+            before = await self.answered(model, user, request.digest, idempotency_key)
             if before is not None:
                 return before, True
             # Read before all that the fit goes by: a commit over what another service did meanwhile is refused.
@@ -86,19 +86,23 @@ class Calibrator:
             try:
                 return await self._calibrate(model, user, request, idempotency_key, revision), False
             except UserChanged:
-                before = await self._answered(model, user, request, idempotency_key)
+                before = await self.answered(model, user, request.digest, idempotency_key)
                 if before is None:
                     raise
                 return before, True
 
-    async def _answered(
-        self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None
+    async def answered(
+        self, model: LoadedModel, user: str, digest: str, idempotency_key: str | None
     ) -> dict[str, Any] | None:
-        """Return what a call with this key was answered, by whichever service."""
+        """Return what a call with this key was answered, by whichever service; `digest` is of the call's body.
+
+        Raises:
+            Conflict: the key was used with another body.
+        """
         if idempotency_key is None:
             return None
         before = await self._store.by_idempotency_key(model.scope, user, idempotency_key)
-        if before is not None and before.request_digest != request.digest:
+        if before is not None and before.request_digest != digest:
             raise Conflict("this Idempotency-Key was used with another body")
         return None if before is None else before.report
 

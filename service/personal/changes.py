@@ -85,9 +85,10 @@ async def found_or_made(c: AsyncConnection, scope: Scope, user: str, now: float)
     return await _locked(c, scope, user) or await _made(c, scope, user, now)
 
 
-async def altered(c: AsyncConnection, scope: Scope, user: str) -> None:
-    """Make void what was read of a user to be committed later: their statistics are others now."""
-    await c.execute(update(users).where(owned(users, scope, user)).values(revision=users.c.revision + 1))
+async def altered(c: AsyncConnection, scope: Scope, user: str) -> bool:
+    """Lock a user, and make void what was read of them to be committed later; returns whether there is one."""
+    row = update(users).where(owned(users, scope, user)).values(revision=users.c.revision + 1)
+    return (await c.execute(row)).rowcount > 0
 
 
 async def _locked(c: AsyncConnection, scope: Scope, user: str) -> User | None:

@@ -130,12 +130,11 @@ class Resolver:
         wanted = self._pointers.get((model.scope, user)) if version is None else version
         if wanted == 0:
             return SHARED_HEAD
-        if wanted is None:
-            model.bank.misses += 1
-        else:
+        if wanted is not None:
             slot = model.bank.pin((user, wanted))
             if slot is not None:
                 return ResolvedHead(slot, wanted, model.bank.own(slot))
+        model.bank.misses += 1
         try:
             return await self._fetch(model, user, version)
         except StoreError as e:

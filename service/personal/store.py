@@ -193,8 +193,9 @@ class Store:
             number = await changes.add_version(c, scope, user, new)
             if new.also is not None:
                 await new.also(c, number)
+            event = "adapted" if new.report.get("origin") == "adaptation" else "calibrated"
             outcome, details = new.report.get("outcome"), {"version": number, "active": new.active}
-            await audit.write(c, scope, self.pseudonym(user), "calibrated", details, outcome)
+            await audit.write(c, scope, self.pseudonym(user), event, details, outcome)
             if new.active:
                 await self._database.publish(c, self.who(scope, user), Kind.MOVED)
         return number

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import Conflict
@@ -16,9 +17,9 @@ from service.personal.data_changes import Answer, Enrolled
 from service.personal.data_tables import enrolled_windows, retained
 from service.personal.kept import RETENTION, Kept, UserSettings
 from service.personal.own_labels import placed
-from service.personal.records import Scope
+from service.personal.records import Scope, UserChanged
 from service.personal.rows import owned
-from service.personal.schema import users, versions
+from service.personal.schema import versions
 from service.personal.store import Store
 
 
@@ -113,6 +114,25 @@ class UserData:
             Conflict: the key was used with another body.
             Unprocessable: nothing may be kept of the user, or there are too many windows.
         """
+        attempt = partial(self._enrol, scope, user, new, classes, personal, own, room, answer, key, digest)
+        try:
+            return await attempt()
+        except UserChanged:  # another service made the user in the same moment: now there is one
+            return await attempt()
+
+    async def _enrol(
+        self,
+        scope: Scope,
+        user: str,
+        new: Kept,
+        classes: int,
+        personal: int,
+        own: tuple[str, ...],
+        room: int,
+        answer: Callable[[Enrolled], Answer],
+        key: str | None,
+        digest: str,
+    ) -> tuple[Answer, bool]:
         async with self._store.transaction(write=True) as c:
             now = time.time()
             await changes.found_or_made(c, scope, user, now)
@@ -137,14 +157,12 @@ class UserData:
         Heads stay as they are. Returns whether there is such a user.
         """
         async with self._store.transaction(write=True) as c:
-            exists = await c.scalar(select(func.count()).select_from(users).where(owned(users, scope, user)))
-            if not exists:
+            if not await changes.altered(c, scope, user):
                 return False
             if label is None:
                 await data_changes.forget_all(c, scope, user)
             else:
                 await data_changes.forget_class(c, scope, user, label)
-            await changes.altered(c, scope, user)
             await self._store.audit(c, scope, user, "forgot samples", {"label": label})
         await self._store.purge()
         return True

@@ -185,3 +185,22 @@ SAMPLES_BODY = _labelled(
         },
     },
 )
+
+ADAPTATION_BODY = _body(
+    {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "additionalProperties": False,
+                "properties": {
+                    "inputs": {"anyOf": [NUMBERS, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
+                    "activate": {"type": "string", "enum": ["if_better", "never"], "default": "if_better"},
+                    "dry_run": {"type": "boolean", "default": False},
+                },
+            }
+        },
+        "application/octet-stream": BINARY,
+    },
+    BINARY_AFTER,
+)

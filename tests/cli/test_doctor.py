@@ -1,5 +1,6 @@
 """`headway doctor` says what a service would run on, and fails exactly where the service would."""
 
+import asyncio
 import json
 import socket
 
@@ -7,6 +8,7 @@ import pytest
 
 from service.commands.doctor import run_doctor
 from service.config import Settings
+from service.personal.upgrade import upgrade
 from tests.cli.test_cli import run
 from tests.tiny import write_tiny_bundle
 
@@ -88,3 +90,13 @@ def test_the_command_exits_with_1_and_a_table(flags):
     bad = run(*told, "--device", "tensorrt")
     assert bad.returncode == 1
     assert "would not become ready" in bad.stdout
+
+
+def test_a_store_in_postgresql_is_looked_at_and_nothing_is_made(flags, capsys, postgres_server):
+    url = postgres_server.database()
+    for _ in range(2):
+        ready, found = findings(capsys, **{**flags, "store": url})
+        assert ready
+        assert found["store"]["found"].endswith("answers; its tables will be made")
+    asyncio.run(upgrade(url))
+    assert findings(capsys, **{**flags, "store": url})[1]["store"]["found"].endswith("opens and can be written")

@@ -114,7 +114,8 @@ async def test_per_row_users_get_head_tensors_by_default(client, rng):
     x, _ = tiny_windows(1, rng)
     tensor = {"name": "user_id", "datatype": "BYTES", "shape": [3], "data": ["a", "b", "c"]}
     answer = (await infer(client, x, extra=[tensor])).json()
-    assert [o["name"] for o in answer["outputs"]] == ["probabilities", "label", "head", "head_version"]
+    names = ["probabilities", "label", "head", "head_version", "model_version"]
+    assert [o["name"] for o in answer["outputs"]] == names
     assert "parameters" not in answer
 
 

@@ -15,7 +15,7 @@ from exporters.precision import convert
 from service.app import create_app
 from service.config import Settings
 from tests.conftest import running
-from tests.service.test_users import OFFSET, URL, calibrate, who
+from tests.service.test_users import OFFSET, URL, body, calibrate, who
 from tests.tiny import LABELS, tiny_windows, write_tiny_bundle
 
 
@@ -288,3 +288,19 @@ async def test_an_import_waits_for_no_calibration(client, rng):
     )
     assert sorted(a.status_code for a in answers) in ([201, 201], [201, 409])
     assert await who(client) == ("personal", 1)
+
+
+async def test_settings_go_along_and_windows_do_not(client, rng):
+    await client.put(URL, json={"retention": "inputs", "metadata": {"arm": "left"}})
+    await calibrate(client, rng)
+    file = (await client.get(f"{URL}/export")).content
+    bob = "/v2/models/tiny/users/bob"
+    await client.put(bob, json={"retention": "inputs"})
+    await client.post(f"{bob}/samples", json={**body(rng), "accept": ["off_distribution"]})
+    assert (await client.post(f"{bob}/import?replace=true", content=file)).status_code in (200, 201)
+    found = (await client.get(bob)).json()
+    assert (found["retention"], found["metadata"], found["active"]) == ("inputs", {"arm": "left"}, 1)
+    assert (await client.get(f"{bob}/samples")).json()["samples"] == 0  # what was bob's is gone
+    # The file has no windows: a method that needs features of all of them says so.
+    refused = await client.post(f"{bob}/calibrations", json=body(rng, method="logistic"))
+    assert refused.status_code == 422

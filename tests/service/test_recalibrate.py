@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from models.heads.head import Head
 from service.app import create_app
 from service.config import Settings
-from service.personal import recalibrate
+from service.personal import recalibrate, refitting
 from service.personal.schema import users, versions
 from tests.conftest import running
 from tests.service.test_users import body
@@ -18,6 +18,17 @@ from tests.upgraded import write_bridged_bundle, write_upgraded_bundle
 
 MODEL = "/v2/models/tiny"
 OFFSET = np.array([1.0, 1.0, 0.0, 0.0])
+
+
+def with_pinch(rng, **fields):
+    """A calibration that adds a label of the user's own."""
+    sent = body(rng, offset=OFFSET, repetitions=3)
+    z = np.array([8.0, 0.0, 8.0, 0.0]) + 0.3 * rng.standard_normal((20, 4))
+    pinch = np.repeat(z.reshape(20, 2, 2) / 2, 2, axis=2)
+    sent["inputs"] += pinch.tolist()
+    sent["labels"] += ["pinch"] * 20
+    sent["repetitions"] += [i % 3 for i in range(20)]
+    return {**sent, **fields}, pinch
 
 
 class Upgrade:
@@ -222,7 +233,7 @@ async def test_who_was_erased_meanwhile_does_not_come_back(upgrade, rng, monkeyp
     await upgrade.calibrate("ana", rng)
     write_bridged_bundle(upgrade.models)
     await upgrade.load()
-    store, refit = upgrade.own.store, recalibrate.refit
+    store, refit = upgrade.own.store, refitting.refit
 
     def late(*arguments):
         """By another service on the same store: not under this one's lock."""
@@ -230,7 +241,7 @@ async def test_who_was_erased_meanwhile_does_not_come_back(upgrade, rng, monkeyp
         return refit(*arguments)
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(recalibrate, "refit", late)
+    monkeypatch.setattr(refitting, "refit", late)
     monkeypatch.setattr(recalibrate, "RETRY_SECONDS", 0.02)
     done = await upgrade.recalibrated()
     assert (done["state"], done["progress"]["moved"]) == ("done", 0)
@@ -287,3 +298,47 @@ async def test_the_head_is_finite_or_not_moved(upgrade, rng, monkeypatch):
     monkeypatch.setattr("models.heads.refit.FITS", broken)
     done = await upgrade.recalibrated()
     assert done["progress"]["needs_enrolment"] == 1
+
+
+@pytest.mark.parametrize("room", [2, 0])
+async def test_labels_of_their_own_go_along_where_there_is_room(tmp_path, rng, room):
+    write_tiny_bundle(tmp_path / "models", user_labels=2)
+    app = create_app(Settings(models=tmp_path / "models", store=f"sqlite+aiosqlite:///{tmp_path}/headway.db"))
+    async with running(app) as client:
+        upgrade = Upgrade(app, client, tmp_path / "models")
+        sent, pinch = with_pinch(rng, activate="always")
+        assert (await client.post(f"{MODEL}/users/ana/calibrations", json=sent)).status_code == 201
+        assert (await upgrade.answers("ana", pinch))[2] == ["pinch"] * 20
+        write_bridged_bundle(upgrade.models, user_labels=room)
+        await upgrade.load()
+        done = await upgrade.recalibrated()
+        version, head, found = await upgrade.answers("ana", pinch)
+        assert (head, found) == ("personal", ["pinch"] * 20)
+        assert version == ("2" if room else "1")
+        if not room:
+            assert "no room for the labels of their own, pinch" in (await upgrade.refused(done["operation"]))["ana"]
+
+
+async def test_a_label_set_that_is_opened_takes_heads_over_as_they_are(upgrade, rng):
+    await upgrade.calibrate("ana", rng)
+    x, _ = tiny_windows(30, rng, OFFSET)
+    before = await upgrade.answers("ana", x)
+    write_tiny_bundle(upgrade.models, version=2, user_labels=2)  # the same backbone, with room for labels
+    await upgrade.load()
+    assert await upgrade.stale() == ["ana"]
+    assert (await upgrade.recalibrated())["progress"]["moved"] == 1
+    assert await upgrade.answers("ana", x) == ("2", *before[1:])
+    report = (await upgrade.client.get(f"{MODEL}/users/ana/versions/1")).json()["report"]
+    assert report["by"] == "statistics"
+
+
+async def test_who_is_changed_all_the_time_is_given_up(upgrade, rng, monkeypatch):
+    monkeypatch.setattr(recalibrate, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(recalibrate, "MOST_PASSES", 3)
+    await upgrade.calibrate("ana", rng)
+    write_bridged_bundle(upgrade.models)
+    await upgrade.load()
+    async with upgrade.own.calibrator.exclusively(upgrade.own.models.get("tiny"), "ana"):
+        done = await upgrade.recalibrated()
+    assert (done["state"], done["progress"]["failed"]) == ("done", 1)
+    assert "each time it was their turn" in (await upgrade.refused(done["operation"], "failed"))["ana"]

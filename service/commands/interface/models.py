@@ -144,6 +144,9 @@ def evaluate(
     allow_training_subjects: Annotated[
         bool, typer.Option("--allow-training-subjects", help="Score subjects that the model was trained on.")
     ] = False,
+    track: Annotated[
+        str, typer.Option(help="inductive, or causal or batch: what windows without labels add (docs/evaluation.md).")
+    ] = "inductive",
 ) -> None:
     """Score a bundle: generic, baselines and the personal head, by labelled windows."""
     from service.commands.evaluation import run_evaluation
@@ -164,4 +167,5 @@ def evaluate(
         run=run,
         allow_training_subjects=allow_training_subjects,
         command=command_line(),
+        track=track,
     )
