@@ -27,6 +27,9 @@ from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 
+GAINS_KEPT = 48
+"""Inverses `(p, p)` that an anchor remembers."""
+
 __all__ = ["Anchor", "Moved", "Passages", "Settings", "cut", "longest_passage"]
 
 
@@ -35,8 +38,8 @@ class Settings:
     """Settings of an adaptation, chosen by leave-one-user-out on the population (docs/adaptation.md).
 
     `sharpness` multiplies a passage's logits in the responsibilities; `own` and `offset` scale the repetitions'
-    covariance in E and B; `rounds` of expectation–maximisation; a class's evidence counts when it has `independent`
-    effective windows and `share` of those of the class with most; `cap` bounds a class's move, in standard deviations per feature;
+    covariance in E and B; `rounds` of expectation–maximisation; every class must have `independent` effective windows
+    and `share` of the windows of the class with most; `cap` bounds a class's move, in standard deviations per feature;
     `passages` are kept at most.
     """
 
@@ -144,6 +147,13 @@ class Anchor:
         self._scale = self._size() if stats.n.any() else 1.0
         self.labelled_accuracy = self.expected_accuracy(self.means)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it may come to take, with the passages of a stream."""
+        p = self.prior.personal
+        matrices = GAINS_KEPT + 2 * self.prior.classes + 4
+        return 8 * (matrices * p * p + self.settings.passages * (self.prior.dim + 1))
+
     def _size(self) -> float:
         """How much of the default head is in the calibrated one, by least squares: below 1 for a blend."""
         p = self.prior.personal
@@ -196,6 +206,8 @@ class Anchor:
         step = round(math.log(windows, 1.15))
         key = (int(self.kind[c]), step)
         if key not in self._gains:
+            while len(self._gains) >= GAINS_KEPT:
+                self._gains.pop(next(iter(self._gains)))
             windows, prior = 1.15**step, self.prior
             noise = prior.repetition * self._repetition_windows / windows + prior.within * prior.hyper.window / windows
             self._gains[key] = np.linalg.inv(self.own[c] + noise)

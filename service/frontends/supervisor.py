@@ -78,7 +78,7 @@ class Frontends:
         models = self._services.models
         self._services.resolver.on_move = self._board.changed
         self._services.resolver.on_forget = self._forget
-        self._services.following.changed = self._observe
+        self._services.following.changed, self._services.following.advised = self._observe, self._advise
         self._services.answered_elsewhere = self._answered
         models.on_change = self._changed
         on_unload = models.on_unload
@@ -150,8 +150,9 @@ class Frontends:
         channel, settings = frontend.channel, self._settings.model_dump(mode="json")
         try:
             begun = channel.call("start", {"settings": settings, "number": number, "path": self._path}, [self._board])
-            following = self._services.following.observations.wanted
-            channel.post("observe", {"added": list(following), "gone": []})
+            observed = self._services.following.observations
+            channel.post("observe", {"added": list(observed.wanted), "gone": []})
+            channel.post("advise", {"to": list(observed.advised), "now": True})
             # All at once: what changes from here on comes behind it.
             told = [
                 self._tell(channel, m.name, m.version, m) for ms in self._services.models.by_name().values() for m in ms
@@ -239,6 +240,12 @@ class Frontends:
         for frontend in self._frontends.values():
             with contextlib.suppress(ChannelClosed):
                 frontend.channel.post("observe", {"added": added, "gone": gone})
+
+    def _advise(self, known: tuple[str, str], now: bool) -> None:
+        """Tell front ends whose answers advise a calibration."""
+        for frontend in self._frontends.values():
+            with contextlib.suppress(ChannelClosed):
+                frontend.channel.post("advise", {"to": [known], "now": now})
 
     def _observed(self, content: dict[str, Any], fds: list[int]) -> None:
         """Take rows that a front end has answered."""

@@ -66,6 +66,7 @@ class Worker:
             "drain": self._drain,
             "forget": self._forget,
             "observe": self._observe,
+            "advise": self._advise,
             "answered": self._answered,
             "ping": lambda content, fds: None,
         }
@@ -189,6 +190,12 @@ class Worker:
         """Learn whose rows are observed from now on, and whose no more."""
         self._observations.wanted.update((model, user) for model, user in content["added"])
         self._observations.wanted.difference_update((model, user) for model, user in content["gone"])
+
+    def _advise(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Learn whose answers advise a calibration, or do no more."""
+        known = {(model, user) for model, user in content["to"]}
+        change = self._observations.advised.update if content["now"] else self._observations.advised.difference_update
+        change(known)
 
     def _observed(self, who: Who) -> None:
         """Hand a user's rows to the primary, unless it is behind with those before: then they are dropped."""

@@ -34,8 +34,8 @@ EVERY = 50
 PUBLISH_ROWS = 500
 PUBLISH_SECONDS = 30.0
 """A user's versions are at least so many rows and seconds apart."""
-STREAMS_KEPT = 500
-"""Users who are followed at one time; of others the longest silent begin anew."""
+STREAM_BYTES = 256 * 2**20
+"""Memory for users who are followed at one time; beyond it the longest silent begin anew when they come back."""
 
 
 Known = tuple[str, str]
@@ -69,6 +69,7 @@ class Following:
     Attributes:
         observations: what answers of this process leave to be learned from.
         changed: called with the models and users that are observed from now on, and those that are no more.
+        advised: called when a new calibration is advised to a user from now on, or no more.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Following:
         self._models, self._observed = models, observed
         self.observations = Observations(EVERY, self._ready)
         self.changed: Callable[[list[Known], list[Known]], None] = lambda added, gone: None
+        self.advised: Callable[[Known, bool], None] = lambda known, now: None
         self._modes: dict[Known, str] = {}
         self._followed: OrderedDict[Who, Followed] = OrderedDict()
         self._due: OrderedDict[Who, None] = OrderedDict()
@@ -133,6 +135,14 @@ class Following:
         self.observations.forget(user)
         for who in [w for w in self._followed if w[1] == user and model in (None, w[0].model)]:
             del self._followed[who]
+            self._advise((who[0].model, user), False)
+
+    def _advise(self, known: Known, now: bool) -> None:
+        """Let answers say that a calibration is advised, or no more."""
+        advised = self.observations.advised
+        if now != (known in advised):
+            (advised.add if now else advised.discard)(known)
+            self.advised(known, now)
 
     def state(self, who: Who) -> dict[str, Any] | None:
         """What is known of a user's stream; None for one who is not followed, or has not been seen lately."""
@@ -178,7 +188,10 @@ class Following:
         await asyncio.to_thread(_observed, found, rows)
         self._observed(found.drift, model.name)
         adaptation = found.stream.adaptation
-        if mode != "on" or adaptation is None or who not in self._followed:
+        if who not in self._followed:  # erased meanwhile, or not to be followed any more
+            return
+        self._advise((model.name, who[1]), found.drift > ADVISED)
+        if mode != "on" or adaptation is None:
             return
         waited = found.rows - found.published_at >= PUBLISH_ROWS and time.monotonic() - found.at >= PUBLISH_SECONDS
         if adaptation.outcome == "promoted" and (waited or not found.published):
@@ -196,9 +209,10 @@ class Following:
                 found.known = known
             else:
                 found = Followed(known, Stream(known.anchor, EVERY))
+                self._advise((scope.model, user), False)
             self._followed[who] = found
         self._followed.move_to_end(who)
-        if len(self._followed) > STREAMS_KEPT:
+        while len(self._followed) > max(1, STREAM_BYTES // found.known.anchor.nbytes):
             self._followed.popitem(last=False)
         return found
 

@@ -44,12 +44,14 @@ class Observations:
 
     Attributes:
         wanted: models and users that are observed; while it is empty nothing is.
+        advised: of these, to whom a new calibration is advised: their answers say so.
         dropped: rows that were.
         ready: called when a user has `enough` rows.
     """
 
     def __init__(self, enough: int, ready: Callable[[Who], None]) -> None:
         self.wanted: set[tuple[str, str]] = set()
+        self.advised: set[tuple[str, str]] = set()
         self.dropped = 0
         self.enough, self.ready = enough, ready
         self._rows: OrderedDict[Who, deque[Rows]] = OrderedDict()

@@ -133,6 +133,11 @@ async def test_far_windows_advise_a_calibration(client, rng):
         return (await state(client))["adaptation"]["recalibration_advised"]
 
     await until(advised)
+    assert (await predict(client, rng, 1))["recalibration_advised"] is True
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, 2, 4], "data": [0.0] * 8}
+    for user, told in (("ana", True), ("bob", None)):
+        answer = await client.post("/v2/models/tiny/infer", json={"inputs": [tensor], "parameters": {"user_id": user}})
+        assert answer.json()["parameters"].get("recalibration_advised") is told
     assert "headway_feature_drift_count" in (await client.get("/metrics")).text
 
 
