@@ -33,6 +33,9 @@ Tick = Callable[[str, int, int], None]
 PARITY_ITEMS = 64
 FEWEST_PEOPLE = 3
 """Users from which on they are a population: with fewer, all their items are pooled."""
+POOLED = {"window": 1.0, "between": 3.0, "novelty": 1.0, "pooled": True}
+"""Settings of heads where no users tell: a label may be anywhere. Chosen on people with five labels of their own among
+Tux Paint's stamps (1 and 5 examples: 51.5 and 72.5 % with the defaults of signals, 62.1 and 76.9 % so)."""
 WHAT = {
     "image": "Images are turned upright, put on white, resized and cut by the service as the manifest's media say; "
     "in the graph: scaling, the network, its projection and a linear probe. Send JPEG or PNG files.",
@@ -136,7 +139,7 @@ def _fit(z: Array, collection: Collection, config: LinearProbeConfig, tick: Tick
     if by_user:
         hyper, figures = _personal(z, collection, logits, config, tick)
     else:
-        hyper, figures = HyperParameters(window=1.0, pooled=True), []
+        hyper, figures = HyperParameters.model_validate(POOLED), []
         hyper = pooled_temperature(space.personal(z), collection, hyper, config.seed)
     prior = probe_prior(space.personal(z), y, people, collection.repetition, collection.labels, hyper)
     hit = logits.argmax(1) == y
@@ -176,7 +179,7 @@ def _personal(
         trials += trials_of(u, left[-1])
     if not trials:
         raise TrainingError("No user has enough examples of two labels to be calibrated and scored.")
-    hyper = tune(left, trials, HyperParameters(growth=1.0, window=1.0, shrinkage=100.0))
+    hyper = tune(left, trials, HyperParameters(growth=1.0, window=1.0, novelty=1.0))
     records, figures = evidence(left, trials, hyper, 1, place=False)
     tick("leave one out", 1, 1)
     return hyper.model_copy(update={"evidence": records}), figures

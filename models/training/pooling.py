@@ -79,7 +79,8 @@ def probe_prior(
         between, count = c.between, float(len(people))
     else:
         away = c.means - c.means.mean(0)
-        between, count = away.T @ away / max(k - 1, 1), float(k)
+        between, count = away.T @ away / max(k - 1, 1), 0.0
+    # Few classes span few directions, which says nothing of the others: pooled, all count alike.
     rho = 1 / (1 + count / 2)
     between = (1 - rho) * between + rho * float(np.trace(between)) / p * eye
     values, vectors = np.linalg.eigh(within)
