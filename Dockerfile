@@ -17,8 +17,9 @@ WORKDIR /src
 RUN python -m venv --without-pip /opt/headway
 COPY pyproject.toml requirements.lock ./
 # The dependencies come before the source, so that an edit of the source does not install them again.
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        [open(f'/{e}.txt', 'w').write('\n'.join(p['dependencies'] + p['optional-dependencies'][e])) for e in ('cpu', 'cuda')]"
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; x = p['optional-dependencies']; \
+        media = x['image'] + x['text'] + x['audio']; \
+        [open(f'/{e}.txt', 'w').write('\n'.join(p['dependencies'] + x[e] + media)) for e in ('cpu', 'cuda')]"
 
 FROM build AS dependencies-cpu
 RUN pip --python /opt/headway/bin/python install -r /cpu.txt -c requirements.lock

@@ -118,7 +118,11 @@ class Bundle:
     @property
     def backbone(self) -> bytes:
         """The ONNX graph's bytes, as verified."""
-        return _verified(self.path / BACKBONE, self.manifest.files[BACKBONE])
+        return self.file(BACKBONE)
+
+    def file(self, name: str) -> bytes:
+        """Bytes of one of its files, as verified; raises `KeyError` for one that the manifest does not list."""
+        return _verified(self.path / name, self.manifest.files[name])
 
 
 def sha256(data: bytes) -> str:

@@ -19,6 +19,7 @@ from exporters import bundle as bundles
 from exporters.bundle import InputSpec, Manifest
 from exporters.card import model_card
 from exporters.parity import Forward, check_parity
+from models.training.media_run import is_media_run
 from models.training.run import Run, load_run
 
 OPSET = 20
@@ -48,15 +49,16 @@ def export_run(
         ExportError: torch or ONNX refuses the graph.
         ParityError: the graph does not compute what torch does; nothing is written.
     """
+    if is_media_run(run_folder):
+        from exporters.media import export_media_run
+
+        told = {"licence": licence, "citation": citation, "description": description}
+        return export_media_run(run_folder, models, name=name, user_labels=user_labels, **told)
     run = load_run(run_folder)
-    name = name or run_folder.resolve().name
-    if not re.match(bundles.NAME_PATTERN, name):
-        raise ExportError(
-            f"{name!r} cannot be a model's name: lower-case letters, digits, dots and dashes; give --name"
-        )
+    name = model_name(name, run_folder)
     backbone = run.backbone()
-    graph = to_onnx(backbone, run.windows.shape[1:])
-    parity = check_parity(_torch_forward(backbone), _onnx_forward(graph), run.windows)
+    graph = to_onnx(backbone, torch.zeros(2, *run.windows.shape[1:]))
+    parity = check_parity(torch_forward(backbone), onnx_forward(graph), run.windows)
     manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, licence, citation, description)
     if user_labels:
         manifest = Manifest.model_validate({**manifest.model_dump(), "label_set": "open", "user_labels": user_labels})
@@ -68,15 +70,28 @@ def export_run(
     return bundles.write(models, manifest, files)
 
 
-def to_onnx(backbone: torch.nn.Module, window_shape: tuple[int, ...]) -> bytes:
-    """Export `forward` of a backbone with a dynamic batch and return the checked graph.
+def model_name(name: str | None, run_folder: Path) -> str:
+    """The name given, or else the run folder's, if it can be a model's.
+
+    Raises:
+        ExportError: it cannot.
+    """
+    name = name or run_folder.resolve().name
+    if not re.match(bundles.NAME_PATTERN, name):
+        raise ExportError(
+            f"{name!r} cannot be a model's name: lower-case letters, digits, dots and dashes; give --name"
+        )
+    return name
+
+
+def to_onnx(backbone: torch.nn.Module, example: torch.Tensor, dynamic: dict[int, Any] | None = None) -> bytes:
+    """Export `forward` of a backbone and return the checked graph; by default its batch alone is dynamic.
 
     Raises:
         ExportError: the exporter or the checker refuses it.
     """
     backbone = backbone.eval()
-    example = torch.zeros(2, *window_shape)
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    dynamic = dynamic or {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -86,7 +101,7 @@ def to_onnx(backbone: torch.nn.Module, window_shape: tuple[int, ...]) -> bytes:
                 backbone,
                 (example,),
                 dynamo=True,
-                dynamic_shapes=({0: batch},),
+                dynamic_shapes=(dynamic,),
                 input_names=["input"],
                 output_names=["features"],
                 opset_version=OPSET,
@@ -116,7 +131,9 @@ def _without_metadata(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _torch_forward(backbone: torch.nn.Module) -> Forward:
+def torch_forward(backbone: torch.nn.Module) -> Forward:
+    """A backbone as what the parity gate compares."""
+
     def forward(x: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.no_grad():
             result: NDArray[np.float32] = backbone(torch.from_numpy(x)).numpy()
@@ -125,7 +142,12 @@ def _torch_forward(backbone: torch.nn.Module) -> Forward:
     return forward
 
 
-def _onnx_forward(graph: bytes) -> Forward:
+def onnx_forward(graph: bytes) -> Forward:
+    """A graph as what the parity gate compares.
+
+    Raises:
+        ExportError: ONNX Runtime refuses it.
+    """
     try:
         session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime raises its own unexported classes

@@ -7,13 +7,16 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Datatype = Literal["FP32", "FP16", "UINT8", "INT8", "INT16"]
+from exporters.media_spec import Media
+
+Datatype = Literal["FP32", "FP16", "UINT8", "INT8", "INT16", "INT64"]
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP16": np.dtype("<f2"),
     "UINT8": np.dtype("u1"),
     "INT8": np.dtype("i1"),
     "INT16": np.dtype("<i2"),
+    "INT64": np.dtype("<i8"),
 }
 """What a graph may take, as numpy calls it."""
 
@@ -56,6 +59,7 @@ class InputSpec(BaseModel):
     modality: str = Field("emg", min_length=1, description="free text: 'emg', 'imu', 'image', ...")
     channel_layout: Literal["ring", "none"] = "none"
     padding: Padding | None = Field(None, description="of the one axis that may be -1 beside the batch")
+    media: Media | None = Field(None, description="what files or texts a client may send instead of the tensor")
 
     @model_validator(mode="after")
     def _sizes(self) -> InputSpec:
@@ -65,7 +69,24 @@ class InputSpec(BaseModel):
         variable = [axis for axis, size in enumerate(self.shape) if axis and size == -1]
         if variable != ([] if self.padding is None else [self.padding.axis]):
             raise ValueError(f"shape {list(self.shape)} needs a padding for its one variable axis, and for no other")
+        if self.media is not None:
+            self._check_media(self.media.kind)
         return self
+
+    def _check_media(self, kind: str) -> None:
+        """Check that the tensor is of the form that the media are read into."""
+        fits = {
+            "image": self.datatype == "UINT8" and len(self.shape) == 4 and self.shape[3] == 3,
+            "text": self.datatype == "INT64" and len(self.shape) == 2 and self.padding is not None,
+            "audio": self.datatype == "FP32" and len(self.shape) == 2 and self.sample_rate > 0 and self.shape[1] > 0,
+        }
+        if not fits[kind]:
+            forms = {
+                "image": "UINT8 [-1, height, width, 3]",
+                "text": "INT64 [-1, -1] with a padding",
+                "audio": "FP32 [-1, samples] with a sample_rate",
+            }
+            raise ValueError(f"media of kind {kind} needs an input {forms[kind]}; it is {self.datatype} {self.shape}")
 
     @property
     def window_shape(self) -> tuple[int, ...]:

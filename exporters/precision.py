@@ -118,7 +118,13 @@ def compare(reference: Features, variant: Features, heads: list[Head]) -> Agreem
 
 
 def synthetic_windows(spec: InputSpec, n: int, rng: np.random.Generator) -> Windows:
-    """Windows of the input's shape: noise of 0.1 to 100 units; every value of an integer type."""
+    """Windows of the input's shape: noise of 0.1 to 100 units; every value of an integer type.
+
+    Raises:
+        PrecisionError: token ids, of which most would be of no text.
+    """
+    if spec.media is not None and spec.media.kind == "text":
+        raise PrecisionError("texts cannot be made up: give token ids of real ones as windows")
     shape = (n, *spec.sized(None if spec.padding is None else spec.padding.maximum))
     if spec.dtype.kind in "iu":
         info = np.iinfo(spec.dtype)

@@ -14,6 +14,7 @@ from service.answers import Headers
 from service.engine.jobs import Job, Result
 from service.loaded import LoadedModel
 from service.personal.resolved import ResolvedHead
+from service.protocol.media import Items
 from service.protocol.oip import RequestedOutput
 from service.protocol.parameters import Parameters
 from service.protocol.tensors import Tensor
@@ -81,6 +82,7 @@ class Decoded:
         users: returns each row's user; None where no head is wanted.
         encode: makes the answer.
         tensor: the one input of an OIP request, where no tensor says whose its rows are.
+        media: encoded images, texts or sounds, which the model that answers reads into rows; `windows` is then unused.
         per_row: the outputs and id of an OIP request whose rows name their users.
     """
 
@@ -89,6 +91,7 @@ class Decoded:
     users: Callable[[int], Sequence[str | None]] | None
     encode: Encode
     tensor: Tensor | None = None
+    media: Items | None = None
     per_row: PerRow | None = None
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service import answers, mixed
 from service.answered import Answered
@@ -128,7 +129,10 @@ class DataPlane:
     async def _deal(self, call: Call, decoded: Decoded, candidates: list[LoadedModel]) -> None:
         """Give each row to the version that its user would get alone."""
         assert decoded.users is not None
-        x = decoded.windows(candidates[0].bundle.manifest.input)
+        if decoded.media is not None:
+            x = await asyncio.to_thread(candidates[0].media.rows, decoded.media)
+        else:
+            x = decoded.windows(candidates[0].bundle.manifest.input)
         users = decoded.users(len(x))
         groups = await mixed.dealt(self._heads, candidates, users)
         if len(groups) == 1:
@@ -154,7 +158,19 @@ class DataPlane:
 
     def _find_heads(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         call.loaded = model
-        asked, call.x = decoded.asked, decoded.windows(model.bundle.manifest.input)
+        if decoded.media is not None:
+            self._later(call, self._read_media(call, decoded, model), model)
+            return
+        self._take_rows(call, decoded, model, decoded.windows(model.bundle.manifest.input))
+
+    async def _read_media(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
+        assert decoded.media is not None
+        rows = await asyncio.to_thread(model.media.rows, decoded.media)
+        if not call.over:
+            self._take_rows(call, decoded, model, rows)
+
+    def _take_rows(self, call: Call, decoded: Decoded, model: LoadedModel, rows: NDArray[Any]) -> None:
+        asked, call.x = decoded.asked, rows
         if decoded.users is not None:
             call.users = decoded.users(len(call.x))
             heads = self._heads.resident(model, call.users, asked.head_version, asked.fallback)

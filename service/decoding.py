@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
 from service import answers
@@ -75,16 +76,21 @@ def decode(call: Call, spec: InputSpec) -> Decoded:
     """Decode a body; a pure function, for it may run on a thread."""
     if call.endpoint == "infer":
         return _decode_infer(call, spec)
-    data = inputs.friendly_data(call.body, call.header(b"content-type") or "")
-    windows = partial(inputs.friendly_windows, data)
+    data = inputs.friendly_data(call.body, call.header(b"content-type") or "", spec)
+    media = data if isinstance(data, tuple) else None
+    windows = _unread if isinstance(data, tuple) else partial(inputs.friendly_windows, data)
     if call.endpoint == "features":
         _only(call.query, ())
         npy = "application/x-npy" in (call.header(b"accept") or "")
-        return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r))
+        return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
     encode = partial(answers.predictions, asked if asked.decides else None)
-    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media)
+
+
+def _unread(spec: InputSpec) -> NDArray[Any]:
+    raise AssertionError("media are read into rows by the model's reader")
 
 
 def _only(query: Mapping[str, str], known: Sequence[str]) -> None:
@@ -116,9 +122,12 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
         users = _same_user(asked.user_id)
     decides = asked if asked.decides else None
     encode = partial(answers.inference, message.id, outputs, per_row, decides)
-    windows = partial(inputs.windows, tensor)
     named = PerRow(message.id, outputs) if per_row and users is not None else None
-    return Decoded(asked, windows, users, encode, None if per_row else tensor, named)
+    if spec.media is not None and tensor.datatype == "BYTES":
+        media = inputs.encoded_items(tensor, spec)
+        return Decoded(asked, _unread, users, encode, media=media, per_row=named)
+    windows = partial(inputs.windows, tensor)
+    return Decoded(asked, windows, users, encode, None if per_row else tensor, per_row=named)
 
 
 def _same_user(user: str | None) -> Callable[[int], Sequence[str | None]]:

@@ -19,6 +19,7 @@ from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
+from service.media import Media
 from service.personal.records import Scope
 
 
@@ -47,6 +48,7 @@ class LoadedModel:
         prior: the population's, with room for labels of users' own.
         columns: of a head's logits: the labels, and room for those of users' own.
         label_bytes: the labels in UTF-8, an object array `(K,)`.
+        media: reads what is not a tensor.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
         answers_begun: JSON that answers of `infer` begin with, by what determines it.
         serial: its number among all that were ever loaded, by which processes name it to each other.
@@ -59,6 +61,7 @@ class LoadedModel:
     statistics: ModelStatistics
     serial: int
     resident: HeadBank | None
+    media: Media
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)

@@ -22,6 +22,7 @@ from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
 from service.loaded import LoadedModel
+from service.media import Media
 
 INLINE_ROW_SECONDS = 0.001
 """A forward of one row shorter than this runs on the event loop: handing it to a thread and back costs more."""
@@ -126,7 +127,9 @@ def _assemble(
         on_batch=report,
         level=statistics.pending,
     )
-    model = LoadedModel(bundle, runtime, scheduler, memory, statistics, serial, bank)
+    model = LoadedModel(
+        bundle, runtime, scheduler, memory, statistics, serial, bank, Media(bundle, settings.max_body_bytes)
+    )
     return model
 
 

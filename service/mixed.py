@@ -30,10 +30,13 @@ Groups = dict[LoadedModel, list[int]]
 
 def alternatives(candidates: Sequence[LoadedModel]) -> list[LoadedModel]:
     """Versions, newest first, whose answers fit into one with the newest's: of the same input and labels."""
-    newest = candidates[0].bundle.manifest
-    return [
-        m for m in candidates if m.bundle.manifest.labels == newest.labels and m.bundle.manifest.input == newest.input
-    ]
+    newest = candidates[0]
+    return [m for m in candidates if _form(m) == _form(newest)]
+
+
+def _form(model: LoadedModel) -> tuple[object, ...]:
+    manifest = model.bundle.manifest
+    return manifest.labels, manifest.input, model.media.tokenizer
 
 
 async def version_of(heads: Heads, candidates: Sequence[LoadedModel], user: str) -> LoadedModel:

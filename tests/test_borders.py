@@ -26,7 +26,10 @@ def sources(*packages: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     "file",
-    [*sources("models/heads"), *(ROOT / "exporters" / f for f in ("bundle.py", "input_spec.py", "personal.py"))],
+    [
+        *sources("models/heads"),
+        *(ROOT / "exporters" / f for f in ("bundle.py", "input_spec.py", "media_spec.py", "personal.py")),
+    ],
     ids=lambda f: f.name,
 )
 def test_the_ground_floor_is_numpy_pydantic_and_safetensors(file):

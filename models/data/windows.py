@@ -172,7 +172,12 @@ def _cut(rec: Recordings, spec: WindowSpec, chosen: NDArray[np.int64]) -> Window
 
 
 def stride_of(x: NDArray[np.float32]) -> int | None:
-    """Stride in samples of windows `(n, C, T)` in time order, told from their samples; None if they do not overlap."""
+    """Stride in samples of windows `(n, C, T)` in time order, told from their samples; None if they do not overlap.
+
+    None for anything but windows of channels: images and texts are not cut from one another.
+    """
+    if x.ndim != 3:
+        return None
     length = x.shape[2]
     for first in range(min(len(x) - 1, 8)):
         a, b = x[first], x[first + 1]

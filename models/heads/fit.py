@@ -22,11 +22,6 @@ LOG_ODDS = 6.0
 """Log-odds that least squares aims at for a window's class; softmax then gives it about 0.98 among seven."""
 
 
-NOVELTY = 0.1
-"""Share of the classes' spread in which a label of the user's own may differ from them in any direction alike. On 19
-people with one gesture taken out of the population, 0 to 0.3 do alike (docs/heads.md)."""
-
-
 def without(head: Head, classes: NDArray[np.integer] | NDArray[np.bool_]) -> Head:
     """Return a head that never answers some classes."""
     weight, bias = head.weight.copy(), head.bias.copy()
@@ -102,8 +97,8 @@ def _newcomer(prior: Prior, mean: Array, windows: float, repetitions: float) -> 
     known = prior.means[: prior.known]
     middle = known.mean(0)
     among = (known - middle).T @ (known - middle) / max(prior.known - 1, 1)
-    unlike = NOVELTY * np.trace(among) / prior.personal * np.eye(prior.personal)
-    spread = h.between * prior.between + (1 - NOVELTY) * among + unlike
+    unlike = h.novelty * np.trace(among) / prior.personal * np.eye(prior.personal)
+    spread = h.between * prior.between + (1 - h.novelty) * among + unlike
     noise = repetition_share(h, repetitions) * prior.repetition + prior.within / max(repetitions, windows / h.window)
     return np.asarray(middle + spread @ _solve(spread + noise, mean - middle))
 

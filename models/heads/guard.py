@@ -84,7 +84,7 @@ class _Case:
         self.previous = None if held.previous is None else score(held.previous, held)
         self.gain = self.candidate.accuracy - self.shared.accuracy
         self.error = standard_error(held.candidate, held.shared, held)
-        self.transfer = measured(held)
+        self.transfer = measured(held, self.error)
         self.numbers = (
             f"{self.candidate.accuracy:.1%} against the shared head's {self.shared.accuracy:.1%} "
             f"on {self.candidate.n} held-out windows"
@@ -193,6 +193,12 @@ def judge_partial(held: HeldOut | None, missing: Sequence[str], rule: Partial | 
 def judge_by_population(prior: Prior, shots: Shots, warnings: Sequence[str]) -> Verdict:
     """Decide without anything held out: on what the same number of windows did for left-out population users."""
     record = prior.strongest_evidence_for(shots.windows, shots.repetitions)
+    if record is None and prior.hyper.pooled:
+        text = (
+            "the model's population has no users, so only windows left out tell whether a head helps: send two or more "
+            "repetitions (of images and texts: number each shot), and each is left out in turn"
+        )
+        return Verdict("insufficient", "population", 0.0, text)
     if record is None:
         text = "fewer labelled windows than the population's record begins with"
         return Verdict("insufficient", "population", 0.0, text)

@@ -66,9 +66,12 @@ class HyperParameters(BaseModel):
     at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
     offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
     repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `partial` is
-    None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets of labels,
-    by coverage (`models.heads.confidence`), from people left out.
+    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `pooled` says
+    that the population was one heap without users: `between` is then the spread of its classes, and there is no record;
+    `novelty` is the share of the classes' spread in which a label of the user's own may differ from them in any
+    direction alike (on 19 people with one gesture taken out of the population, 0 to 0.3 do alike: docs/heads.md);
+    `partial` is None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets
+    of labels, by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,6 +85,8 @@ class HyperParameters(BaseModel):
     persistence: float = Field(0.0, ge=0, le=1)
     shared: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    pooled: bool = False
+    novelty: float = Field(0.1, ge=0, le=1)
     evidence: tuple[Evidence, ...] = ()
     partial: Partial | None = None
     set_floors: tuple[float, ...] = ()

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from models.training.population import (
     ring_placements,
     set_placements,
 )
+from models.training.provenance import commit
 from models.training.recipe import recipe
 from models.training.run import Run, load_run, save_run
 from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
@@ -288,7 +288,7 @@ class Training:
             "command": command,
             "config": self.config.model_dump(mode="json"),
             "subjects": [{"stem": r.stem, "subject": r.subject, "digest": r.digest} for r in self.recordings],
-            "commit": _commit(),
+            "commit": commit(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -296,15 +296,3 @@ class Training:
             "stages": stages,
             "thinning": self.people.thinning,
         }
-
-
-def _commit() -> str:
-    """The commit of this source tree, or an empty string outside one."""
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

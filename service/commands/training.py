@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from models.data.recordings import Recordings, load_folder
 from models.training import Run, TrainConfig, train
+from service.commands.progress import stages
 
 console = Console()
 
@@ -62,21 +62,5 @@ def train_on(
     """Train with a progress bar a stage."""
     settings = {"recipe": recipe, "seed": seed, "unit": unit, **({} if steps is None else {"steps": steps})}
     config = TrainConfig.quick(**settings) if quick else TrainConfig.model_validate(settings)
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as bar:
-
-        def tick(stage: str, done: int, total: int) -> None:
-            """Move the stage's bar, which is there from its first step on."""
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-            if done >= total:
-                bar.stop_task(tasks[stage])
-
+    with stages(console) as tick:
         return train(recordings, config, out, tick, resume=resume, command=command)

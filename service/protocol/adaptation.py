@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle import Manifest
 from service.errors import InvalidRequest
-from service.protocol.labelled import digest_of, message_of, windows_of
+from service.protocol.labelled import Read, digest_of, message_of, windows_of
 
 FIELDS = ("inputs", "activate", "dry_run")
 ACTIVATE = ("if_better", "never")
@@ -31,8 +31,8 @@ class AdaptationRequest:
     digest: str
 
 
-def decode(body: bytes, header_length: str | None, manifest: Manifest) -> AdaptationRequest:
-    """Decode and check an adaptation request.
+def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Read) -> AdaptationRequest:
+    """Decode and check an adaptation request; `read` makes rows of the media that the model reads.
 
     Raises:
         InvalidRequest: malformed, or of another shape or datatype.
@@ -46,5 +46,5 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest) -> Adapta
         raise InvalidRequest(f"activate is {activate!r}; it can be {', '.join(ACTIVATE)}")
     if not isinstance(dry_run, bool):
         raise InvalidRequest(f"dry_run must be of type bool, not {type(dry_run).__name__}")
-    x = windows_of(message["inputs"], binary, manifest)
+    x = windows_of(message["inputs"], binary, manifest, read)
     return AdaptationRequest(x, activate, dry_run, digest_of(body))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from exporters.bundle import Manifest
 from models.heads.calibration import METHODS
 from service.errors import InvalidRequest
-from service.protocol.labelled import LABELLED_FIELDS, Labelled, digest_of, labelled, message_of
+from service.protocol.labelled import LABELLED_FIELDS, Labelled, Read, digest_of, labelled, message_of
 
 FIELDS = {*LABELLED_FIELDS, "mode", "method", "activate", "among", "dry_run", "seed"}
 CHOICES = {
@@ -55,15 +55,15 @@ class CalibrationRequest:
         return not len(self.y)
 
 
-def decode(body: bytes, header_length: str | None, manifest: Manifest) -> CalibrationRequest:
-    """Decode and check a calibration request.
+def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Read) -> CalibrationRequest:
+    """Decode and check a calibration request; `read` makes rows of the media that the model reads.
 
     Raises:
         InvalidRequest: malformed, or of another shape or datatype.
         Unprocessable: unknown labels or values that are not finite.
     """
     message, binary = message_of(body, header_length, FIELDS)
-    given = labelled(message, binary, manifest) if any(f in message for f in LABELLED_FIELDS) else _none(manifest)
+    given = labelled(message, binary, manifest, read) if any(f in message for f in LABELLED_FIELDS) else _none(manifest)
     choice = {name: _choice(message, name) for name in CHOICES}
     return CalibrationRequest(
         x=given.x,

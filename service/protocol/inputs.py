@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
 from service.errors import InvalidRequest, Unprocessable, UnsupportedMediaType
+from service.protocol import media as encoded
 from service.protocol.body import parse_json_object
+from service.protocol.media import Items
 from service.protocol.tensors import MAX_DIMENSIONS, Tensor
 
 MAX_USER_ID = 256
@@ -90,8 +92,8 @@ def _from_integers(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
     return np.ascontiguousarray(data, np.float32)
 
 
-def friendly_data(body: bytes, content_type: str) -> NDArray[Any]:
-    """Read an array from `application/json {"inputs": …}` or `application/x-npy`.
+def friendly_data(body: bytes, content_type: str, spec: InputSpec | None = None) -> NDArray[Any] | Items:
+    """Read an array from `application/json {"inputs": …}` or `application/x-npy`, or the media that a model reads.
 
     Raises:
         UnsupportedMediaType: another media type.
@@ -102,10 +104,15 @@ def friendly_data(body: bytes, content_type: str) -> NDArray[Any]:
         message = parse_json_object(body)
         if "inputs" not in message:
             raise InvalidRequest('the body has no "inputs"; a nested array of numbers was expected there')
+        if spec is not None and encoded.is_encoded(message["inputs"], spec):
+            return encoded.items_of(message["inputs"], spec)
         return nested(message["inputs"])
     if media == "application/x-npy":
         return npy(body)
-    raise UnsupportedMediaType(f"this model does not read {media}; send application/json or application/x-npy")
+    types = encoded.TENSORS if spec is None else encoded.accepted(spec)
+    if media in types:
+        return (body,)
+    raise UnsupportedMediaType(f"this model does not read {media[:64]}; send {', '.join(types[:-1])} or {types[-1]}")
 
 
 def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
@@ -158,6 +165,19 @@ def npy(body: bytes) -> NDArray[Any]:
     if len(shape) > MAX_DIMENSIONS or math.prod(shape) * dtype.itemsize != len(body) - file.tell():
         raise InvalidRequest("the .npy file's header does not fit its length")
     return np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def encoded_items(tensor: Tensor, spec: InputSpec) -> Items:
+    """Read a BYTES tensor of encoded media, one a row.
+
+    Raises:
+        InvalidRequest: another name or shape.
+    """
+    if tensor.name != spec.name:
+        raise InvalidRequest(f"the model's input is called {spec.name!r}, not {tensor.name!r}")
+    if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ((), (1,)) or not tensor.data.size:
+        raise InvalidRequest(f"input {spec.name!r} of BYTES must have shape [rows], not {list(tensor.shape)}")
+    return tuple(tensor.data.reshape(-1).tolist())
 
 
 def user_id(value: Any) -> str:

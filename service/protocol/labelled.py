@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from exporters.bundle import Manifest
 from service.errors import InvalidRequest
 from service.protocol import inputs, oip
+from service.protocol.media import Items, is_encoded, items_of
 
+Read = Callable[[Items], NDArray[Any]]
 LABELLED_FIELDS = ("inputs", "labels", "repetitions")
 
 
@@ -51,13 +53,16 @@ def message_of(body: bytes, header_length: str | None, fields: Collection[str]) 
     return message, binary
 
 
-def labelled(message: dict[str, Any], binary: memoryview, manifest: Manifest, *, finite: bool = True) -> Labelled:
+def labelled(
+    message: dict[str, Any], binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True
+) -> Labelled:
     """Check the windows of a request.
 
     Args:
         message: the JSON part.
         binary: the data behind it.
         manifest: of the model.
+        read: makes rows of the encoded media that the model reads.
         finite: whether values that are not finite are refused, not only windows of another shape or datatype.
 
     Raises:
@@ -67,13 +72,13 @@ def labelled(message: dict[str, Any], binary: memoryview, manifest: Manifest, *,
     for required in ("inputs", "labels"):
         if required not in message:
             raise InvalidRequest(f"the body has no {required!r}")
-    x = windows_of(message["inputs"], binary, manifest, finite=finite)
+    x = windows_of(message["inputs"], binary, manifest, read, finite=finite)
     y, own = inputs.class_indices(message["labels"], len(x), manifest.labels, manifest.user_labels)
     return Labelled(x, y, inputs.repetition_ids(message.get("repetitions"), len(x)), own)
 
 
-def windows_of(value: Any, binary: memoryview, manifest: Manifest, *, finite: bool = True) -> NDArray[Any]:
-    """Read `inputs`: one tensor as the Open Inference Protocol has it, or a nested array.
+def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True) -> NDArray[Any]:
+    """Read `inputs`: one tensor as the Open Inference Protocol has it, a nested array, or texts and files.
 
     Raises:
         InvalidRequest, Unprocessable: as `labelled`.
@@ -82,9 +87,14 @@ def windows_of(value: Any, binary: memoryview, manifest: Manifest, *, finite: bo
         tensors = oip.tensors(value, binary)
         if len(tensors) != 1:
             raise InvalidRequest("inputs must be one tensor")
-        return inputs.windows(next(iter(tensors.values())), manifest.input, finite=finite)
+        (tensor,) = tensors.values()
+        if manifest.input.media is not None and tensor.datatype == "BYTES":
+            return read(inputs.encoded_items(tensor, manifest.input))
+        return inputs.windows(tensor, manifest.input, finite=finite)
     if len(binary):
         raise InvalidRequest("there is binary data, but inputs is not a tensor with binary_data_size")
+    if is_encoded(value, manifest.input):
+        return read(items_of(value, manifest.input))
     return inputs.checked(inputs.nested(value), manifest.input, finite=finite)
 
 

@@ -7,11 +7,16 @@ from typing import Any
 from models.heads.calibration import METHODS
 from models.heads.confidence import LEVELS
 from service.protocol.compression import CODINGS
+from service.protocol.media import CONTENT_TYPES
 from service.protocol.parameters import FALLBACKS
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 STRING, BOOLEAN, INTEGER = {"type": "string"}, {"type": "boolean"}, {"type": "integer"}
 NUMBERS = {"type": "array", "items": {}, "description": "nested array of numbers: one window, or a batch of windows"}
+ENCODED_MEDIA = {
+    "anyOf": [STRING, {"type": "array", "items": STRING}],
+    "description": "for a model of texts: a text, or some; of images or sounds: files in base64",
+}
 
 TENSOR: dict[str, Any] = {
     "type": "object",
@@ -115,14 +120,21 @@ INFER_BODY = _body(
 
 WINDOWS_BODY = _body(
     {
-        "application/json": {"schema": {"type": "object", "required": ["inputs"], "properties": {"inputs": NUMBERS}}},
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {"inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA]}},
+            }
+        },
         "application/x-npy": BINARY,
+        **{name: BINARY for names in CONTENT_TYPES.values() for name in names},
     },
     ACCEPTED,
 )
 
 LABELLED: dict[str, Any] = {
-    "inputs": {"anyOf": [NUMBERS, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
+    "inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
     "labels": {"type": "array", "items": STRING, "description": "one a window"},
 }
 REPETITIONS = {"type": "array", "items": INTEGER, "description": "one a window"}

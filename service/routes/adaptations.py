@@ -39,8 +39,8 @@ async def adapt(
         raise Unavailable("the service is draining", retry_after=1)
     check_key(idempotency_key)
     body = await read_body(request)
-    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest
-    large = len(body) > DECODED_HERE
+    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest, model.media.rows
+    large = model.media.slow or len(body) > DECODED_HERE
     decoded = await asyncio.to_thread(adaptation.decode, *asked) if large else adaptation.decode(*asked)
     report, again = await own.adapter.run(model, user, decoded, idempotency_key)
     if not again:

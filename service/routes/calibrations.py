@@ -39,9 +39,9 @@ async def calibrate(
         raise Unavailable("the service is draining", retry_after=1)
     check_key(idempotency_key)
     body = await read_body(request)
-    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest
+    asked = body, request.headers.get(oip.HEADER_LENGTH), model.bundle.manifest, model.media.rows
     # A large one on a thread even where it is binary: its digest is over every byte.
-    large = len(body) > DECODED_HERE
+    large = model.media.slow or len(body) > DECODED_HERE
     decoded = await asyncio.to_thread(calibration.decode, *asked) if large else calibration.decode(*asked)
     report, again = await own.calibrator.run(model, user, decoded, idempotency_key)
     headers = {"Idempotent-Replay": "true"} if again else {}

@@ -38,7 +38,8 @@ async def evaluate(request: Request, model: ModelOf, user: UserId) -> Response:
     body = await read_body(request)
     length = request.headers.get(oip.HEADER_LENGTH)
     asked = body, length, model
-    given, wanted = await asyncio.to_thread(_decode, *asked) if len(body) > DECODED_HERE else _decode(*asked)
+    slow = model.media.slow or len(body) > DECODED_HERE
+    given, wanted = await asyncio.to_thread(_decode, *asked) if slow else _decode(*asked)
     heads = await _heads(own, model, user, wanted)
     features = (await model.scheduler.submit(given.x, None, bulk=True)).features
     async with reading():
@@ -61,7 +62,7 @@ def _decode(body: bytes, length: str | None, model: LoadedModel) -> tuple[Labell
     versions = message.get("versions", ["shared", "active"])
     if not isinstance(versions, list) or not 0 < len(versions) <= MOST_VERSIONS or not all(map(_names, versions)):
         raise InvalidRequest(f"versions must be a list of 1 to {MOST_VERSIONS} of: numbers, 'shared', 'active'")
-    return labelled.labelled(message, binary, model.bundle.manifest), versions
+    return labelled.labelled(message, binary, model.bundle.manifest, model.media.rows), versions
 
 
 def _names(version: Any) -> bool:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from service.loaded import LoadedModel
 from service.protocol.body import json_response
+from service.protocol.media import accepted
 from service.registry import Registry
 from service.state import ModelOf, ServicesOf, VersionOf
 
@@ -79,6 +80,8 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
             "unit": spec.unit,
             "modality": spec.modality,
             "channel_layout": spec.channel_layout,
+            "media": None if spec.media is None else spec.media.model_dump(),
+            "content_types": list(accepted(spec)),
             "stride": spec.stride if spec.sample_rate else None,
             "feature_space": manifest.feature_space,
             "bundle_digest": model.bundle.digest,

@@ -41,7 +41,8 @@ async def add(request: Request, model: ModelOf, user: UserId, idempotency_key: K
     check_key(idempotency_key)
     body = await read_body(request)
     asked = body, request.headers.get(oip.HEADER_LENGTH), model
-    given, demanded = await asyncio.to_thread(_decode, *asked) if len(body) > DECODED_HERE else _decode(*asked)
+    slow = model.media.slow or len(body) > DECODED_HERE
+    given, demanded = await asyncio.to_thread(_decode, *asked) if slow else _decode(*asked)
     data, digest = own.calibrator.data, labelled.digest_of(body)
     async with reading():  # before the forward, which is the dear part
         (await data.settings(model.scope, user)).require("statistics", "enrolling samples")
@@ -140,7 +141,7 @@ def _decode(body: bytes, length: str | None, model: LoadedModel) -> tuple[Labell
     if not isinstance(demanded, list) or not all(v in enrol.TAKEN_ON_DEMAND for v in demanded):
         taken = ", ".join(enrol.TAKEN_ON_DEMAND)
         raise InvalidRequest(f"accept must be a list of verdicts to take all the same: {taken}")
-    return labelled.labelled(message, binary, model.bundle.manifest, finite=False), demanded
+    return labelled.labelled(message, binary, model.bundle.manifest, model.media.rows, finite=False), demanded
 
 
 async def _state(own: Services, model: LoadedModel, user: str) -> dict[str, Any]:

@@ -18,8 +18,19 @@ def train(
     out: Out,
     subjects: Subjects = "*",
     recipe: Annotated[
-        str, typer.Option(help="Training recipe: episodic, or handmade (no learned branch).")
-    ] = "episodic",
+        str | None,
+        typer.Option(
+            help="episodic (recordings, the default), handmade (no learned branch), "
+            "or linear-probe (images, texts, sounds; the default with --backbone)."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Pre-trained encoder: package:efficientnet-lite0, package:minilm-l6, timm:NAME, hf:ID, …"),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder in which features are kept, so that the next run need not compute them.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network (default 2500).")] = None,
     unit: Annotated[
         str, typer.Option(help="Unit of the samples, for the model card: 'mV', 'armband counts'.")
@@ -28,14 +39,22 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Train a backbone and its population prior on recordings."""
+    """Train a backbone and its prior on recordings; or a probe of a pre-trained one on images, texts, sounds.
+
+    For the latter --data is FOLDER/<label>/*, FOLDER/<user>/<label>/*, or a table with columns text and label.
+    """
+    if backbone is not None or recipe == "linear-probe":
+        from service.commands.probing import run_probe
+
+        run_probe(data, out, recipe=recipe, backbone=backbone, cache=cache, seed=seed, command=command_line())
+        return
     from service.commands.training import run_training
 
     run_training(
         data,
         out,
         subjects=subjects,
-        recipe=recipe,
+        recipe=recipe or "episodic",
         steps=steps,
         unit=unit,
         quick=quick,

@@ -1,0 +1,111 @@
+"""Features of a collection, computed once: kept by digests of the backbone, its preprocessing and each input."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.backbones.module import EncoderModule
+from models.data.collections import Collection
+from models.data.media import MediaError, reader_of
+from models.training.checkpoint import write_atomically
+from models.training.config import TrainingError
+
+__all__ = ["backbone_digest", "features_of"]
+
+BLOCK = 32
+SHARD = 1024
+"""Inputs after which what was computed is kept: a run that is killed goes on from there."""
+
+
+def backbone_digest(encoder: EncoderModule) -> str:
+    """Hex digest of all that a feature depends on beside the input: weights, settings, input, tokenizer."""
+    total = hashlib.sha256()
+    total.update(type(encoder).__qualname__.encode())
+    total.update(encoder.default_cfg.model_dump_json(exclude={"weights"}).encode())
+    total.update(encoder.input.model_dump_json().encode())
+    for name, data in sorted(encoder.files.items()):
+        total.update(name.encode() + data)
+    for name, value in sorted(encoder.state_dict().items()):
+        total.update(name.encode() + str(value.dtype).encode() + str(tuple(value.shape)).encode())
+        total.update(value.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def features_of(
+    encoder: EncoderModule,
+    collection: Collection,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[NDArray[np.float32], int]:
+    """Features `(n, d)` of everything in a collection, and how many of the n were not in the cache.
+
+    Deterministic only: the encoder is run in inference mode on inputs as serving would read them, with no augmentation.
+
+    Raises:
+        TrainingError: an item cannot be read, or the backbone reads another kind.
+    """
+    media = encoder.input.media
+    if media is None or media.kind != collection.kind:
+        reads = "tensors only" if media is None else f"{media.kind}s"
+        raise TrainingError(f"The data are {collection.kind}s, and the backbone reads {reads}.")
+    digests = [collection.digest_of(i) for i in range(len(collection))]
+    folder = None if cache is None else cache / backbone_digest(encoder)[:32]
+    known = {} if folder is None else _shards(folder)
+    missing = [i for i in range(len(collection)) if digests[i] not in known]
+    fresh: dict[str, NDArray[np.float32]] = {}
+    for start in range(0, len(missing), BLOCK):
+        block = missing[start : start + BLOCK]
+        for i, z in zip(block, _computed(encoder, collection, block), strict=True):
+            fresh[digests[i]] = z
+        if folder is not None and (len(fresh) >= SHARD or start + BLOCK >= len(missing)):
+            _keep(folder, fresh)
+            known |= fresh
+            fresh = {}
+        if progress is not None:
+            progress(len(collection) - len(missing) + start + len(block), len(collection))
+    known |= fresh
+    return np.stack([known[d] for d in digests]), len(missing)
+
+
+@torch.inference_mode()
+def _computed(encoder: EncoderModule, collection: Collection, block: list[int]) -> NDArray[np.float32]:
+    encoder.eval()
+    reader = reader_of(encoder.input, encoder.files)
+    assert reader is not None
+    items = [collection.read(i) for i in block]
+    try:
+        x = reader.read(items)
+    except MediaError:
+        for i, item in zip(block, items, strict=True):  # to name the file
+            try:
+                reader.read([item])
+            except MediaError as e:
+                raise TrainingError(f"{collection.name(i)}: {e}") from e
+        raise
+    features: NDArray[np.float32] = encoder(torch.from_numpy(x)).numpy()
+    return features
+
+
+def _shards(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """All features kept in a folder, by the digest of their input; a damaged file is as good as none."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for file in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                found |= dict(zip(json.loads(str(arrays["digests"])), arrays["features"], strict=True))
+        except (OSError, ValueError, KeyError):
+            file.unlink(missing_ok=True)
+    return found
+
+
+def _keep(folder: Path, fresh: dict[str, NDArray[np.float32]]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, digests=np.array(json.dumps(list(fresh))), features=np.stack(list(fresh.values())))
+    name = hashlib.sha256("".join(fresh).encode()).hexdigest()[:32]
+    write_atomically(folder / f"{name}.npz", buffer.getvalue())
