@@ -143,7 +143,8 @@ class Bench:
             y = damage.mislabelled(w.y, w.recording, share, self.classes, self.block, rng)
             result = calibrate(person.prior, z, y, w.repetition, overlap=person.overlap, x=w.x)
             title = f"labels {share:.0%} wrong" if share else "clean"
-            self.add(title, name, person, seed, result, sign="contradict" if share else "")
+            # In a clean calibration: a false alarm of exchanged labels.
+            self.add(title, name, person, seed, result, sign="contradict" if share else "were the labels")
 
     def _swaps(self, person: Person, name: str, seed: int, rng: np.random.Generator) -> None:
         z, w = person.shown(name, seed)

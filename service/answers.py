@@ -73,11 +73,12 @@ def inference(
         return _decided(request_id, outputs, per_row, asked, model, result, heads)
     # Of the same request for other data only the data changes, if all of it is numbers behind the JSON.
     columns = _columns(model, heads)
-    key = (request_id, outputs, per_row, len(result.features), heads[0].version if heads else None, columns)
+    version = heads[0].version if heads else None
+    key = (request_id, outputs, per_row, len(result.features), version, columns, result.advised)
     text = model.answers_begun.get(key)
     if text is not None:
         return _binary(text, [_numbers(o.name, model, result, columns) for o in outputs])
-    answer = _begun(request_id, per_row, model, heads)
+    answer = _begun(request_id, per_row, model, result, heads)
     made = []
     for name, binary, top in outputs:
         tensor = _output(name, model, result, heads)
@@ -92,12 +93,14 @@ def inference(
     return _binary(body[:length], [body[length:]])
 
 
-def _begun(request_id: str, per_row: bool, model: LoadedModel, heads: Heads) -> dict[str, Any]:
+def _begun(request_id: str, per_row: bool, model: LoadedModel, result: Result, heads: Heads) -> dict[str, Any]:
     answer: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version)}
     if request_id:
         answer["id"] = request_id
     if heads and not per_row:
         answer["parameters"] = {"head": heads[0].kind, "head_version": heads[0].version}
+        if result.advised:
+            answer["parameters"]["recalibration_advised"] = True
     return answer
 
 
@@ -111,7 +114,7 @@ def _decided(
     heads: Heads,
 ) -> tuple[Headers, bytes]:
     """Answer `infer` with rows rejected, sets of labels, or a prediction that can be corrected."""
-    answer = _begun(request_id, per_row, model, heads)
+    answer = _begun(request_id, per_row, model, result, heads)
     made, said = tensors(outputs, asked, model, result, heads)
     if said:
         answer["parameters"] = {**answer.get("parameters", {}), **said}
@@ -237,6 +240,8 @@ def predictions(asked: Parameters | None, model: LoadedModel, result: Result, he
         for row, best in zip(probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True)
     ]
     answer = {"predictions": rows, **_who(model), "head": heads[0].kind, "head_version": heads[0].version}
+    if result.advised:
+        answer["recalibration_advised"] = True
     if asked is not None:
         decided = decide(asked, model, result, heads, len(labels))
         _decide_rows(rows, decided, probabilities, labels)

@@ -68,12 +68,14 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             await asyncio.to_thread(registry.stop)
             raise
         own.opened(store)
+        await own.following.start()
         work = [_watch(store, metrics), store.follow(own.resolver.changed, own.resolver.lost), own.recalibrator.run()]
         tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
             own.plane.draining = True
+            own.following.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,8 +110,9 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
 
 
 async def _watch(store: Store, metrics: Metrics) -> None:
-    """Keep `headway_store_up` true to the store."""
+    """Keep the metrics of the store true to it."""
     while True:
+        metrics.store_staleness.set(store.staleness)
         try:
             await store.ping()
             metrics.store_up.set(1)

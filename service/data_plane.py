@@ -24,6 +24,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
+from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import Heads
 from service.protocol import compression
@@ -46,6 +47,7 @@ class DataPlane:
         heads: set when there is a store.
         draining: whether new calls are refused.
         feedback: answers that may still be corrected.
+        observations: rows of users whose heads follow them; None where nobody learns from them.
         keys: whose calls are answered; None for everybody's. Whoever reads from the wire asks it.
     """
 
@@ -55,6 +57,7 @@ class DataPlane:
         self.keys: Keyring | None = None
         self.draining = False
         self.feedback = Answered()
+        self.observations: Observations | None = None
         self._decoder = Decoder()
         self._waiting: set[asyncio.Task[None]] = set()
 
@@ -116,7 +119,8 @@ class DataPlane:
             if model is None:
                 self._later(call, self._find_version(call, candidates, user), *candidates)
                 return
-        elif call.decoded.per_row is not None and len(alike := mixed.alternatives(candidates)) > 1:
+        elif call.decoded.per_row is not None and len(candidates) > 1:
+            alike = mixed.alternatives(candidates)
             self._later(call, self._deal(call, call.decoded, alike), *alike)
             return
         assert model is not None
@@ -233,6 +237,8 @@ class DataPlane:
                 raise outcome
             if decoded.asked.feedback:
                 outcome.prediction_id = self.feedback.keep(model, decoded.asked.user_id, outcome.features)
+            if self.observations is not None and self.observations.advised:
+                outcome.advised = (model.name, decoded.asked.user_id) in self.observations.advised
             headers, body = decoded.encode(model, outcome, heads)
         except HeadMoved as e:
             self._again(call, decoded, model, e)
@@ -244,6 +250,8 @@ class DataPlane:
         total = time.monotonic() - call.begin
         headers.append(answers.timing((outcome,), total))
         self.metrics.answered(model, outcome, heads)
+        if call.users is not None and self.observations is not None and self.observations.wanted:
+            self.observations.saw(model, call.users, heads, outcome.features)
         model.statistics.answered(outcome, total)
         self._send(call, 200, headers, body)
 

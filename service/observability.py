@@ -74,6 +74,11 @@ class Metrics:
             "headway_calibration_duration_seconds", "Stages of a calibration.", ["stage"],
             buckets=LATENCY_BUCKETS, registry=r,
         )  # fmt: skip
+        self.feature_drift = Histogram(
+            "headway_feature_drift",
+            "Distance of users' rows from what their calibration leads to expect, of users whose heads follow them.",
+            ["model"], buckets=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0), registry=r,
+        )  # fmt: skip
         self.adaptations = Counter(
             "headway_adaptations", "Adaptations without labels by outcome.", ["model", "outcome"], registry=r
         )
@@ -84,6 +89,11 @@ class Metrics:
         self.store_up = Gauge(
             "headway_store_up", "1 while the store answers.", registry=r, multiprocess_mode="mostrecent"
         )
+        self.store_staleness = Gauge(
+            "headway_store_staleness_seconds",
+            "Since other services' changes were last read; beyond 2, heads may be old.",
+            registry=r, multiprocess_mode="mostrecent",
+        )  # fmt: skip
         self.frontends = Gauge(
             "headway_frontends_ready", "Front ends that answer; 0 where one process does all.", registry=r,
             multiprocess_mode="mostrecent",
@@ -130,6 +140,10 @@ class Metrics:
             )
         found[0].inc()
         found[1].observe(seconds)
+
+    def drifted(self, drift: float, model: str) -> None:
+        """Observe the drift of a user's rows, without whose."""
+        self.feature_drift.labels(model).observe(drift)
 
     def refused(self, code: str) -> None:
         """Count a request that was refused, by the error's code."""

@@ -14,6 +14,7 @@ from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.adapt import Adapter
 from service.personal.calibrate import Calibrator
+from service.personal.following import Following
 from service.personal.recalibrate import Recalibrator
 from service.personal.resolve import Resolver
 from service.personal.store import Store
@@ -47,6 +48,7 @@ class Services:
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
     _adapter: Adapter | None = None
+    _following: Following | None = None
     _recalibrator: Recalibrator | None = None
     _problems: list[str] = field(default_factory=lambda: ["starting"])
 
@@ -56,6 +58,10 @@ class Services:
         self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
         self._calibrator = Calibrator(store, self._resolver)
         self._adapter = Adapter(store, self._resolver, self._calibrator)
+        self._following = Following(
+            store, self._resolver, self._calibrator, self._adapter, self.models.loaded, self.metrics.drifted
+        )
+        self.plane.observations = self._following.observations
         self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._problems = []
 
@@ -90,6 +96,11 @@ class Services:
     def adapter(self) -> Adapter:
         """What adapts heads without labels."""
         return _started(self._adapter)
+
+    @property
+    def following(self) -> Following:
+        """What lets heads follow their users."""
+        return _started(self._following)
 
     @property
     def recalibrator(self) -> Recalibrator:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.data.windows import Windows
 
-__all__ = ["STREAMS", "StreamKind", "chosen"]
+__all__ = ["BALANCED", "STREAMS", "StreamKind", "chosen"]
 
 RARE = 10
 """How many times rarer the other classes are in an imbalanced stream."""
@@ -27,7 +27,8 @@ class StreamKind:
     draws: int
 
 
-STREAMS = (StreamKind("balanced", 1), StreamKind("10:1", 7), StreamKind("3 classes", 7))
+BALANCED = "balanced"
+STREAMS = (StreamKind(BALANCED, 1), StreamKind("10:1", 7), StreamKind("3 classes", 5))
 """`10:1`: draw i leaves class i (mod K) whole and of each other recording a tenth, at one stretch; `3 classes`: only
 windows of three classes."""
 
@@ -42,7 +43,7 @@ def chosen(kind: StreamKind, draw: int, w: Windows, classes: int, seed: int) -> 
         classes: number of classes K.
         seed: of the evaluation; the same draw leaves the same classes in every test and for every user.
     """
-    if kind.name == "balanced":
+    if kind.name == BALANCED:
         return np.arange(len(w))
     rng = np.random.default_rng([seed, draw])
     if kind.name == "3 classes":

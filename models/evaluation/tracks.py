@@ -16,7 +16,7 @@ from models.data.windows import Windows
 from models.evaluation.personaliser import LocalPersonaliser
 from models.evaluation.protocols import Protocol, Subject
 from models.evaluation.run import ZERO_SHOT
-from models.evaluation.streams import STREAMS, StreamKind, chosen
+from models.evaluation.streams import BALANCED, STREAMS, StreamKind, chosen
 from models.heads.adaptation import Anchor
 from models.heads.calibration import shared_head
 from models.heads.head import Head
@@ -83,7 +83,7 @@ class TrackTable:
         found = self.runs[stream].get(method, {}).get(condition)
         if found is None:
             return None
-        beside = self.runs[stream][UNADAPTED_NEXT if method == NEXT else NONE][condition]
+        beside = self.runs[stream][UNADAPTED_NEXT if method in (NEXT, UNADAPTED_NEXT) else NONE][condition]
         accuracy = np.array([np.mean(found[u]) for u in found])
         gain = np.array([np.mean(found[u]) - np.mean(beside[u]) for u in found])
         draws = np.concatenate([np.subtract(found[u], beside[u]) for u in found])
@@ -183,7 +183,7 @@ def _causal(case: _Case, streams: list[_Test], _: list[tuple[Windows, Array]]) -
     case.put(CONTINUING, [_scored(stream, t, every) for t in streams])
     assert stream.adaptation is not None or all(len(y) < every for y, _z in streams)
     case.table.decided(case.stream, case.condition, stream.adaptation.outcome if stream.adaptation else "too short")
-    if len(streams) > 1:
+    if len(streams) > 1 and case.stream == BALANCED:
         case.put(ANEW, [_scored(Stream(anchor, every), t, every) for t in streams])
     aligner = MomentAligner(anchor)
     case.put(MOMENTS, [_aligned(aligner, t, every) for t in streams])

@@ -27,6 +27,9 @@ from models.heads.sums import Sums
 
 Array = NDArray[np.float64]
 
+GAINS_KEPT = 48
+"""Inverses `(p, p)` that an anchor remembers."""
+
 __all__ = ["Anchor", "Moved", "Passages", "Settings", "cut", "longest_passage"]
 
 
@@ -35,8 +38,8 @@ class Settings:
     """Settings of an adaptation, chosen by leave-one-user-out on the population (docs/adaptation.md).
 
     `sharpness` multiplies a passage's logits in the responsibilities; `own` and `offset` scale the repetitions'
-    covariance in E and B; `rounds` of expectation–maximisation; a class's evidence counts when it has `independent`
-    effective windows and `share` of the classes' mean; `cap` bounds a class's move, in standard deviations per feature;
+    covariance in E and B; `rounds` of expectation–maximisation; every class must have `independent` effective windows
+    and `share` of the windows of the class with most; `cap` bounds a class's move, in standard deviations per feature;
     `passages` are kept at most.
     """
 
@@ -45,7 +48,7 @@ class Settings:
     offset: float = 0.5
     rounds: int = 4
     independent: float = 2.0
-    share: float = 0.35
+    share: float = 0.3
     cap: float = 2.0
     passages: int = 400
 
@@ -117,6 +120,7 @@ class Anchor:
             as much as they move the default head of these statistics, scaled to this head's size.
 
     Attributes:
+        kind: classes of the same number have the same covariances, `(K,)`.
         answerable: which classes the head may answer, `(K,)`.
         labelled_accuracy: `expected_accuracy` of the calibrated class means.
         discriminant: the discriminant at the posterior class means, which moves are measured from.
@@ -137,11 +141,18 @@ class Anchor:
         self.offset = s.offset * prior.repetition
         self._spread = np.linalg.inv(self.own + self.offset)
         self._repetition_windows = _repetition_windows(prior)
-        self._kind = np.unique(np.stack([stats.n, stats.repetitions_seen]), axis=1, return_inverse=True)[1].reshape(-1)
+        self.kind = np.unique(np.stack([stats.n, stats.repetitions_seen]), axis=1, return_inverse=True)[1].reshape(-1)
         self._gains: dict[tuple[int, int], Array] = {}
         self.discriminant = gaussian_head(self.means, self.covariance, prior.hyper.temperature, prior.dim)
         self._scale = self._size() if stats.n.any() else 1.0
         self.labelled_accuracy = self.expected_accuracy(self.means)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it may come to take, with the passages of a stream."""
+        p = self.prior.personal
+        matrices = GAINS_KEPT + 2 * self.prior.classes + 4
+        return 8 * (matrices * p * p + self.settings.passages * (self.prior.dim + 1))
 
     def _size(self) -> float:
         """How much of the default head is in the calibrated one, by least squares: below 1 for a blend."""
@@ -173,7 +184,7 @@ class Anchor:
         means, drift = self._capped(means)
         enough = s.independent * self.prior.hyper.window
         shown = windows[self.answerable]
-        complete = bool(shown.min() >= max(enough, s.share * shown.mean()))
+        complete = bool(shown.min() >= max(enough, s.share * shown.max()))
         return Moved(means, self.head_at(means), windows, drift, complete)
 
     def _posterior(self, windows: Array, seen_at: Array) -> Array:
@@ -193,8 +204,10 @@ class Anchor:
     def _gain(self, c: int, windows: float) -> Array:
         """(E + N)⁻¹ of a class with so many windows, to a seventh of their number: few are ever computed."""
         step = round(math.log(windows, 1.15))
-        key = (int(self._kind[c]), step)
+        key = (int(self.kind[c]), step)
         if key not in self._gains:
+            while len(self._gains) >= GAINS_KEPT:
+                self._gains.pop(next(iter(self._gains)))
             windows, prior = 1.15**step, self.prior
             noise = prior.repetition * self._repetition_windows / windows + prior.within * prior.hyper.window / windows
             self._gains[key] = np.linalg.inv(self.own[c] + noise)

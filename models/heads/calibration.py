@@ -179,6 +179,8 @@ def _judge(
         missing = [label for label, seen in zip(prior.labels, known, strict=False) if not seen]
         # A share of the shared head would leave labels of the user's own unsaid.
         rule = None if prior.own else prior.hyper.partial
+        if rule is not None and (known.sum() < rule.shown or shots.repetitions < rule.repetitions):
+            rule = None
         clean = not against and not trust.noticed
         if rule is not None and held is not None:
             mixed = (1 - rule.weight) * held.shared + rule.weight * held.candidate + rule.lean * ~whole.seen

@@ -41,7 +41,8 @@ class Partial(BaseModel):
 
     The shared head with a share `weight` of the personal one, `lean` added to the logits of labels that were not shown:
     the rule that gained most among those that left nobody below the shared head, neither on the labels shown nor on the
-    others (means over a person's calibrations). Gains are personal minus generic accuracy, in [−1, 1].
+    others (means over a person's calibrations). Gains are personal minus generic accuracy, in [−1, 1]. It says nothing
+    of calibrations with fewer labels or fewer repetitions than those it was chosen by.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,6 +50,7 @@ class Partial(BaseModel):
     weight: float = Field(gt=0, le=1)
     lean: float = Field(ge=0, description="added to the logits of labels not shown")
     shown: int = Field(ge=2, description="labels shown in those calibrations")
+    repetitions: int = Field(ge=1, description="repetitions of them")
     users: int = Field(ge=2)
     gain_shown: float
     gain_unseen: float

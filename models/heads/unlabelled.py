@@ -82,7 +82,7 @@ def _decided(anchor: Anchor, moved: Moved, before: Score, after: Score) -> tuple
         rarest = int(np.where(anchor.answerable, moved.windows, np.inf).argmin())
         return "insufficient", (
             f"the windows show {anchor.prior.labels[rarest]!r} too rarely ({moved.windows[rarest]:.0f} windows, "
-            f"{moved.windows.mean():.0f} on average): class means move only when every class comes about as often"
+            f"{moved.windows.max():.0f} of the most frequent): class means move only when every class comes often"
         )
     if after.labelled < before.labelled - LABELLED_SLACK:
         return "kept", (

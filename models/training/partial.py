@@ -43,6 +43,7 @@ def partial_rule(people: Sequence[LeftOut], hyper: HyperParameters, seed: int) -
         weight=WEIGHTS[w],
         lean=LEANS[b],
         shown=shown,
+        repetitions=min(len(np.unique(p.repetition)) for p in people) - 1,
         users=len(people),
         gain_shown=float(chosen[:, 0].mean()),
         gain_unseen=float(chosen[:, 1].mean()),

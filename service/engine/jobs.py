@@ -40,7 +40,7 @@ class BatchReport:
 class Result:
     """What a request gets: features `(n, d)`, its heads' scores if they were asked for, and durations in seconds.
 
-    `prediction_id` is set where the answer is remembered for a correction.
+    `prediction_id` is set where the answer is remembered for a correction, `advised` where a calibration is advised.
     """
 
     features: NDArray[np.float32]
@@ -49,6 +49,7 @@ class Result:
     inference: float
     heads: float
     prediction_id: str | None = None
+    advised: bool = False
 
 
 Done = Callable[[Result | Exception], None]

@@ -25,7 +25,7 @@ from service.config import Settings
 from service.data_plane import DataPlane
 from service.engine.memory import Layout, ModelMemory
 from service.frontends.board import Board
-from service.frontends.channel import Channel
+from service.frontends.channel import Channel, ChannelClosed
 from service.frontends.folder import VARIABLE
 from service.frontends.heads import Found, RemoteHeads
 from service.frontends.proxy import Proxy
@@ -34,8 +34,14 @@ from service.http import Protocol, config_of, keep_collections_short
 from service.keys import Keyring
 from service.loaded import BrokenModel, LoadedModel
 from service.observability import Metrics
+from service.personal.observations import Observations, Who, observed_message
 
 log = logging.getLogger("headway")
+
+ROWS_A_MESSAGE = 10
+"""Rows of a user whose head follows them that go to the primary at once."""
+MESSAGES_UNDER_WAY = 64
+"""Such messages that the primary has not taken yet; more are dropped."""
 
 
 class _Server(uvicorn.Server):
@@ -59,6 +65,8 @@ class Worker:
             "connection": self._connection,
             "drain": self._drain,
             "forget": self._forget,
+            "observe": self._observe,
+            "advise": self._advise,
             "answered": self._answered,
             "ping": lambda content, fds: None,
         }
@@ -82,6 +90,8 @@ class Worker:
         self._plane = plane = DataPlane(self._catalogue, metrics, settings.max_body_bytes)
         plane.heads = self._heads
         plane.feedback = Answered(1 + self._number)
+        self._observations = plane.observations = Observations(ROWS_A_MESSAGE, self._observed)
+        self._saying = 0
         plane.keys = Keyring(settings.keys) if settings.keys else None
         number = self._number
 
@@ -175,6 +185,32 @@ class Worker:
         """Let go of what is known of a user who was erased."""
         self._heads.forget_user(content["user"])
         self._plane.feedback.forget(content["user"])
+
+    def _observe(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Learn whose rows are observed from now on, and whose no more."""
+        self._observations.wanted.update((model, user) for model, user in content["added"])
+        self._observations.wanted.difference_update((model, user) for model, user in content["gone"])
+
+    def _advise(self, content: dict[str, Any], fds: list[int]) -> None:
+        """Learn whose answers advise a calibration, or do no more."""
+        known = {(model, user) for model, user in content["to"]}
+        change = self._observations.advised.update if content["now"] else self._observations.advised.difference_update
+        change(known)
+
+    def _observed(self, who: Who) -> None:
+        """Hand a user's rows to the primary, unless it is behind with those before: then they are dropped."""
+        rows = self._observations.take(who)
+        if rows is None or self._saying >= MESSAGES_UNDER_WAY:
+            return
+        with contextlib.suppress(ChannelClosed):
+            said = self._channel.call("observed", observed_message(who, rows))
+            self._saying += 1
+            said.add_done_callback(self._said)
+
+    def _said(self, answer: asyncio.Future[Any]) -> None:
+        self._saying -= 1
+        if not answer.cancelled():
+            answer.exception()  # looked at: rows that were not taken are not worth a word
 
     def _answered(self, content: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         """Find a prediction that was answered here."""

@@ -76,7 +76,7 @@ class Adapter:
             anchor = await self.calibrated(model, user)
             features = (await model.scheduler.submit(request.x, None, bulk=True)).features
             result = await asyncio.to_thread(_fitted, anchor, features)
-            report = _report(model, anchor, result, len(request.x), activate=request.activate != "never")
+            report = report_of(model, anchor, result, len(request.x), activate=request.activate != "never")
             if request.dry_run:
                 return {**report, "version": None}, False
             return await self.commit(model, user, anchor, result, report, request.digest, idempotency_key), False
@@ -157,10 +157,10 @@ def _fitted(known: CalibratedHead, features: NDArray[np.float32]) -> Adaptation:
     return maths.adapt(known.anchor, features)
 
 
-def _report(
+def report_of(
     model: LoadedModel, known: CalibratedHead, result: Adaptation, windows: int, *, activate: bool
 ) -> dict[str, Any]:
-    """The answer, with the fields that every version's report has."""
+    """An adaptation in words and numbers, with the fields that every version's report has."""
     outcome, reason = result.outcome, result.reason
     if not activate and outcome == "promoted":
         outcome, reason = "kept", f"not activated, as demanded; the guard: {reason}"

@@ -41,9 +41,16 @@ class Database(ABC):
         """The URL without its password."""
         return self.engine.url.render_as_string(hide_password=True)
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since changes by other services were last read."""
+        return 0.0
+
     @asynccontextmanager
-    async def transaction(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
-        """Begin a transaction that ends with the block, as a reader or as a writer.
+    async def transaction(self, *, write: bool = False, single: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction that ends with the block, as a reader of one state or as a writer.
+
+        `single` is for a reader whose statements need not agree with each other, and so cost less.
 
         Raises:
             StoreError: the database does not answer.
@@ -51,7 +58,7 @@ class Database(ABC):
         """
         try:
             async with self.engine.connect() as c:
-                await self.begins(c, write=write)
+                await self.begins(c, write=write, single=single)
                 async with c.begin():
                     yield c
         except IntegrityError as e:
@@ -75,8 +82,8 @@ class Database(ABC):
         """
 
     @abstractmethod
-    async def begins(self, c: AsyncConnection, *, write: bool) -> None:
-        """Prepare a connection for a transaction that reads or writes."""
+    async def begins(self, c: AsyncConnection, *, write: bool, single: bool) -> None:
+        """Prepare a connection for a transaction."""
 
     @abstractmethod
     async def alone(self, c: AsyncConnection) -> None:

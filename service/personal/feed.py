@@ -74,6 +74,11 @@ class Feed:
         self._identity = tuple((await c.execute(text(IDENTITY))).one())
         self._looked = time.monotonic()
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since the last look."""
+        return time.monotonic() - self._looked
+
     def hint(self) -> None:
         """Notify the other readers soon."""
         self._hinted = True

@@ -145,6 +145,9 @@ class Operations:
         free = operations.c.state == RUNNING
         if self._store.shared:  # else nobody else can be at it: the file is this service's alone
             free &= (operations.c.lease < now) | (operations.c.owner == self._me)
+        async with self._store.transaction() as c:  # this is asked every few seconds: mostly there is nothing to write
+            if await c.scalar(select(operations.c.id).where(free).limit(1)) is None:
+                return None
         async with self._store.transaction(write=True) as c:
             query = select(operations).where(free).order_by(operations.c.created).limit(1).with_for_update()
             row = (await c.execute(query)).mappings().first()

@@ -58,13 +58,12 @@ class PostgresDatabase(Database):
     def claim(self) -> None:
         """Nothing to take: it is shared."""
 
-    async def begins(self, c: AsyncConnection, *, write: bool) -> None:
-        """Begin a transaction for a writer only: a reader's statements stand alone, and so cost one round trip each.
-
-        What is written by what was read is held together by the user's revision.
-        """
+    async def begins(self, c: AsyncConnection, *, write: bool, single: bool) -> None:
+        """Let a writer lock the rows it goes by, and a reader see one state; single statements need no transaction."""
         if write:
             await c.execution_options(isolation_level="READ COMMITTED")
+        elif not single:
+            await c.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     async def alone(self, c: AsyncConnection) -> None:
         """Take an advisory lock."""
@@ -86,6 +85,11 @@ class PostgresDatabase(Database):
     async def publish(self, c: AsyncConnection, who: int, kind: Kind) -> None:
         """Write the change into the feed."""
         await c.execute(insert(changes).values(who=who, kind=int(kind)))
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since changes by other services were last read."""
+        return self._feed.staleness
 
     def hint(self) -> None:
         """Let the feed notify its other readers."""

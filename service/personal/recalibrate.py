@@ -63,17 +63,21 @@ class Recalibrator:
 
     async def run(self) -> None:
         """Do operations until cancelled: those begun here, and those that another service or a kill left."""
+        down = False
         while True:
             self._wake.clear()
             try:
                 operation = await self.operations.claim()
+                down = False
                 if operation is not None:
                     await self._do(operation)
                     continue
             except NotOurs as e:
                 log.info("operation %s was cancelled, or is done elsewhere", e)
             except StoreError as e:
-                log.warning("an operation waits for the store: %s", e)
+                if not down:
+                    log.warning("operations wait for the store: %s", e)
+                down = True
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             except Exception:

@@ -84,7 +84,7 @@ class SqliteDatabase(Database):
             os.close(self._lock)
             self._lock = None
 
-    async def begins(self, c: AsyncConnection, *, write: bool) -> None:
+    async def begins(self, c: AsyncConnection, *, write: bool, single: bool) -> None:
         """Say which BEGIN it is to be."""
         await c.execution_options(headway_write=write)
 

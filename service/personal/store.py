@@ -16,19 +16,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.heads.head import Head
-from service.personal import audit, changes, revision
+from service.personal import audit, changes, records, revision
 from service.personal.database import Database, connect
-from service.personal.records import (
-    Erasure,
-    Kind,
-    NewVersion,
-    NoSuchVersion,
-    OnChanges,
-    Scope,
-    User,
-    Version,
-    head_from_bytes,
-)
+from service.personal.records import Erasure, Kind, NewVersion, NoSuchVersion, OnChanges, Scope, User, Version
 from service.personal.rows import VERSION_COLUMNS, in_scope, owned, same_owner, user_of, version_of
 from service.personal.schema import meta, users, versions
 
@@ -68,6 +58,11 @@ class Store:
         """Whether other services may use the same store."""
         return self._database.shared
 
+    @property
+    def staleness(self) -> float:
+        """Seconds since changes by other services were last read."""
+        return self._database.staleness
+
     async def close(self) -> None:
         """Close all connections and let others open the store."""
         await self._database.close()
@@ -84,7 +79,7 @@ class Store:
         """Return the version served and its head for those of many users who have one."""
         found: dict[str, tuple[int, Head]] = {}
         where = in_scope(users, scope)
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             for begin in range(0, len(names), USERS_A_QUERY):
                 rows = await c.execute(
                     select(users.c.user, versions.c.version, versions.c.head, versions.c.digest)
@@ -92,13 +87,13 @@ class Store:
                     .where(*where, users.c.user.in_(names[begin : begin + USERS_A_QUERY]))
                 )
                 for row in rows:
-                    found[row.user] = row.version, head_from_bytes(row.head, row.digest)
+                    found[row.user] = row.version, records.head_from_bytes(row.head, row.digest)
         return found
 
     async def head(self, scope: Scope, user: str, version: int) -> Head | None:
         """Return the head of one version, or None."""
         blob = await self.weights(scope, user, version)
-        return None if blob is None else head_from_bytes(*blob)
+        return None if blob is None else records.head_from_bytes(*blob)
 
     async def head_in_time(self, scope: Scope, user: str, version: int) -> Head | None:
         """Return the head of one version, in a shared store also one that is about to be committed; or None."""
@@ -114,7 +109,7 @@ class Store:
 
     async def weights(self, scope: Scope, user: str, version: int) -> tuple[bytes, str] | None:
         """Return the safetensors of one version and their digest, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             row = (
                 await c.execute(
                     select(versions.c.head, versions.c.digest).where(
@@ -126,7 +121,7 @@ class Store:
 
     async def user(self, scope: Scope, user: str) -> User | None:
         """Return a user's pointers, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             row = (await c.execute(select(users).where(owned(users, scope, user)))).mappings().first()
         return None if row is None else user_of(row)
 
@@ -138,7 +133,7 @@ class Store:
     async def users(self, scope: Scope, after: str, limit: int) -> list[User]:
         """List users by name, beginning behind `after`."""
         where = in_scope(users, scope)
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(users).where(*where, users.c.user > after).order_by(users.c.user).limit(limit)
             )
@@ -157,7 +152,7 @@ class Store:
 
     async def versions(self, scope: Scope, user: str) -> list[Version]:
         """List a user's versions, oldest first."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user)).order_by(versions.c.version)
             )
@@ -165,7 +160,7 @@ class Store:
 
     async def version(self, scope: Scope, user: str, version: int) -> Version | None:
         """Return one version, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user), versions.c.version == version)
             )
@@ -174,7 +169,7 @@ class Store:
 
     async def by_idempotency_key(self, scope: Scope, user: str, key: str) -> Version | None:
         """Return the version that a call with this key made, or None."""
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             rows = await c.execute(
                 select(*VERSION_COLUMNS).where(owned(versions, scope, user), versions.c.idempotency_key == key)
             )
@@ -274,7 +269,7 @@ class Store:
         Raises:
             StoreError: the store is out of reach.
         """
-        async with self._database.transaction() as c:
+        async with self._database.transaction(single=True) as c:
             await c.execute(select(meta.c.key).limit(1))
 
     def pseudonym(self, user: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.errors import Conflict
 from service.personal import changes, data_changes
 from service.personal.data_changes import Answer, Enrolled
-from service.personal.data_tables import enrolled_windows, retained
+from service.personal.data_tables import enrolled_windows, retained, user_settings
 from service.personal.kept import RETENTION, Kept, UserSettings
 from service.personal.own_labels import placed
 from service.personal.records import Scope, UserChanged
@@ -33,6 +33,15 @@ class UserData:
         """Return what a user chose; the defaults for one who is unknown."""
         async with self._store.transaction() as c:
             return await data_changes.settings_of(c, scope, user)
+
+    async def adapting(self) -> dict[tuple[str, str], str]:
+        """Return those whose `adapt` is not `off`: model and user, and their choice."""
+        async with self._store.transaction() as c:
+            where = user_settings.c.adapt != "off"
+            rows = await c.execute(
+                select(user_settings.c.model, user_settings.c.user, user_settings.c.adapt).where(where)
+            )
+            return {(row.model, row.user): row.adapt for row in rows}
 
     async def enrolled(self, scope: Scope, user: str, *, windows: bool = False) -> Enrolled:
         """Return what is enrolled of a user; the windows themselves on demand."""

@@ -28,7 +28,7 @@ MOST_VERSIONS = 100_000
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 Digest = Field(pattern=r"^[0-9a-f]{64}$")
-Number = Field(ge=0, le=2**62)
+Number = Field(ge=0, le=2**53)
 
 
 class StoredVersion(BaseModel):
@@ -36,7 +36,7 @@ class StoredVersion(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: int = Field(ge=1, le=2**62)
+    version: int = Field(ge=1, le=2**53)
     calibration_id: str = Field(max_length=64)
     created: float = Field(ge=0, allow_inf_nan=False)
     head: str = Digest
@@ -191,6 +191,7 @@ def _object(report: bytes, number: int) -> dict[str, Any]:
         value = json.loads(report)
     except ValueError as e:
         raise Unprocessable(f"the report of version {number} is not JSON: {e}") from e
-    if not isinstance(value, dict) or not {"outcome", "method", "metrics"} <= set(value):
-        raise Unprocessable(f"the report of version {number} must be an object with outcome, method and metrics")
+    kinds = {"outcome": str, "method": str, "metrics": dict, "classes": dict}
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), kind) for name, kind in kinds.items()):
+        raise Unprocessable(f"the report of version {number} must be an object with {', '.join(kinds)}")
     return value

@@ -81,6 +81,7 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
         "heads_in": [{"feature_space": space.rpartition("-")[0], "version": v} for space, v in sorted(older.items())],
         "retention": settings.retention,
         "adapt": settings.adapt,
+        "adaptation": own.following.state((model.scope, user)),
         "metadata": settings.attributes,
         "classes": base.report["classes"] if base else {},
         "model": model.name,
@@ -101,6 +102,7 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
     }
     async with changing(own, model, user):
         after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, prior.classes, prior.personal)
+        own.following.set_mode(model.name, user, after.adapt)
         if not after.keeps("statistics"):
             own.plane.feedback.forget(user)
             own.resolver.on_forget(user)
@@ -131,6 +133,7 @@ async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
     own.plane.feedback.forget(user)
+    own.following.forget(model, user)
     return {
         "erased": True,
         "rows": erased.rows,

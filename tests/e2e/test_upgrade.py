@@ -81,5 +81,12 @@ def test_users_survive_an_upgrade_and_a_kill(tmp_path, rng):
             assert (versions["active"], len(versions["versions"])) == (1, 1)  # moved once
             right.append(np.mean([a == b for a, b in zip(found, labels, strict=True)]))
         assert np.mean(right) > 0.95
+        x = np.concatenate([tests[user][0][:1] for user in (USERS[0], STRANDED[0], STRANDED[1])])
+        entry = {"name": "input", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+        named = {"name": "user_id", "datatype": "BYTES", "shape": [3], "data": [USERS[0], STRANDED[0], "nobody"]}
+        batch = client.request("POST", "/v2/models/tiny/infer", json={"inputs": [entry, named]}).json()
+        rows = {o["name"]: o["data"] for o in batch["outputs"]}
+        assert (rows["model_version"], rows["head"]) == ([3, 1, 3], ["personal", "personal", "shared"])
+        assert rows["label"][1] == before[STRANDED[0]][2][0]
         stale = client.request("GET", "/v2/models/tiny/users?state=stale").json()["users"]
         assert [u["user"] for u in stale] == list(STRANDED)

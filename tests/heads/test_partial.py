@@ -14,7 +14,9 @@ from models.heads.statistics import Statistics
 from tests.heads.test_guard import K, user
 from tests.tiny import tiny_prior
 
-RULE = Partial(weight=0.3, lean=0.2, shown=2, users=19, gain_shown=0.05, gain_unseen=0.03, worst_unseen=0.001)
+RULE = Partial(
+    weight=0.3, lean=0.2, shown=2, repetitions=3, users=19, gain_shown=0.05, gain_unseen=0.03, worst_unseen=0.001
+)
 
 
 def with_rule():
@@ -44,6 +46,16 @@ def test_with_a_record_a_cautious_blend_leans_to_what_was_not_shown(rng):
     assert np.allclose(result.head.bias, expected)
     assert np.allclose(result.head.weight, 0.7 * shared.weight + 0.3 * result.candidate.weight)
     assert "+3.0% on average" in result.verdict.reason
+
+
+def test_fewer_repetitions_or_labels_than_the_record_has_are_refused(rng):
+    prior = with_rule()
+    z, y, r = some(rng, 2, offset=np.array([2.5, 2.5, 0.0, 0.0]))
+    two = calibrate(prior, z, y, np.minimum(r, 1))
+    assert (two.head, two.verdict.outcome) == (None, "insufficient")
+    more = prior.hyper.partial.model_copy(update={"shown": 3})
+    strict = replace(prior, hyper=prior.hyper.model_copy(update={"partial": more}))
+    assert calibrate(strict, z, y, r).head is None
 
 
 def test_no_gain_on_the_labels_shown_is_no_blend(rng):
@@ -80,4 +92,13 @@ def test_a_class_shown_moves_the_others_no_bit(seed, missing):
 
 def test_records_refuse_nonsense():
     with pytest.raises(ValueError, match="weight"):
-        Partial(weight=0.0, lean=0.2, shown=2, users=19, gain_shown=0.05, gain_unseen=0.03, worst_unseen=0.001)
+        Partial(
+            weight=0.0,
+            lean=0.2,
+            shown=2,
+            repetitions=3,
+            users=19,
+            gain_shown=0.05,
+            gain_unseen=0.03,
+            worst_unseen=0.001,
+        )

@@ -1,6 +1,7 @@
 """Heads and users leave the service as files and come back, whole or not at all."""
 
 import asyncio
+import hashlib
 import io
 import json
 import zipfile
@@ -255,8 +256,18 @@ DAMAGED = {
         422,
         "not in the file",
     ),
+    "a report of nothing": (lambda f: _consistent(f, "report.json", b"{}"), 422, "outcome, method, metrics, classes"),
+    "a head of nothing": (lambda f: _consistent(f, "head.safetensors", b"x"), 422, "version 1"),
     "an entry more": (lambda f: rewritten(f, lambda n, d: d) and _with(f, "evil", b"x"), 422, "evil"),
 }
+
+
+def _consistent(file, entry, data):
+    """A user's file with one entry replaced, and its digest in the index with it."""
+    with zipfile.ZipFile(io.BytesIO(file)) as old:
+        (name,) = [n for n in old.namelist() if n.endswith(entry)]
+        before, after = (hashlib.sha256(d).hexdigest().encode() for d in (old.read(name), data))
+    return rewritten(file, lambda n, d: data if n == name else d.replace(before, after))
 
 
 def _with(file, name, data):

@@ -204,7 +204,7 @@ OPERATIONS = st.lists(
 users = (f"user-{i}" for i in count())
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_any_history_leaves_what_it_should(url, operations):
     """Against a model in a few lines: versions, the pointer, and what was active before."""

@@ -182,12 +182,13 @@ async def test_while_the_store_is_down_residents_are_served_and_then_all_goes_on
     server = await asyncio.to_thread(stack.enter_context, postgres())
     try:
         url = await asyncio.to_thread(server.database)
-        async with replicas(settings, url) as (_, clients):
+        async with replicas(settings, url) as (apps, clients):
             await calibrate(clients[0], rng)
             for client in clients:
                 await comes_to(client, 1)
             await asyncio.sleep(0.5)
             assert [await served(c) for c in clients] == [1, 1]
+            assert apps[0].state.services.store.staleness < SOON
             await asyncio.to_thread(server.kill)
             for client in clients:
                 assert await served(client) == 1
