@@ -4,15 +4,12 @@ Each person's prior is made of the others, the generic logits are of a network t
 of the training run), so that nothing here looks at the evaluation's people. A person is calibrated on the first
 repetitions from a start, and the others are the stream.
 
-    python bench/adaptation.py --run runs/semg-myo --data ../shared/data/myo --set sharpness=0.5 --set share=0
+    python -m bench.adaptation --run runs/semg-myo --data ../shared/data/myo --set sharpness=0.5 --set share=0
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,18 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters import bundle as bundles
 from models.data.recordings import load_folder
-from models.data.windows import Windows
+from models.data.windows import Windows, WindowSpec, windows
 from models.evaluation.streams import STREAMS, StreamKind, chosen
 from models.heads.adaptation import Anchor, Settings
 from models.heads.fit import fit_map
 from models.heads.prior import Prior
 from models.heads.statistics import Statistics
 from models.heads.unlabelled import Stream, adapt
-from models.training import TrainConfig, generic
-from models.training.population import population_prior
-from models.training.train import _Training
+from models.training import load_run
+from models.training.strangers import strangers
 
 Array = NDArray[np.float64]
 
@@ -47,33 +42,14 @@ class Person:
     windows: Windows
 
 
-def left_out(run: Path, data: Path, model: Path) -> Iterator[Person]:
+def left_out(run: Path, data: Path) -> Iterator[Person]:
     """Every person of a training run, left out."""
-    asked = json.loads((run / "asked.json").read_text())
-    hyper = bundles.load(bundles.resolve(model)).prior.hyper
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "run"
-        shutil.copytree(run, copy)
-        training = _Training(
-            load_folder(data, "pretrain_*"), TrainConfig(**asked["config"]), copy, lambda stage, done, total: None
-        )
-        held, _steps, _stages = training._folds()
-    people, k = training.people, len(training.people.labels)
-    logits = generic.weigh(held, k)[1]
-    for u, member in enumerate(people.members):
-        others = [v for v in range(len(people)) if v != u]
-        prior, centre, a = population_prior(training.moments, others, people.labels, training.config.personal)
-        p = prior.personal
-        prior = replace(
-            prior.at(0),
-            hyper=hyper,
-            generic_weight=np.concatenate([np.zeros((k, p)), np.eye(k)], 1),
-            generic_bias=np.zeros(k),
-        )
-        z = np.concatenate([(training.features[u] - centre) @ a, logits[u]], 1)
-        at = np.zeros(len(member.y), np.int64)
-        windows = Windows(member.x.numpy(), member.y, member.repetition, member.session, member.recording, at)
-        yield Person(member.name, prior, z, windows)
+    recordings = load_folder(data, "pretrain_*")
+    by_name = {r.subject: r for r in recordings}
+    for who in strangers(load_run(run), recordings):
+        rec = by_name[who.name]
+        found = windows(rec, WindowSpec.for_signal(rec.fs, rec.modality))
+        yield Person(who.name, who.prior, who.features(found.x), found)
 
 
 def calibration(person: Person, shot: str, first: int) -> tuple[Statistics, NDArray[np.intp]]:
@@ -123,7 +99,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the training run, with its checkpoints")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=Path("models/zoo/semg-myo"))
     parser.add_argument("--shots", default="1w,5w,1 cycle,2 cycles")
     parser.add_argument("--starts", default="0,2", help="repetitions that calibrations begin at")
     parser.add_argument("--every", type=int, default=50)
@@ -131,7 +106,7 @@ def main() -> None:
     asked = parser.parse_args()
     changes = dict(pair.split("=") for pair in asked.set)
     settings = replace(Settings(), **{k: type(getattr(Settings(), k))(float(v)) for k, v in changes.items()})
-    people = list(left_out(asked.run, asked.data, asked.model))
+    people = list(left_out(asked.run, asked.data))
     print(settings)
     print("| shot | stream | unadapted | causal | least user, draw | below by > 0.2 | batch | guard |")
     print(f"|{'--|' * 8}")

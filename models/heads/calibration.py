@@ -14,7 +14,7 @@ from models.heads.doubts import doubts, turn_text
 from models.heads.fit import FITS, FITS_FROM_SUMS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
 from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
-from models.heads.head import Head, blend, leaning, log_loss
+from models.heads.head import Head, blend, leaning, log_losses
 from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
@@ -264,11 +264,10 @@ def _choose(
     for name in names:
         heads = [_fit(name, part, shown, prior, mute) for part in parts]
         logits = np.concatenate([head.logits(shown.z[f.scored]) for head, f in zip(heads, folds, strict=True)])
-        some = logits[sound]
-        for t in TEMPERATURES:
-            loss = float(log_loss(some / t, y).mean())
-            if best is None or loss < best[0]:
-                best = (loss, name, logits, t)
+        losses = log_losses(logits[sound], y, np.array(TEMPERATURES))
+        least = int(losses.argmin())
+        if best is None or losses[least] < best[0]:
+            best = (float(losses[least]), name, logits, TEMPERATURES[least])
     assert best is not None
     return best[1:]
 

@@ -84,7 +84,7 @@ class _Case:
         self.previous = None if held.previous is None else score(held.previous, held)
         self.gain = self.candidate.accuracy - self.shared.accuracy
         self.error = standard_error(held.candidate, held.shared, held)
-        self.transfer = measured(held)
+        self.transfer = measured(held, self.error)
         self.numbers = (
             f"{self.candidate.accuracy:.1%} against the shared head's {self.shared.accuracy:.1%} "
             f"on {self.candidate.n} held-out windows"

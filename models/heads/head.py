@@ -71,3 +71,10 @@ def log_loss(logits: Array, y: NDArray[np.integer]) -> Array:
     top = logits.max(1)
     lse = top + np.log(np.exp(logits - top[:, None]).sum(1))
     return np.asarray(lse - logits[np.arange(len(y)), y])
+
+
+def log_losses(logits: Array, y: NDArray[np.integer], temperatures: Array) -> Array:
+    """Return the mean −log p(y) at each temperature `(t,)`, for logits `(n, K)`."""
+    away = logits - logits.max(1, keepdims=True)
+    scaled = away[None] / temperatures[:, None, None]
+    return np.asarray((np.log(np.exp(scaled).sum(2)) - scaled[:, np.arange(len(y)), y]).mean(1))

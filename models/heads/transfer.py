@@ -25,10 +25,13 @@ class Transfer:
     claim: str
 
 
-def measured(held: HeldOut) -> Transfer:
-    """Classify by held-out windows; the interval is clustered by block, for a block errs as one."""
+def measured(held: HeldOut, error: float | None = None) -> Transfer:
+    """Classify by held-out windows; the interval is clustered by block, for a block errs as one.
+
+    `error`: the gain's standard error, where it is known already.
+    """
     hits = (held.candidate.argmax(1) == held.y).astype(float) - (held.shared.argmax(1) == held.y)
-    error = standard_error(held.candidate, held.shared, held)
+    error = standard_error(held.candidate, held.shared, held) if error is None else error
     if held.repetitions > 1:
         claim = f"on left-out repetitions, {held.repetitions} in all, of these recordings"
     else:

@@ -21,9 +21,9 @@ from service.frontends.channel import Channel, ChannelClosed
 from service.frontends.dealer import Dealer
 from service.frontends.frontend import Frontend
 from service.frontends.heads import Found, refusal
+from service.frontends.observing import Observing
 from service.interpreter import command
 from service.loaded import BrokenModel, LoadedModel
-from service.personal.observations import observed_from
 from service.state import Services
 
 log = logging.getLogger("headway")
@@ -78,7 +78,7 @@ class Frontends:
         models = self._services.models
         self._services.resolver.on_move = self._board.changed
         self._services.resolver.on_forget = self._forget
-        self._services.following.changed, self._services.following.advised = self._observe, self._advise
+        self._observing = Observing(self._services.following, self._frontends.values)
         self._services.answered_elsewhere = self._answered
         models.on_change = self._changed
         on_unload = models.on_unload
@@ -145,14 +145,12 @@ class Frontends:
             theirs.close()
         frontend = Frontend(number, process)
         self._frontends[number] = frontend
-        handlers = {"heads": self._heads, "taken": frontend.taken, "observed": self._observed}
+        handlers = {"heads": self._heads, "taken": frontend.taken, "observed": self._observing.observed}
         frontend.channel = Channel(ours, handlers, lambda: self._ended(frontend))
         channel, settings = frontend.channel, self._settings.model_dump(mode="json")
         try:
             begun = channel.call("start", {"settings": settings, "number": number, "path": self._path}, [self._board])
-            observed = self._services.following.observations
-            channel.post("observe", {"added": list(observed.wanted), "gone": []})
-            channel.post("advise", {"to": list(observed.advised), "now": True})
+            self._observing.begin(channel)
             # All at once: what changes from here on comes behind it.
             told = [
                 self._tell(channel, m.name, m.version, m) for ms in self._services.models.by_name().values() for m in ms
@@ -234,25 +232,6 @@ class Frontends:
         except (ChannelClosed, RuntimeError):
             return None
         return None if found is None else answer_of(found)
-
-    def _observe(self, added: list[tuple[str, str]], gone: list[tuple[str, str]]) -> None:
-        """Tell front ends whose rows are observed."""
-        for frontend in self._frontends.values():
-            with contextlib.suppress(ChannelClosed):
-                frontend.channel.post("observe", {"added": added, "gone": gone})
-
-    def _advise(self, known: tuple[str, str], now: bool) -> None:
-        """Tell front ends whose answers advise a calibration."""
-        for frontend in self._frontends.values():
-            with contextlib.suppress(ChannelClosed):
-                frontend.channel.post("advise", {"to": [known], "now": now})
-
-    def _observed(self, content: dict[str, Any], fds: list[int]) -> None:
-        """Take rows that a front end has answered."""
-        who, rows = observed_from(content)
-        observations = self._services.following.observations
-        if (who[0].model, who[1]) in observations.wanted:
-            observations.put(who, rows)
 
     def _forget(self, user: str) -> None:
         """Let front ends drop what they remember of a user; that it is void they know already."""
