@@ -34,8 +34,8 @@ PARITY_ITEMS = 64
 FEWEST_PEOPLE = 3
 """Users from which on they are a population: with fewer, all their items are pooled."""
 POOLED = {"window": 1.0, "between": 3.0, "novelty": 1.0, "pooled": True}
-"""Settings of heads where no users tell: a label may be anywhere. Chosen on people with five labels of their own among
-Tux Paint's stamps (1 and 5 examples: 51.5 and 72.5 % with the defaults of signals, 62.1 and 76.9 % so)."""
+"""Settings of heads where no users tell: a label may be anywhere. Chosen on draws of people with five own labels among
+Tux Paint's stamps, other draws than those of docs/benchmarks.md; the settings of signals did 4 to 10 points worse."""
 WHAT = {
     "image": "Images are turned upright, put on white, resized and cut by the service as the manifest's media say; "
     "in the graph: scaling, the network, its projection and a linear probe. Send JPEG or PNG files.",

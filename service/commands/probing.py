@@ -16,7 +16,15 @@ console = Console()
 
 
 def run_probe(
-    data: Path, out: Path, *, recipe: str | None, backbone: str | None, cache: Path | None, seed: int, command: str
+    data: Path,
+    out: Path,
+    *,
+    recipe: str | None,
+    backbone: str | None,
+    personal: int,
+    cache: Path | None,
+    seed: int,
+    command: str,
 ) -> MediaRun:
     """Fit a probe and a prior, and say what was left out would get.
 
@@ -33,7 +41,7 @@ def run_probe(
     with stages(console) as tick:
         run = train_probe(
             collection,
-            LinearProbeConfig(backbone=backbone, seed=seed),
+            LinearProbeConfig(backbone=backbone, personal=personal, seed=seed),
             out,
             cache=cache,
             progress=tick,

@@ -28,6 +28,10 @@ def train(
         str | None,
         typer.Option(help="Pre-trained encoder: package:efficientnet-lite0, package:minilm-l6, timm:NAME, hf:ID, …"),
     ] = None,
+    personal: Annotated[
+        int,
+        typer.Option(min=2, max=512, help="Features that personal heads are fitted in, of a backbone given by name."),
+    ] = 128,
     cache: Annotated[
         Path | None, typer.Option(help="Folder in which features are kept, so that the next run need not compute them.")
     ] = None,
@@ -46,7 +50,16 @@ def train(
     if backbone is not None or recipe == "linear-probe":
         from service.commands.probing import run_probe
 
-        run_probe(data, out, recipe=recipe, backbone=backbone, cache=cache, seed=seed, command=command_line())
+        run_probe(
+            data,
+            out,
+            recipe=recipe,
+            backbone=backbone,
+            personal=personal,
+            cache=cache,
+            seed=seed,
+            command=command_line(),
+        )
         return
     from service.commands.training import run_training
 
