@@ -173,6 +173,7 @@ async def remove_version(c: AsyncConnection, scope: Scope, user: str, version: i
     if not gone.rowcount:
         raise NoSuchVersion(f"version {version} does not exist")
     await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version == version))
+    await c.execute(delete(activations).where(owned(activations, scope, user), activations.c.version == version))
     base = case((users.c.base == version, 0), else_=users.c.base)
     await c.execute(update(users).where(owned(users, scope, user)).values(base=base, revision=users.c.revision + 1))
 
