@@ -20,6 +20,7 @@ from models.heads.drift import ADVISED, drift
 from models.heads.unlabelled import Stream
 from service.errors import HeadwayError
 from service.loaded import LoadedModel
+from service.personal.acting import acting
 from service.personal.adapt import Adapter, CalibratedHead, report_of
 from service.personal.calibrate import Calibrator
 from service.personal.observations import Observations, Rows, Who
@@ -172,6 +173,7 @@ class Following:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
+        acting.set("following")  # not whose request began this task: it learns from everybody's
         while self._due:
             who, _ = self._due.popitem(last=False)
             rows = self.observations.take(who)
