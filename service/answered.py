@@ -17,7 +17,9 @@ from service.personal.records import Scope
 SECONDS = 15 * 60.0
 """For how long a prediction can be corrected."""
 MOST_BYTES = 32 * 1024 * 1024
-"""Bytes of features in a process; past it the oldest answers go first."""
+"""Bytes of answers in a process; past it the oldest go first."""
+ANSWER_BYTES = 1024
+"""What an answer takes beside its features, at most: its id, its user's, and the objects around them."""
 
 
 class Answer(NamedTuple):
@@ -34,7 +36,7 @@ class Answered:
 
     Args:
         process: number of the process, which an id begins with: 0 for the one that keeps the store.
-        most_bytes: bytes of features that are kept.
+        most_bytes: bytes of answers that are kept.
         seconds: for how long.
     """
 
@@ -51,7 +53,7 @@ class Answered:
         # A copy: the features are a part of a batch, which would stay with it.
         answer = Answer(model.scope, user, np.array(features, np.float32), time.monotonic() + self._seconds)
         self._kept[number] = answer
-        self.nbytes += answer.features.nbytes
+        self.nbytes += ANSWER_BYTES + answer.features.nbytes
         while self.nbytes > self._most_bytes:
             self._drop(next(iter(self._kept)))
         return number
@@ -75,7 +77,7 @@ class Answered:
             self._drop(number)
 
     def _drop(self, number: str) -> None:
-        self.nbytes -= self._kept.pop(number).features.nbytes
+        self.nbytes -= ANSWER_BYTES + self._kept.pop(number).features.nbytes
 
 
 def message_of(answer: Answer) -> dict[str, Any]:

@@ -185,11 +185,14 @@ class Worker:
         """Let go of what is known of a user who was erased."""
         self._heads.forget_user(content["user"])
         self._plane.feedback.forget(content["user"])
+        self._observations.forget(content["user"])
 
     def _observe(self, content: dict[str, Any], fds: list[int]) -> None:
         """Learn whose rows are observed from now on, and whose no more."""
         self._observations.wanted.update((model, user) for model, user in content["added"])
-        self._observations.wanted.difference_update((model, user) for model, user in content["gone"])
+        for model, user in content["gone"]:
+            self._observations.wanted.discard((model, user))
+            self._observations.forget(user)
 
     def _advise(self, content: dict[str, Any], fds: list[int]) -> None:
         """Learn whose answers advise a calibration, or do no more."""

@@ -145,15 +145,18 @@ async def step_back(c: AsyncConnection, scope: Scope, user: str) -> int:
 
 
 async def _move(c: AsyncConnection, scope: Scope, user: str, version: int, now: float) -> None:
-    """Set the pointers; the next update adds to what is served."""
+    """Set the pointers; the next update adds to what is served, or to what that was adapted from."""
+    base, mine = version, owned(versions, scope, user)
     if version:
-        exists = await c.scalar(select(func.count()).where(owned(versions, scope, user), versions.c.version == version))
-        if not exists:
+        report = await c.scalar(select(versions.c.report).where(mine, versions.c.version == version))
+        if report is None:
             raise NoSuchVersion(f"version {version} does not exist")
+        anchor = mine & (versions.c.version == report.get("anchor", version)) & versions.c.statistics.is_not(None)
+        base = await c.scalar(select(versions.c.version).where(anchor)) or version
     moved = await c.execute(
         update(users)
         .where(owned(users, scope, user))
-        .values(active=version, base=version, updated=now, revision=users.c.revision + 1)
+        .values(active=version, base=base, updated=now, revision=users.c.revision + 1)
     )
     if not moved.rowcount:
         raise NoSuchVersion("the user has no versions")
@@ -173,6 +176,7 @@ async def remove_version(c: AsyncConnection, scope: Scope, user: str, version: i
     if not gone.rowcount:
         raise NoSuchVersion(f"version {version} does not exist")
     await c.execute(delete(retained).where(owned(retained, scope, user), retained.c.version == version))
+    await c.execute(delete(activations).where(owned(activations, scope, user), activations.c.version == version))
     base = case((users.c.base == version, 0), else_=users.c.base)
     await c.execute(update(users).where(owned(users, scope, user)).values(base=base, revision=users.c.revision + 1))
 

@@ -20,6 +20,7 @@ from models.heads.drift import ADVISED, drift
 from models.heads.unlabelled import Stream
 from service.errors import HeadwayError
 from service.loaded import LoadedModel
+from service.personal.acting import acting
 from service.personal.adapt import Adapter, CalibratedHead, report_of
 from service.personal.calibrate import Calibrator
 from service.personal.observations import Observations, Rows, Who
@@ -131,11 +132,17 @@ class Following:
         self._drop(model, user)
         self._tell()
 
+    def begin_anew(self, model: str, user: str) -> None:
+        """Drop all that was learned of a user, and what it was learned from; who is followed still is."""
+        self._drop(model, user)
+
     def _drop(self, model: str | None, user: str) -> None:
         self.observations.forget(user)
         for who in [w for w in self._followed if w[1] == user and model in (None, w[0].model)]:
             del self._followed[who]
-            self._advise((who[0].model, user), False)
+        # Also of who was not seen lately, and so is in `_followed` no more.
+        for known in [k for k in self.observations.advised if k[1] == user and model in (None, k[0])]:
+            self._advise(known, False)
 
     def _advise(self, known: Known, now: bool) -> None:
         """Let answers say that a calibration is advised, or no more."""
@@ -166,6 +173,7 @@ class Following:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
+        acting.set("following")  # not whose request began this task: it learns from everybody's
         while self._due:
             who, _ = self._due.popitem(last=False)
             rows = self.observations.take(who)
@@ -210,7 +218,9 @@ class Following:
             else:
                 found = Followed(known, Stream(known.anchor, EVERY))
                 self._advise((scope.model, user), False)
-            self._followed[who] = found
+        if (scope.model, user) not in self._modes:  # erased meanwhile, or not to be followed any more
+            raise UserChanged
+        self._followed[who] = found
         self._followed.move_to_end(who)
         while len(self._followed) > max(1, STREAM_BYTES // found.known.anchor.nbytes):
             self._followed.popitem(last=False)
@@ -221,6 +231,10 @@ class Following:
         adaptation = found.stream.adaptation
         assert adaptation is not None
         async with self._calibrator.exclusively(model, user):
+            chosen = (await self._calibrator.data.settings(scope, user)).adapt
+            if chosen != "on":  # by another service on the same store
+                self.set_mode(model.name, user, chosen)
+                return
             report = report_of(model, found.known, adaptation, found.rows, activate=True) | {"causal": True}
             committed = await self._adapter.commit(model, user, found.known, adaptation, report)
             before, found.published = found.published, committed["version"]
@@ -234,6 +248,8 @@ class Following:
     async def _go_back(self, model: LoadedModel, who: Who, found: Followed) -> None:
         scope, user = who
         async with self._calibrator.exclusively(model, user):
+            if await self._store.revision(scope, user) != found.known.revision:
+                raise UserChanged  # somebody chose another head meanwhile
             pointers = await self._store.activate(scope, user, found.known.version)
             self._resolver.point(scope, user, pointers.active)
             found.known = await self._adapter.calibrated(model, user)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 import safetensors
 import safetensors.numpy
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,6 +25,7 @@ from service.errors import Conflict, InvalidRequest, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import data_changes
 from service.personal.records import OWN_LABELS, NewVersion, head_to_bytes
+from service.protocol.inputs import can_be_label
 
 STATISTICS = "statistics."
 """Prefix of the tensors of a user's statistics beside a head."""
@@ -72,7 +74,7 @@ def read_head(body: bytes, manifest: Manifest, prior: Prior, digest: str | None)
 
 def metadata_of(file: bytes) -> dict[str, str]:
     """Return the metadata of a safetensors file that has been read already."""
-    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    header = orjson.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
     return dict(header.get("__metadata__") or {})
 
 
@@ -95,7 +97,7 @@ def check_space(metadata: dict[str, Any], manifest: Manifest) -> None:
             f"{manifest.feature_space}: a head is never applied in another"
         )
     try:
-        named = json.loads(labels) if isinstance(labels, str) else labels
+        named = orjson.loads(labels) if isinstance(labels, str) else labels
     except ValueError as e:
         raise Unprocessable(f"the metadata's labels are not a JSON array: {e}") from e
     if named != list(manifest.labels):
@@ -109,12 +111,26 @@ def own_labels_in(metadata: dict[str, str]) -> tuple[str, ...]:
         Unprocessable: they are no list of names.
     """
     try:
-        found = json.loads(metadata.get(OWN_LABELS, "[]"))
+        found = orjson.loads(metadata.get(OWN_LABELS, "[]"))
     except ValueError as e:
         raise Unprocessable(f"the metadata's {OWN_LABELS} are not a JSON array: {e}") from e
-    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+    if not isinstance(found, list) or not all(isinstance(name, str) and can_be_label(name) for name in found):
         raise Unprocessable(f"the metadata's {OWN_LABELS} are not a list of names")
     return tuple(found)
+
+
+def check_own(own: tuple[str, ...], manifest: Manifest) -> None:
+    """Refuse labels of a user's own that a model has no room for, or knows already.
+
+    Raises:
+        Unprocessable: there are such.
+    """
+    fitting = len(own) <= manifest.user_labels and all(map(can_be_label, own))
+    if not fitting or len({*manifest.labels, *own}) < len(manifest.labels) + len(own):
+        raise Unprocessable(
+            f"the head has labels of its user's own ({', '.join(own)[:256]}); the model has room for "
+            f"{manifest.user_labels} beside {', '.join(manifest.labels)}"
+        )
 
 
 def head_of(tensors: dict[str, Any], manifest: Manifest, own: tuple[str, ...] = ()) -> Head:
@@ -124,11 +140,7 @@ def head_of(tensors: dict[str, Any], manifest: Manifest, own: tuple[str, ...] = 
         InvalidRequest: a tensor is missing.
         Unprocessable: of another shape or datatype, or not finite.
     """
-    if len(own) > manifest.user_labels or len({*manifest.labels, *own}) < len(manifest.labels) + len(own):
-        raise Unprocessable(
-            f"the head has labels of its user's own ({', '.join(own)}); the model has room for {manifest.user_labels} "
-            f"beside {', '.join(manifest.labels)}"
-        )
+    check_own(own, manifest)
     k, d = len(manifest.labels) + len(own), manifest.feature_dim
     found = []
     for name, shape in (("weight", (k, d)), ("bias", (k,))):
@@ -197,8 +209,8 @@ def statistics_of(data: bytes, prior: Prior) -> Statistics:
     return stats
 
 
-def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: str) -> NewVersion:
-    """Make the version of a user that an imported head becomes.
+def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: str, *, keeps: bool) -> NewVersion:
+    """Make the version of a user that an imported head becomes; `keeps`: whether they let statistics be kept.
 
     Without statistics nothing tells what it is worth here: it is served only on demand (`activate` `always`, or later
     `PUT …/active`). With them it is judged as a calibration that has nothing to hold out.
@@ -225,13 +237,13 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
         "method": "import",
         "mode": "replace",
         "weight": 1.0,
-        "remembered": serves and stats is not None,
+        "remembered": serves and stats is not None and keeps,
         "digest": imported.digest,
         "classes": classes_of(stats, (*model.labels, *own)),
         "metrics": {"shared": None, "previous": None, "candidate": None},
         "warnings": warnings,
     }
-    data = None if stats is None else sums.to_bytes(stats)
+    data = None if stats is None or not keeps else sums.to_bytes(stats)
 
     async def also(c: AsyncConnection, version: int) -> None:
         """Let the user have the head's labels."""

@@ -194,12 +194,16 @@ class Operations:
         await c.execute(insert(operation_users).values(**whose, user=user, outcome=outcome, reason=reason))
 
     async def note(self, operation: Operation, user: str, outcome: str, reason: str) -> None:
-        """Note a user's outcome that changed nothing.
+        """Note a user's outcome that changed nothing; of one who was erased meanwhile nothing is written down.
 
         Raises:
             NotOurs: as `count`.
         """
+        scope = operation.scope
+        theirs = users.c.tenant == scope.tenant, users.c.model == scope.model, users.c.user == user
         async with self._store.transaction(write=True) as c:
+            if not (await c.execute(select(users.c.user).where(*theirs).with_for_update())).all():
+                return
             await self.count(c, operation, user, outcome, reason)
 
     async def say(self, operation: Operation, message: str) -> None:

@@ -213,6 +213,9 @@ class Recalibrator:
             row = select(users.c.active).where(owned(users, source, user)).with_for_update()
             if await c.scalar(row) != before.version:
                 raise UserChanged
+            settings = await data_changes.settings_of(c, model.scope, user)
+            if not settings.keeps("statistics" if refitted.kept is None else "inputs"):
+                raise UserChanged  # another service was told to keep less
             await self.operations.count(c, operation, user, "moved", refitted.by)
             if refitted.own:
                 await data_changes.add_own_labels(c, model.scope, user, refitted.own)

@@ -38,7 +38,8 @@ T = TypeVar("T")
 class Refitted:
     """A head in the new feature space, what it was fitted from, and what the guard said.
 
-    `by` is `inputs`, `bridge` or `statistics`; `own` are labels of the user's own; `kept` the windows, in new features.
+    `by` is `inputs`, `bridge` or `statistics`; `own` are labels of the user's own; `kept` the windows, in new features;
+    `weight` the share of the personal head that the one before had.
     """
 
     head: Head
@@ -49,6 +50,7 @@ class Refitted:
     warnings: tuple[str, ...]
     own: tuple[str, ...]
     kept: Kept | None = None
+    weight: float = 1.0
 
     def report(self, model: LoadedModel, source: Scope, before: Version) -> dict[str, Any]:
         """Say what became of a version, in the words of a calibration's report."""
@@ -64,7 +66,7 @@ class Refitted:
             "reason": verdict.reason,
             "method": self.method,
             "mode": "replace",
-            "weight": verdict.weight if self.by == "inputs" else before.report.get("weight", 1.0),
+            "weight": verdict.weight if self.by == "inputs" else self.weight,
             "remembered": True,
             "classes": classes_of(self.statistics, (*model.labels, *self.own)),
             "metrics": {
@@ -88,6 +90,9 @@ class Refitter:
         manifest, space = model.bundle.manifest, source.feature_space.rpartition("-")[0]
         if not same_labels(source, manifest):
             return "the labels of the new version are others"
+        served = version.version
+        if "anchor" in version.report:  # adapted without labels: what is kept is behind the version that was calibrated
+            version = await self._store.version(source, user, version.report["anchor"]) or version
         method = str(version.report.get("method", "map"))
         own = (await self._data.enrolled(source, user)).own
         here = (await self._data.enrolled(model.scope, user)).own
@@ -99,6 +104,8 @@ class Refitter:
         if windows is not None and windows.x is not None:
             return await self._from_windows(model, windows, windows.x, method, own)
         data = await statistics_of(self._store, source, user, version.version)
+        if data is None and version.version != served:
+            data = await statistics_of(self._store, source, user, served)
         if data is None:
             return "neither windows nor statistics are kept of them"
         stats, by = statistics.from_bytes(data).trimmed(len(model.labels) + len(own)), "statistics"
@@ -114,7 +121,7 @@ class Refitter:
         found = await self._off_the_loop(partial(refit, stats, model.prior_of(own), method, weight))
         if found.head is None:
             return f"by their statistics: {found.verdict.reason}"
-        return Refitted(found.head, by, found.method, stats, found.verdict, found.warnings, own)
+        return Refitted(found.head, by, found.method, stats, found.verdict, found.warnings, own, weight=weight)
 
     async def _off_the_loop(self, fit: Callable[[], T]) -> T:
         """Fit on a thread, and count the time."""

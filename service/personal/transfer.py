@@ -99,8 +99,12 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
             await c.execute(delete(table).where(owned(table, scope, user)))
         if index.own_labels:
             await data_changes.set_own_labels(c, scope, user, index.own_labels)
+        settings = await data_changes.settings_of(c, scope, user)
         if index.settings:
-            await data_changes.set_settings(c, scope, user, UserSettings.of(index.settings))
+            before, settings = settings, UserSettings.of(index.settings)
+            await data_changes.set_settings(c, scope, user, settings)
+            if not settings.keeps(before.retention):
+                await data_changes.let_go(c, scope, user, settings, 0, 0)  # what is kept in other feature spaces
         await c.execute(
             insert(users).values(
                 **who,
@@ -119,7 +123,7 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
                     created=v.created,
                     head=content.head,
                     digest=v.head,
-                    statistics=content.statistics,
+                    statistics=content.statistics if settings.keeps("statistics") else None,
                     report=content.report,
                 )
             )

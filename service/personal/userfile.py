@@ -18,6 +18,7 @@ import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidRequest, Unprocessable
@@ -29,6 +30,7 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 Digest = Field(pattern=r"^[0-9a-f]{64}$")
 Number = Field(ge=0, le=2**53)
+Moment = Field(ge=0, lt=253402300800, allow_inf_nan=False, description="Unix seconds, up to the year 9999")
 
 
 class StoredVersion(BaseModel):
@@ -38,7 +40,7 @@ class StoredVersion(BaseModel):
 
     version: int = Field(ge=1, le=2**53)
     calibration_id: str = Field(max_length=64)
-    created: float = Field(ge=0, allow_inf_nan=False)
+    created: float = Moment
     head: str = Digest
     statistics: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     report: str = Digest
@@ -50,7 +52,7 @@ class Activation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = Number
-    at: float = Field(ge=0, allow_inf_nan=False)
+    at: float = Moment
 
 
 class Index(BaseModel):
@@ -68,8 +70,8 @@ class Index(BaseModel):
     active: int = Number
     base: int = Number
     last: int = Number
-    created: float = Field(ge=0, allow_inf_nan=False)
-    updated: float = Field(ge=0, allow_inf_nan=False)
+    created: float = Moment
+    updated: float = Moment
     settings: dict[str, Any] = Field(default_factory=dict)
     versions: tuple[StoredVersion, ...] = Field(max_length=MOST_VERSIONS)
     activations: tuple[Activation, ...] = Field(max_length=MOST_VERSIONS)
@@ -188,10 +190,13 @@ def _verified(data: dict[str, bytes], number: int, name: str, wanted: str) -> by
 
 def _object(report: bytes, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(report)
-    except ValueError as e:
+        value = orjson.loads(report)
+        orjson.dumps(value)  # it may be nested deeper than can be written again
+    except (ValueError, TypeError) as e:
         raise Unprocessable(f"the report of version {number} is not JSON: {e}") from e
     kinds = {"outcome": str, "method": str, "metrics": dict, "classes": dict}
     if not isinstance(value, dict) or not all(isinstance(value.get(name), kind) for name, kind in kinds.items()):
         raise Unprocessable(f"the report of version {number} must be an object with {', '.join(kinds)}")
+    if type(value.get("anchor", 1)) is not int or not 1 <= value.get("anchor", 1) <= number:
+        raise Unprocessable(f"the report of version {number} names an anchor that is no version before it")
     return value

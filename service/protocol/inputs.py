@@ -215,6 +215,11 @@ def per_row_users(tensor: Tensor, rows: int) -> list[str]:
 MOST_LABEL_CHARACTERS = 64
 
 
+def can_be_label(name: str) -> bool:
+    """Whether a label of a user's own may be called so."""
+    return bool(name.strip()) and name.isprintable() and len(name) <= MOST_LABEL_CHARACTERS
+
+
 def class_indices(
     labels: Any, rows: int, known: Sequence[str], room: int = 0
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -236,7 +241,7 @@ def class_indices(
     if unknown and not room:
         raise Unprocessable(f"unknown label {min(unknown)[:64]!r}; this model's labels are {', '.join(known)}")
     for name in unknown:
-        if not name.strip() or not name.isprintable() or len(name) > MOST_LABEL_CHARACTERS:
+        if not can_be_label(name):
             raise Unprocessable(
                 f"{name[:64]!r} cannot be a label: 1 to {MOST_LABEL_CHARACTERS} printable characters can"
             )

@@ -21,6 +21,7 @@ from service.personal import transfer, userfile
 from service.personal.export import onnx_model, weights_file
 from service.personal.imports import (
     as_version,
+    check_own,
     check_space,
     head_of,
     metadata_of,
@@ -30,7 +31,7 @@ from service.personal.imports import (
 )
 from service.personal.records import NewVersion, StoreError, head_from_bytes, head_to_bytes
 from service.personal.userfile import UserFile
-from service.protocol.body import json_response, read_body
+from service.protocol.body import json_bytes, json_response, read_body
 from service.state import ModelName, Services, ServicesOf, UserId, known_user, note, services
 
 router = APIRouter(tags=["users"])
@@ -119,7 +120,8 @@ async def import_version(
     digest = None if if_match is None else if_match.strip().strip('"')
     imported = await asyncio.to_thread(read_head, body, model.bundle.manifest, model.prior, digest)
     async with own.calibrator.exclusively(model, user):
-        new = as_version(model, user, imported, activate)
+        keeps = (await own.calibrator.data.settings(model.scope, user)).keeps("statistics")
+        new = as_version(model, user, imported, activate, keeps=keeps)
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         number, active = await asyncio.shield(_commit(own, model, user, new))
     return json_response({**new.report, "version": number, "active_version": active or "shared"}, 201)
@@ -189,6 +191,8 @@ async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile,
     for loaded in own.models.loaded():
         if loaded.scope == model.scope:
             own.resolver.forget(user, loaded)
+    own.following.begin_anew(model.name, user)
+    own.following.set_mode(model.name, user, (await own.calibrator.data.settings(model.scope, user)).adapt)
 
 
 def _checked(body: bytes, model: LoadedModel) -> UserFile:
@@ -196,9 +200,18 @@ def _checked(body: bytes, model: LoadedModel) -> UserFile:
     file = userfile.read(body)
     manifest, prior = model.bundle.manifest, model.prior
     check_space({"feature_space": file.index.feature_space, "labels": list(file.index.labels)}, manifest)
+    check_own(file.index.own_labels, manifest)
+    try:
+        json_bytes(file.index.settings)
+    except TypeError as e:
+        raise Unprocessable(f"the user's settings cannot be kept as JSON: {e}") from e
     for number, content in file.contents.items():
         try:
-            head_of(safetensors.numpy.load(content.head), manifest, own_labels_in(metadata_of(content.head)))
+            tensors = safetensors.numpy.load(content.head)
+            own = own_labels_in(metadata_of(content.head))
+            head_of(tensors, manifest, own)
+            if own != file.index.own_labels[: len(own)]:
+                raise Unprocessable(f"its labels beyond the model's, {', '.join(own)}, are not the user's")
             if content.statistics is not None:
                 statistics_of(content.statistics, prior)
         except (HeadwayError, safetensors.SafetensorError) as e:

@@ -122,6 +122,7 @@ async def forget(
         index = None if label is None else labels.index(label)
         if not await own.calibrator.data.forget(model.scope, user, index):
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+        own.following.begin_anew(model.name, user)
     return {"forgotten": label or "all", **await _state(own, model, user)}
 
 

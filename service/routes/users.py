@@ -33,7 +33,11 @@ class Wanted(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if len(json_bytes(value)) > LARGEST_METADATA:
+        try:
+            size = len(json_bytes(value))
+        except TypeError as e:
+            raise ValueError(f"metadata cannot be kept as JSON: {e}") from e
+        if size > LARGEST_METADATA:
             raise ValueError(f"metadata is larger than {LARGEST_METADATA} bytes of JSON")
         return value
 
@@ -106,6 +110,7 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
         if not after.keeps("statistics"):
             own.plane.feedback.forget(user)
             own.resolver.on_forget(user)
+            own.following.begin_anew(model.name, user)
     return {**await state(own, model, user), "deleted": lowered}
 
 

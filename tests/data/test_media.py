@@ -105,6 +105,12 @@ def test_a_bomb_is_refused_by_its_header_alone():
         images().read([bomb])
 
 
+def test_an_image_that_would_become_huge_is_refused():
+    long = encoded(np.zeros((50_000, 1, 3), np.uint8))  # 5 KB, and 200 million pixels once it is 40 wide
+    with pytest.raises(MediaError, match="too long for its width"):
+        images().read([long])
+
+
 @given(st.binary(max_size=300), st.integers(0, 200))
 def test_damaged_files_never_do_more_than_be_refused(junk, at):
     data = bytearray(encoded(photo(20, 20)))

@@ -149,3 +149,15 @@ async def test_it_is_audited_and_counted(settings, rng):
         text = (await client.get("/metrics")).text
         assert 'headway_adaptations_total{model="tiny",outcome="promoted"} 1.0' in text
         assert await accuracy(client, rng, "ana", MOVED) > 0.9
+
+
+async def test_updates_add_to_what_an_adapted_version_came_from(client, rng):
+    await client.put(URL, json={"retention": "features"})
+    await calibrate(client, rng)
+    for _ in range(3):
+        x, _ = tiny_windows(40, rng, MOVED)
+        made = await client.post(f"{URL}/adaptations", json={"inputs": x[rng.permutation(len(x))].tolist()})
+        assert made.json()["outcome"] == "promoted"
+    assert (await client.post(f"{URL}/rollback")).json()["active"] == 3
+    report = await calibrate(client, rng, method="logistic")  # needs the features of all windows before
+    assert report["classes"]["fist"]["samples"] == 40

@@ -4,10 +4,14 @@ import asyncio
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
+from service.errors import Conflict
+from service.personal import following
 from service.personal.observations import ROWS_KEPT, Observations
-from service.personal.records import Scope
+from service.personal.records import Scope, UserChanged
 from service.personal.resolved import SHARED_HEAD, ResolvedHead
+from service.personal.schema import activations
 from tests.service.test_adaptations import MOVED, URL
 from tests.service.test_users import OFFSET, calibrate, who
 from tests.tiny import tiny_windows
@@ -201,3 +205,103 @@ def test_the_queue_is_bounded_and_drops_the_oldest():
         queue.put((Model.scope, f"user{i}"), rows(1))
     assert queue.take((Model.scope, "user0")) is None
     assert queue.take((Model.scope, "user1999")) is not None
+
+
+@pytest.fixture
+async def served(settings):
+    from service.app import create_app
+    from tests.conftest import running
+
+    app = create_app(settings)
+    async with running(app) as client:
+        yield app.state.services, client
+
+
+async def suggested(client, rng, offset=MOVED):
+    """Let a head's stream begin."""
+    await calibrate(client, rng)
+    await client.put(URL, json={"adapt": "suggest"})
+
+    async def seen():
+        await predict(client, rng, 30, offset=offset)
+        return await followed(client)
+
+    await until(seen)
+
+
+async def test_advice_is_forgotten_with_who_is_followed_no_more(served, rng):
+    own, client = served
+    await suggested(client, rng, OFFSET * 20)
+    assert ("tiny", "ana") in own.following.observations.advised
+    own.following._followed.clear()  # made room for others
+    assert (await client.delete(URL)).status_code == 200
+    assert not own.following.observations.advised
+
+
+@pytest.mark.parametrize("how", ["none", "forget"])
+async def test_nothing_learned_outlives_the_samples_it_was_learned_from(served, rng, how):
+    own, client = served
+    await suggested(client, rng)
+    if how == "none":
+        await client.put(URL, json={"retention": "none"})
+    else:
+        await client.delete(f"{URL}/samples")
+    assert not own.following._followed
+    assert not own.following.observations._rows
+    assert (await state(client))["adapt"] == "suggest"
+
+
+async def test_going_back_leaves_what_somebody_chose_meanwhile(served, rng):
+    own, client = served
+    await calibrate(client, rng)
+    await calibrate(client, rng)
+    await client.put(URL, json={"adapt": "on"})
+
+    async def published():
+        await predict(client, rng, 30)
+        return (await who(client))[1] > 2
+
+    await until(published)
+    (model,) = own.models.loaded()
+    found = own.following._followed[model.scope, "ana"]
+    assert (await client.put(f"{URL}/active", json={"version": 1})).status_code == 200
+    with pytest.raises(Conflict):
+        await own.following._go_back(model, (model.scope, "ana"), found)
+    assert await who(client) == ("personal", 1)
+
+
+async def test_a_stream_is_not_begun_for_who_was_erased_meanwhile(served, rng):
+    own, client = served
+    await calibrate(client, rng)
+    (model,) = own.models.loaded()
+    with pytest.raises(UserChanged):  # the store was asked, and `adapt` turned off before it answered
+        await own.following._current(model, (model.scope, "ana"))
+    assert not own.following._followed
+
+
+async def test_a_choice_made_through_another_service_is_kept_to(served, rng):
+    own, client = served
+    await suggested(client, rng)
+    own.following._modes["tiny", "ana"] = "on"  # as it was when this service began
+    for _ in range(4):
+        await predict(client, rng, 30)
+        await asyncio.sleep(0.05)
+    await until(lambda: asyncio.sleep(0, own.following._modes["tiny", "ana"] == "suggest"))
+    assert await who(client) == ("personal", 1)
+
+
+async def test_versions_that_replace_each_other_leave_no_trail(served, rng, monkeypatch):
+    monkeypatch.setattr(following, "PUBLISH_ROWS", 50)
+    monkeypatch.setattr(following, "PUBLISH_SECONDS", 0.0)
+    own, client = served
+    await calibrate(client, rng)
+    await client.put(URL, json={"adapt": "on"})
+
+    async def often():
+        await predict(client, rng, 30)
+        return (await who(client))[1] > 5
+
+    await until(often, 20)
+    async with own.store.transaction() as c:
+        rows = (await c.scalars(select(activations.c.version))).all()
+    assert len(rows) <= 3

@@ -15,6 +15,7 @@ import safetensors.numpy
 from exporters.precision import convert
 from service.app import create_app
 from service.config import Settings
+from service.personal import userfile
 from tests.conftest import running
 from tests.service.test_users import OFFSET, URL, body, calibrate, who
 from tests.tiny import LABELS, tiny_windows, write_tiny_bundle
@@ -315,3 +316,97 @@ async def test_settings_go_along_and_windows_do_not(client, rng):
     # The file has no windows: a method that needs features of all of them says so.
     refused = await client.post(f"{bob}/calibrations", json=body(rng, method="logistic"))
     assert refused.status_code == 422
+
+
+def changed(content, report=None, dump=userfile.report_bytes, **index):
+    """A user's file with another index or other reports, and digests that fit."""
+    file = userfile.read(content)
+    reports = {n: dump({**c.report, **(report or {})}) for n, c in file.contents.items()}
+    versions = tuple(v.model_copy(update={"report": userfile.digest(reports[v.version])}) for v in file.index.versions)
+    edited = file.index.model_copy(update={"versions": versions, **index})
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if name.endswith("report.json"):
+                data = reports[int(name.split("/")[1])]
+            new.writestr(name, edited.model_dump_json() if name == "user.json" else data)
+    return buffer.getvalue()
+
+
+DEEP = b'{"outcome":"a","method":"b","metrics":{},"classes":{},"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"created": 1e300},
+        {"report": {"anchor": "x"}},
+        {"report": {"anchor": 7}},
+        {"report": {"x": "\ud83d"}, "dump": lambda report: json.dumps(report).encode()},
+        {"dump": lambda report: DEEP},
+        {"settings": {"attributes": {"x": 10**30}}},
+        {"own_labels": ("more", "than", "fit")},
+    ],
+)
+async def test_a_file_that_could_not_be_answered_with_is_refused(client, rng, edit):
+    await calibrate(client, rng)
+    content = (await client.get(f"{URL}/export")).content
+    answer = await client.post("/v2/models/tiny/users/eve/import", content=changed(content, **edit))
+    assert answer.status_code == 422, answer.text
+    assert (await client.get("/v2/models/tiny/users/eve")).status_code == 404
+
+
+@pytest.mark.parametrize("own", ["[" * 100_000, '["\\ud800"]', '["a\\nb"]', f'["{"x" * 65}"]', '["fist"]', '["a"]'])
+async def test_labels_that_cannot_be_are_refused(client, rng, own):
+    await calibrate(client, rng)
+    tensors = safetensors.numpy.load((await client.get(f"{URL}/versions/1/weights")).content)
+    metadata = {"feature_space": (await client.get(URL)).json()["feature_space"], "own_labels": own}
+    file = safetensors.numpy.save(tensors, {**metadata, "labels": json.dumps(LABELS)})
+    assert (await client.post(f"{URL}/versions", content=file)).status_code == 422
+    file = safetensors.numpy.save(tensors, {**metadata, "labels": "[" * 100_000, "own_labels": "[]"})
+    assert (await client.post(f"{URL}/versions", content=file)).status_code == 422
+
+
+@pytest.mark.parametrize("own", [(), ("wave", "wave"), ("fist",), ("tap",), ("a", "b", "c", "d")])
+async def test_a_users_labels_must_be_those_of_their_heads(tmp_path, rng, own):
+    models = tmp_path / "open"
+    write_tiny_bundle(models, user_labels=3)
+    sent = body(rng, offset=np.array([1.0, 0.5, 0.0, 0.0]))
+    sent["labels"][:20] = ["wave"] * 20
+    async with running(service_on(models, tmp_path, "a")) as client:
+        assert (await client.post(f"{URL}/calibrations", json=sent)).status_code == 201
+        content = (await client.get(f"{URL}/export")).content
+        eve = "/v2/models/tiny/users/eve/import"
+        assert (await client.post(eve, content=changed(content, own_labels=own))).status_code == 422
+        assert (await client.post(eve, content=changed(content, own_labels=("wave", "tap")))).status_code == 201
+
+
+async def test_who_lets_nothing_be_kept_imports_heads_only(client, rng):
+    await calibrate(client, rng)
+    file = (await client.get(f"{URL}/versions/1/weights?statistics=true")).content
+    whole = (await client.get(f"{URL}/export")).content
+    bo = "/v2/models/tiny/users/bo"
+    await client.put(bo, json={"retention": "none"})
+    made = await client.post(f"{bo}/versions", content=file)
+    assert (made.json()["outcome"], made.json()["remembered"]) == ("promoted", False)
+    kept = await client.get(f"{bo}/versions/1/weights?statistics=true")
+    assert set(safetensors.numpy.load(kept.content)) == {"weight", "bias", "floors"}
+    settings = {"retention": "none", "adapt": "off", "attributes": {}}
+    assert (await client.post(f"{URL}/import?replace=true", content=changed(whole, settings=settings))).is_success
+    kept = await client.get(f"{URL}/versions/1/weights?statistics=true")
+    assert set(safetensors.numpy.load(kept.content)) == {"weight", "bias", "floors"}
+
+
+async def test_an_imported_choice_to_be_followed_holds_at_once(settings, rng):
+    app = create_app(settings)
+    async with running(app) as client:
+        wanted = app.state.services.following.observations.wanted
+        await calibrate(client, rng)
+        off = (await client.get(f"{URL}/export")).content
+        await client.put(URL, json={"adapt": "on"})
+        on = (await client.get(f"{URL}/export")).content
+        await client.post(f"{URL}/import?replace=true", content=off)
+        assert not wanted
+        await client.post(f"{URL}/import?replace=true", content=on)
+        assert wanted == {("tiny", "ana")}

@@ -342,3 +342,58 @@ async def test_who_is_changed_all_the_time_is_given_up(upgrade, rng, monkeypatch
         done = await upgrade.recalibrated()
     assert (done["state"], done["progress"]["failed"]) == ("done", 1)
     assert "each time it was their turn" in (await upgrade.refused(done["operation"], "failed"))["ana"]
+
+
+async def adapt(upgrade, user, rng):
+    x, _ = tiny_windows(40, rng, OFFSET + np.array([1.5, -1.0, 1.5, -1.0]))
+    sent = {"inputs": x[rng.permutation(len(x))].tolist()}
+    made = await upgrade.client.post(f"{MODEL}/users/{user}/adaptations", json=sent)
+    assert made.json()["outcome"] == "promoted", made.text
+    return made.json()["version"]
+
+
+async def test_what_is_kept_behind_an_adapted_head_is_used(upgrade, rng):
+    await upgrade.client.put(f"{MODEL}/users/ana", json={"retention": "inputs"})
+    await upgrade.calibrate("ana", rng)
+    assert await adapt(upgrade, "ana", rng) == 2
+    write_upgraded_bundle(upgrade.models)
+    await upgrade.load()
+    done = await upgrade.recalibrated()
+    assert done["progress"]["moved"] == 1, await upgrade.refused(done["operation"])
+    report = (await upgrade.client.get(f"{MODEL}/users/ana/versions/1")).json()["report"]
+    assert (report["by"], report["from"]["version"]) == ("inputs", 2)
+
+
+@pytest.mark.parametrize("level", ["none", "statistics"])
+async def test_who_lets_less_be_kept_meanwhile_is_looked_at_again(upgrade, rng, monkeypatch, level):
+    await upgrade.client.put(f"{MODEL}/users/ana", json={"retention": "inputs"})
+    await upgrade.calibrate("ana", rng)
+    write_upgraded_bundle(upgrade.models)
+    await upgrade.load()
+    old, fitting = upgrade.own.models.get("tiny", 1), refitting.Refitter.refitted
+
+    async def meanwhile(self, model, *args):
+        found = await fitting(self, model, *args)
+        # As another service on the same store does it: nothing here holds it back.
+        await upgrade.own.calibrator.data.configure(old.scope, "ana", {"retention": level}, 3, 4)
+        return found
+
+    monkeypatch.setattr(refitting.Refitter, "refitted", meanwhile)
+    done = await upgrade.recalibrated()
+    assert done["progress"]["needs_enrolment"] == 1
+    assert await upgrade.own.calibrator.data.retained(upgrade.own.models.get("tiny").scope, "ana", 1) is None
+
+
+async def test_nothing_is_written_down_of_who_was_erased_meanwhile(upgrade, rng, monkeypatch):
+    await upgrade.calibrate("ana", rng)
+    write_upgraded_bundle(upgrade.models)
+    await upgrade.load()
+
+    async def erased(self, *args):
+        await upgrade.own.store.erase("ana", "tiny")  # by another service on the same store
+        return "no"
+
+    monkeypatch.setattr(refitting.Refitter, "refitted", erased)
+    done = await upgrade.recalibrated()
+    assert done["progress"]["needs_enrolment"] == 0
+    assert await upgrade.refused(done["operation"]) == {}

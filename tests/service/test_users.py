@@ -394,3 +394,11 @@ class _Down:
 
     async def dispose(self):
         pass
+
+
+@pytest.mark.parametrize("value", ["NaN", r'"\ud800"', "1" * 30, "[" * 500 + "]" * 500])
+async def test_metadata_that_are_no_json_are_refused(client, value):
+    content = f'{{"metadata": {{"a": {value}}}}}'
+    answer = await client.put(URL, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == (200 if value == "NaN" else 400)  # NaN is kept as null
+    assert (await client.get(URL)).status_code == (200 if value == "NaN" else 404)

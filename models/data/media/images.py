@@ -83,6 +83,8 @@ class ImageReader:
         # As torchvision and timm do it: the shorter side to `resize`, then the middle.
         scale = media.resize / min(image.size)
         w, h = (max(media.resize, int(side * scale)) for side in image.size)
+        if w * h > media.max_pixels:
+            raise MediaError(f"an image of {image.size[0]} x {image.size[1]} pixels is too long for its width")
         image = image.resize((w, h), self._resampling)
         left, top = round((w - width) / 2), round((h - height) / 2)
         return image.crop((left, top, left + width, top + height))
