@@ -106,7 +106,8 @@ def test_wrong_bundles_and_settings_are_sentences(tiny_models, tmp_path):
     store = f"sqlite+aiosqlite:///{tmp_path}/h.db"
     assert "does not exist" in fails("--models", str(tmp_path / "none"), "--store", store)
     assert "there are no bundles" in fails("--models", str(tmp_path), "--store", store)
-    assert "not supported by this release" in fails("--models", str(tiny_models), "--store", "postgresql://h/db")
+    assert "is not supported" in fails("--models", str(tiny_models), "--store", "mysql://h/db")
+    assert "does not answer" in fails("--models", str(tiny_models), "--store", "postgresql://127.0.0.1:1/db")
     nowhere = "sqlite+aiosqlite:////nowhere/h.db"
     assert "folder /nowhere does not exist" in fails("--models", str(tiny_models), "--store", nowhere)
     assert "setting max_batch" in fails("--models", str(tiny_models), environment={"HEADWAY_MAX_BATCH": "0"})
