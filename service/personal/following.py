@@ -18,7 +18,7 @@ from typing import Any
 
 from models.heads.drift import ADVISED, drift
 from models.heads.unlabelled import Stream
-from service.errors import HeadwayError
+from service.errors import Conflict, HeadwayError
 from service.loaded import LoadedModel
 from service.personal.acting import acting
 from service.personal.adapt import Adapter, CalibratedHead, report_of
@@ -188,8 +188,10 @@ class Following:
                 continue
             try:
                 await self._learn(model, who, rows, mode)
-            except (HeadwayError, StoreError, UserChanged, NoSuchVersion) as e:
-                # Another change of the user runs, there is nothing to adapt, or the store is away: begin anew later.
+            except (Conflict, UserChanged) as e:  # another change of the user: the next rows see what it was
+                log.debug("a head does not follow its user just now: %s", e)
+            except (HeadwayError, StoreError, NoSuchVersion) as e:
+                # There is nothing to adapt, or the store is away: begin anew later.
                 self._followed.pop(who, None)
                 log.debug("a head does not follow its user for now: %s", e)
             except Exception:

@@ -264,7 +264,11 @@ async def test_going_back_leaves_what_somebody_chose_meanwhile(served, rng):
     await until(published)
     (model,) = own.models.loaded()
     found = own.following._followed[model.scope, "ana"]
-    assert (await client.put(f"{URL}/active", json={"version": 1})).status_code == 200
+
+    async def chosen():
+        return (await client.put(f"{URL}/active", json={"version": 1})).status_code == 200
+
+    await until(chosen)
     with pytest.raises(Conflict):
         await own.following._go_back(model, (model.scope, "ana"), found)
     assert await who(client) == ("personal", 1)
