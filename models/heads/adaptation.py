@@ -184,7 +184,7 @@ class Anchor:
         means, drift = self._capped(means)
         enough = s.independent * self.prior.hyper.window
         shown = windows[self.answerable]
-        complete = bool(shown.min() >= max(enough, s.share * shown.max()))
+        complete = bool(shown.size and shown.min() >= max(enough, s.share * shown.max()))
         return Moved(means, self.head_at(means), windows, drift, complete)
 
     def _posterior(self, windows: Array, seen_at: Array) -> Array:

@@ -149,7 +149,10 @@ class Adapter:
             raise Unavailable(
                 f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})"
             ) from e
-        anchor = await asyncio.to_thread(Anchor, model.prior_of(head.own), known.first(len(head.bias)), head)
+        try:
+            anchor = await asyncio.to_thread(Anchor, model.prior_of(head.own), known.first(len(head.bias)), head)
+        except np.linalg.LinAlgError as e:  # imported, and no windows have such sums
+            raise Unprocessable(f"the statistics of user {user!r} cannot be adapted from: calibrate anew ({e})") from e
         return CalibratedHead(found.active, version, head, data, anchor, report, seen, found.revision)
 
 

@@ -120,6 +120,18 @@ async def own_labels_of(c: AsyncConnection, scope: Scope, user: str) -> tuple[st
     return tuple(await c.scalar(select(own_labels.c.labels).where(owned(own_labels, scope, user))) or ())
 
 
+async def own_labels_anywhere(c: AsyncConnection, scope: Scope, user: str) -> list[str]:
+    """Read which labels a user has added in any feature space of a model."""
+    rows = await c.scalars(select(own_labels.c.labels).where(*_in_model(own_labels, scope, user)))
+    return list(dict.fromkeys(name for names in rows for name in names))
+
+
+async def spaces_of(c: AsyncConnection, scope: Scope, user: str) -> list[str]:
+    """Lock a user in all feature spaces of a model, and return which there are."""
+    mine = select(users.c.feature_space).where(*_in_model(users, scope, user))
+    return list((await c.scalars(mine.order_by(users.c.feature_space).with_for_update())).all())
+
+
 async def add_own_labels(c: AsyncConnection, scope: Scope, user: str, labels: tuple[str, ...]) -> None:
     """Give a user the labels of a head that comes from elsewhere, where they have the same or none yet.
 

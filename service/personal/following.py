@@ -18,7 +18,7 @@ from typing import Any
 
 from models.heads.drift import ADVISED, drift
 from models.heads.unlabelled import Stream
-from service.errors import HeadwayError
+from service.errors import Conflict, HeadwayError
 from service.loaded import LoadedModel
 from service.personal.acting import acting
 from service.personal.adapt import Adapter, CalibratedHead, report_of
@@ -53,6 +53,7 @@ class Followed:
         rows: learned from, and published_at: of them when a version was last written.
         published: the last version that was written here, 0 for none.
         drift: of the latest rows.
+        declined: whether somebody went back from what was published here.
     """
 
     known: CalibratedHead
@@ -62,6 +63,7 @@ class Followed:
     published: int = 0
     at: float = field(default=-PUBLISH_SECONDS)
     drift: float = float("nan")
+    declined: bool = False
 
 
 class Following:
@@ -123,6 +125,9 @@ class Following:
             self._drop(model, user)
         else:
             self._modes[model, user] = mode
+            for who, found in self._followed.items():
+                if (who[0].model, who[1]) == (model, user):
+                    found.declined = False
         self._tell()
 
     def forget(self, model: str | None, user: str) -> None:
@@ -183,8 +188,10 @@ class Following:
                 continue
             try:
                 await self._learn(model, who, rows, mode)
-            except (HeadwayError, StoreError, UserChanged, NoSuchVersion) as e:
-                # Another change of the user runs, there is nothing to adapt, or the store is away: begin anew later.
+            except (Conflict, UserChanged) as e:  # another change of the user: the next rows see what it was
+                log.debug("a head does not follow its user just now: %s", e)
+            except (HeadwayError, StoreError, NoSuchVersion) as e:
+                # There is nothing to adapt, or the store is away: begin anew later.
                 self._followed.pop(who, None)
                 log.debug("a head does not follow its user for now: %s", e)
             except Exception:
@@ -199,7 +206,7 @@ class Following:
         if who not in self._followed:  # erased meanwhile, or not to be followed any more
             return
         self._advise((model.name, who[1]), found.drift > ADVISED)
-        if mode != "on" or adaptation is None:
+        if mode != "on" or adaptation is None or found.declined:
             return
         waited = found.rows - found.published_at >= PUBLISH_ROWS and time.monotonic() - found.at >= PUBLISH_SECONDS
         if adaptation.outcome == "promoted" and (waited or not found.published):
@@ -214,7 +221,8 @@ class Following:
         if found is None or await self._store.revision(scope, user) != found.known.revision:
             known = await self._adapter.calibrated(model, user)
             if found is not None and (known.version, known.data) == (found.known.version, found.known.data):
-                found.known = known
+                left = bool(found.published) and found.known.active == found.published != known.active
+                found.known, found.declined = known, found.declined or left
             else:
                 found = Followed(known, Stream(known.anchor, EVERY))
                 self._advise((scope.model, user), False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,7 +88,7 @@ async def gather(
         previous = previous.widened(prior.known + len(own))
     kept = None
     if seen.settings.keeps("features") and earlier is None and (held is not None or not base):
-        kept = _after(held, windows, prior.classes, prior.personal)
+        kept = await asyncio.to_thread(_after, held, windows, prior.classes, prior.personal)
     fitted = windows
     if NEEDS.get(request.method) == "features" and before is not None:
         if kept is None:

@@ -30,6 +30,7 @@ from service.protocol.inputs import can_be_label
 STATISTICS = "statistics."
 """Prefix of the tensors of a user's statistics beside a head."""
 MOST_FLOORS = 64
+MOST_COUNTED = 2**53
 LARGEST = 1e30
 """Weights beyond this are no head's: they overflow with the first window."""
 
@@ -204,8 +205,9 @@ def statistics_of(data: bytes, prior: Prior) -> Statistics:
     arrays = (stats.count, stats.total, stats.class_moment, stats.repetition_moment)
     finite = all(bool((np.abs(value) < LARGEST).all()) for value in arrays)
     ordered = all(a < b for a, b in zip(stats.repetitions, stats.repetitions[1:], strict=False))
-    if not finite or not ordered or (stats.count < 0).any() or (stats.count.sum(0) <= 0).any():
-        raise Unprocessable("the statistics are not sums over windows: negative or empty counts, or not finite")
+    counted = (stats.count >= 0).all() and (stats.count.sum(0) > 0).all() and stats.count.sum() < MOST_COUNTED
+    if not finite or not ordered or not counted:
+        raise Unprocessable("the statistics are not sums over windows: negative, empty or huge counts, or not finite")
     return stats
 
 

@@ -22,6 +22,8 @@ ROWS_KEPT = 512
 """Rows of one user that wait at most."""
 USERS_KEPT = 1000
 """Users whose rows wait at most."""
+BYTES_KEPT = 64 * 2**20
+"""Of rows that wait, of all users together."""
 
 
 def observed_message(who: Who, rows: Rows) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class Observations:
         wanted: models and users that are observed; while it is empty nothing is.
         advised: of these, to whom a new calibration is advised: their answers say so.
         dropped: rows that were.
+        nbytes: of rows that wait.
         ready: called when a user has `enough` rows.
     """
 
@@ -56,6 +59,7 @@ class Observations:
         self.enough, self.ready = enough, ready
         self._rows: OrderedDict[Who, deque[Rows]] = OrderedDict()
         self._count: dict[Who, int] = {}
+        self.nbytes = 0
 
     def saw(
         self, model: LoadedModel, users: Sequence[str | None], heads: Sequence[ResolvedHead], features: Rows
@@ -77,15 +81,18 @@ class Observations:
         self._rows.move_to_end(who)
         # A copy: the rows are a part of a batch, which would stay in memory with them.
         waiting.append(features[-ROWS_KEPT:].copy())
+        self.nbytes += waiting[-1].nbytes
         count = self._count.get(who, 0) + len(waiting[-1])
         while count > ROWS_KEPT and len(waiting) > 1:
-            gone = len(waiting.popleft())
-            count -= gone
-            self.dropped += gone
+            gone = waiting.popleft()
+            count -= len(gone)
+            self.dropped += len(gone)
+            self.nbytes -= gone.nbytes
         self._count[who] = count
-        if len(self._rows) > USERS_KEPT:
-            silent, _ = self._rows.popitem(last=False)
-            self.dropped += self._count.pop(silent)
+        while len(self._rows) > USERS_KEPT or (self.nbytes > BYTES_KEPT and len(self._rows) > 1):
+            silent = next(iter(self._rows))
+            self.dropped += self._count[silent]
+            self.take(silent)
         if count >= self.enough:
             self.ready(who)
 
@@ -93,7 +100,10 @@ class Observations:
         """Take a user's rows out of the queue, in order; None where there are none."""
         waiting = self._rows.pop(who, None)
         self._count.pop(who, None)
-        return np.concatenate(waiting) if waiting else None
+        if not waiting:
+            return None
+        self.nbytes -= sum(rows.nbytes for rows in waiting)
+        return np.concatenate(waiting)
 
     def forget(self, user: str) -> None:
         """Drop the rows of a user of any model."""

@@ -160,19 +160,37 @@ class UserData:
                 await data_changes.remember(c, scope, user, key, digest, made, now)
         return made, False
 
-    async def forget(self, scope: Scope, user: str, label: int | None) -> bool:
-        """Delete enrolled windows, and windows and statistics behind all versions: of one class, or of all (None).
+    async def own_labels(self, scope: Scope, user: str) -> list[str]:
+        """Return the labels that a user has added in any feature space of a model."""
+        async with self._store.transaction() as c:
+            return await data_changes.own_labels_anywhere(c, scope, user)
 
-        Heads stay as they are. Returns whether there is such a user.
+    async def forget(
+        self, scope: Scope, user: str, label: str | None, labels_of: Callable[[Scope], tuple[str, ...] | None]
+    ) -> bool:
+        """Delete enrolled windows, and windows and statistics behind all versions: of one label, or of all (None).
+
+        In every feature space of the model: what is left in an older one would come back with a recalibration. Where
+        `labels_of` does not know a space's labels, all goes. Heads stay as they are.
+
+        Returns:
+            Whether there is such a user.
         """
         async with self._store.transaction(write=True) as c:
-            if not await changes.altered(c, scope, user):
+            spaces = await data_changes.spaces_of(c, scope, user)
+            for space in spaces:
+                there = replace(scope, feature_space=space)
+                await changes.altered(c, there, user)
+                known = labels_of(there)
+                if label is None or known is None:
+                    await data_changes.forget_all(c, there, user)
+                    continue
+                names = (*known, *await data_changes.own_labels_of(c, there, user))
+                if label in names:
+                    await data_changes.forget_class(c, there, user, names.index(label))
+            if not spaces:
                 return False
-            if label is None:
-                await data_changes.forget_all(c, scope, user)
-            else:
-                await data_changes.forget_class(c, scope, user, label)
-            await self._store.audit(c, scope, user, "forgot samples", {"label": label})
+            await self._store.audit(c, scope, user, "forgot samples", {"all": label is None})
         await self._store.purge()
         return True
 

@@ -14,7 +14,7 @@ from models.heads.inputs import Inspection
 from models.heads.statistics import Statistics
 from service.data_plane import DECODED_HERE
 from service.errors import InvalidRequest, Unavailable, UnknownUser, Unprocessable
-from service.loaded import LoadedModel
+from service.loaded import LoadedModel, same_labels
 from service.personal import enrol
 from service.personal.data_changes import Enrolled
 from service.personal.kept import Kept
@@ -113,17 +113,20 @@ async def forget(
     label: Annotated[str | None, Query(description="the label to forget; without it all")] = None,
 ) -> dict[str, Any]:
     """Delete enrolled windows, and windows and statistics behind versions; heads stay until the next calibration."""
-    user, labels = known_user(user), model.labels
+    user, labels = known_user(user), list(model.labels)
+    served = {m.scope: m.labels for m in own.models.loaded()}
     async with reading():
-        labels += (await own.calibrator.data.enrolled(model.scope, user)).own
+        labels += await own.calibrator.data.own_labels(model.scope, user)
     if label is not None and label not in labels:
         raise Unprocessable(f"unknown label {label[:64]!r}; the labels are {', '.join(labels)}")
     async with changing(own, model, user):
-        index = None if label is None else labels.index(label)
-        if not await own.calibrator.data.forget(model.scope, user, index):
+        manifest = model.bundle.manifest
+        if not await own.calibrator.data.forget(
+            model.scope, user, label, lambda s: manifest.labels if same_labels(s, manifest) else served.get(s)
+        ):
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
         own.following.begin_anew(model.name, user)
-    return {"forgotten": label or "all", **await _state(own, model, user)}
+    return {"forgotten": label or "all", **await _told(own, model, user)}
 
 
 def check_key(key: str | None) -> None:
@@ -149,6 +152,11 @@ async def _state(own: Services, model: LoadedModel, user: str) -> dict[str, Any]
     async with reading():
         if await own.store.user(model.scope, user) is None:
             raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+    return await _told(own, model, user)
+
+
+async def _told(own: Services, model: LoadedModel, user: str) -> dict[str, Any]:
+    async with reading():
         held = await own.calibrator.data.enrolled(model.scope, user)
     return enrol.state(model, held, await _base(own, model, user))
 

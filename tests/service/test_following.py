@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from service.errors import Conflict
-from service.personal import following
+from service.personal import following, observations
 from service.personal.observations import ROWS_KEPT, Observations
 from service.personal.records import Scope, UserChanged
 from service.personal.resolved import SHARED_HEAD, ResolvedHead
@@ -264,7 +264,11 @@ async def test_going_back_leaves_what_somebody_chose_meanwhile(served, rng):
     await until(published)
     (model,) = own.models.loaded()
     found = own.following._followed[model.scope, "ana"]
-    assert (await client.put(f"{URL}/active", json={"version": 1})).status_code == 200
+
+    async def chosen():
+        return (await client.put(f"{URL}/active", json={"version": 1})).status_code == 200
+
+    await until(chosen)
     with pytest.raises(Conflict):
         await own.following._go_back(model, (model.scope, "ana"), found)
     assert await who(client) == ("personal", 1)
@@ -305,3 +309,43 @@ async def test_versions_that_replace_each_other_leave_no_trail(served, rng, monk
     async with own.store.transaction() as c:
         rows = (await c.scalars(select(activations.c.version))).all()
     assert len(rows) <= 3
+
+
+async def test_who_goes_back_stays_there_until_they_choose_anew(served, rng, monkeypatch):
+    monkeypatch.setattr(following, "PUBLISH_ROWS", 50)
+    monkeypatch.setattr(following, "PUBLISH_SECONDS", 0.0)
+    _, client = served
+    await calibrate(client, rng)
+    await client.put(URL, json={"adapt": "on"})
+
+    async def published():
+        await predict(client, rng, 30)
+        return (await who(client))[1] > 1
+
+    await until(published)
+
+    async def rolled_back():
+        return (await client.post(f"{URL}/rollback")).status_code == 200
+
+    await until(rolled_back)
+    for _ in range(5):
+        await predict(client, rng, 30)
+        await asyncio.sleep(0.1)
+    assert await who(client) == ("personal", 1)
+    assert (await state(client))["adaptation"]["outcome"] == "promoted"
+    await client.put(URL, json={"adapt": "on"})
+    await until(published)
+
+
+def test_rows_that_wait_are_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(observations, "BYTES_KEPT", 1000)
+    queue = Observations(100, lambda who: None)
+    for user in ("ana", "bo", "cy"):
+        for _ in range(2):
+            queue.put((Model.scope, user), np.ones((10, 5), np.float32))  # 200 bytes
+    assert queue.nbytes == 800
+    assert queue.take((Model.scope, "ana")) is None
+    assert len(queue.take((Model.scope, "bo"))) == 20
+    queue.forget("cy")
+    assert queue.nbytes == 0
+    assert queue.dropped == 20

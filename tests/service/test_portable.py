@@ -410,3 +410,26 @@ async def test_an_imported_choice_to_be_followed_holds_at_once(settings, rng):
         assert not wanted
         await client.post(f"{URL}/import?replace=true", content=on)
         assert wanted == {("tiny", "ana")}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "import_status", "status"),
+    [
+        ("statistics.count", 1e24, 422, 0),
+        ("statistics.total", 1e25, 201, 422),
+        ("bias", 0.0, 201, 201),
+    ],
+)
+async def test_numbers_that_no_windows_give_are_refused_by_what_needs_them(
+    client, rng, name, factor, import_status, status
+):
+    await calibrate(client, rng)
+    tensors = safetensors.numpy.load((await client.get(f"{URL}/versions/1/weights?statistics=true")).content)
+    tensors[name] = (tensors[name] * factor - 9e29 * (name == "bias")).astype(np.float32)
+    space = (await client.get(URL)).json()["feature_space"]
+    file = safetensors.numpy.save(tensors, {"feature_space": space, "labels": json.dumps(LABELS)})
+    eve = "/v2/models/tiny/users/eve"
+    assert (await client.post(f"{eve}/versions?activate=always", content=file)).status_code == import_status
+    if import_status == 201:
+        x, _ = tiny_windows(5, rng, OFFSET)
+        assert (await client.post(f"{eve}/adaptations", json={"inputs": x.tolist()})).status_code == status

@@ -397,3 +397,21 @@ async def test_nothing_is_written_down_of_who_was_erased_meanwhile(upgrade, rng,
     done = await upgrade.recalibrated()
     assert done["progress"]["needs_enrolment"] == 0
     assert await upgrade.refused(done["operation"]) == {}
+
+
+@pytest.mark.parametrize("label", [None, "fist"])
+@pytest.mark.parametrize("known", [False, True])
+async def test_what_is_forgotten_is_forgotten_in_older_spaces_too(upgrade, rng, label, known):
+    await upgrade.client.put(f"{MODEL}/users/ana", json={"retention": "inputs"})
+    await upgrade.calibrate("ana", rng)
+    write_upgraded_bundle(upgrade.models)
+    await upgrade.load()
+    if known:  # in the new space, too
+        await upgrade.client.put(f"{MODEL}/users/ana", json={"adapt": "off"})
+    chosen = {} if label is None else {"label": label}
+    answer = await upgrade.client.delete(f"{MODEL}/users/ana/samples", params=chosen)
+    assert (answer.status_code, answer.json()["forgotten"]) == (200, label or "all")
+    old = upgrade.own.models.get("tiny", 1).scope
+    left = await upgrade.own.calibrator.data.retained(old, "ana", 1)
+    assert left is None if label is None else set(left.y) == {0, 2}
+    assert (await upgrade.recalibrated())["progress"]["moved"] == 0

@@ -152,7 +152,7 @@ async def test_a_calibration_under_way_does_not_bring_back_what_was_deleted(data
     revision = await data.store.revision(SCOPE, "ana")
     also = data.committed(SCOPE, "ana", await data.enrolled(SCOPE, "ana"), own=(), used=False, windows=None)
     if what == "a class is forgotten":
-        assert await data.forget(SCOPE, "ana", 1)
+        assert await data.forget(SCOPE, "ana", "b", lambda scope: ("a", "b", "c"))
     else:
         await configure(data, retention="none")
     with pytest.raises((UserChanged, Conflict)):
