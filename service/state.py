@@ -37,6 +37,7 @@ class Services:
 
     Attributes:
         answered_elsewhere: finds a prediction that another process answered, by its number and the prediction's id.
+        erased_elsewhere: lets other processes drop all that they remember of a user.
     """
 
     settings: Settings
@@ -44,6 +45,7 @@ class Services:
     metrics: Metrics
     plane: DataPlane
     answered_elsewhere: Callable[[int, str], Awaitable[Answer | None]] | None = None
+    erased_elsewhere: Callable[[str], None] = lambda user: None
     _store: Store | None = None
     _resolver: Resolver | None = None
     _calibrator: Calibrator | None = None
@@ -62,8 +64,15 @@ class Services:
             store, self._resolver, self._calibrator, self._adapter, self.models.loaded, self.metrics.drifted
         )
         self.plane.observations = self._following.observations
+        self._resolver.on_erase = self.erased
         self._recalibrator = Recalibrator(store, self.models, self._calibrator, self._resolver)
         self._problems = []
+
+    def erased(self, model: str | None, user: str) -> None:
+        """Let nothing be left in memory of a user who is erased, of a model or (None) of all."""
+        self.plane.feedback.forget(user)
+        self.following.forget(model, user)
+        self.erased_elsewhere(user)
 
     @property
     def problems(self) -> list[str]:

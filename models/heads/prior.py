@@ -174,6 +174,7 @@ class Prior:
             p = self.placements
             found = self.memo["at", placement] = replace(
                 self,
+                labels=(*self.labels[: self.known], *[""] * self.own),  # no user's name stays here
                 means=p.means[placement],
                 within=p.within[placement],
                 between=p.between[placement],

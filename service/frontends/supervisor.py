@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Frontends:
         """
         models = self._services.models
         self._services.resolver.on_move = self._board.changed
-        self._services.resolver.on_forget = self._forget
+        self._services.resolver.on_forget = partial(self._forget, erased=False)
+        self._services.erased_elsewhere = partial(self._forget, erased=True)
         self._observing = Observing(self._services.following, self._frontends.values)
         self._services.answered_elsewhere = self._answered
         models.on_change = self._changed
@@ -233,11 +235,11 @@ class Frontends:
             return None
         return None if found is None else answer_of(found)
 
-    def _forget(self, user: str) -> None:
-        """Let front ends drop what they remember of a user; that it is void they know already."""
+    def _forget(self, user: str, *, erased: bool) -> None:
+        """Let front ends drop the heads that they remember of a user, or all; that those are void they know already."""
         for frontend in self._frontends.values():
             with contextlib.suppress(ChannelClosed):
-                frontend.channel.post("forget", {"user": user})
+                frontend.channel.post("forget", {"user": user, "erased": erased})
 
     def _ended(self, frontend: Frontend) -> None:
         """Replace a front end whose channel was closed."""

@@ -182,10 +182,11 @@ class Worker:
         return found
 
     def _forget(self, content: dict[str, Any], fds: list[int]) -> None:
-        """Let go of what is known of a user who was erased."""
+        """Let go of a user's heads; of one who was erased, of everything."""
         self._heads.forget_user(content["user"])
-        self._plane.feedback.forget(content["user"])
-        self._observations.forget(content["user"])
+        if content["erased"]:
+            self._plane.feedback.forget(content["user"])
+            self._observations.forget(content["user"])
 
     def _observe(self, content: dict[str, Any], fds: list[int]) -> None:
         """Learn whose rows are observed from now on, and whose no more."""

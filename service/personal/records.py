@@ -83,10 +83,11 @@ class Version:
 
 
 class Kind(IntEnum):
-    """What a change in the store means for what is kept in memory: a pointer moved, or heads are no more."""
+    """What a change in the store means for what is kept in memory: a pointer moved, heads or all are no more."""
 
     MOVED = 1
     DROPPED = 2
+    ERASED = 3
 
 
 OnChanges = Callable[[Sequence[tuple[int, Kind]]], None]

@@ -34,7 +34,8 @@ class Resolver:
 
     Attributes:
         on_move: called when a user's pointer moves or what is known of them is dropped, before the caller is told.
-        on_forget: called when all that is cached of a user is dropped.
+        on_forget: called when heads of a user are dropped.
+        on_erase: called when another service has erased a user of a model: nothing of them may be left in memory.
     """
 
     def __init__(self, store: Store, loaded: Callable[[], Iterable[LoadedModel]]) -> None:
@@ -42,6 +43,7 @@ class Resolver:
         self._known = KnownUsers(store.who, POINTERS_KEPT, self._drop) if store.shared else None
         self.on_move: Callable[[Scope, str], None] = lambda scope, user: None
         self.on_forget: Callable[[str], None] = lambda user: None
+        self.on_erase: Callable[[str, str], None] = lambda model, user: None
         self._pointers: OrderedDict[tuple[Scope, str], int] = OrderedDict()
         self._fetching: dict[tuple[Scope, str], set[_Fetch]] = {}
         self._wanted: dict[Scope, dict[str, list[asyncio.Future[tuple[int, Head | None]]]]] = {}
@@ -246,11 +248,13 @@ class Resolver:
             key = self._known.find(who)
             if key is None:
                 continue
-            if kind == Kind.DROPPED:
-                self._drop(*key)
-            else:
+            if kind == Kind.MOVED:
                 self._outdate(*key)
                 self._pointers.pop(key, None)
+                continue
+            self._drop(*key)
+            if kind == Kind.ERASED:
+                self.on_erase(key[0].model, key[1])
 
     def lost(self) -> None:
         """Drop all that is cached of everybody: changes of a shared store may have been missed."""

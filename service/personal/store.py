@@ -235,7 +235,7 @@ class Store:
             everywhere = Scope(model or "*", "*", tenant)
             await audit.write(c, everywhere, self.pseudonym(user), "erased", {"rows": rows})
             for scope in scopes:
-                await self._database.publish(c, self.who(scope, user), Kind.DROPPED)
+                await self._database.publish(c, self.who(scope, user), Kind.ERASED)
         return Erasure(rows, await self._database.scrub())
 
     async def audit_trail(self, user: str | None = None, limit: int = 100) -> list[audit.Event]:

@@ -109,7 +109,7 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
         own.following.set_mode(model.name, user, after.adapt)
         if not after.keeps("statistics"):
             own.plane.feedback.forget(user)
-            own.resolver.on_forget(user)
+            own.erased_elsewhere(user)
             own.following.begin_anew(model.name, user)
     return {**await state(own, model, user), "deleted": lowered}
 
@@ -137,8 +137,7 @@ async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
     for loaded in own.models.loaded():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
-    own.plane.feedback.forget(user)
-    own.following.forget(model, user)
+    own.erased(model, user)
     return {
         "erased": True,
         "rows": erased.rows,

@@ -204,3 +204,30 @@ async def test_while_the_store_is_down_residents_are_served_and_then_all_goes_on
             await comes_to(clients[0], 2)
     finally:
         await asyncio.to_thread(stack.close)
+
+
+async def test_an_erasure_leaves_nothing_in_the_memory_of_others_and_a_deleted_version_leaves_the_rest(pair, rng):
+    _, (a, b) = pair
+    await calibrate(a, rng)
+    await calibrate(a, rng)
+    await comes_to(b, 2)
+
+    async def predicted():
+        answer = await b.post("/v2/models/tiny/predict?user_id=ana&feedback=true", json={"inputs": X})
+        return answer.json()["prediction_id"]
+
+    async def corrected(prediction):
+        given = {"prediction_id": prediction, "label": "rest", "accept": ["off_distribution"]}
+        return (await b.post(f"{USER}/feedback", json=given)).status_code
+
+    one, two = await predicted(), await predicted()
+    assert (await a.delete(f"{USER}/versions/1")).status_code == 200
+    await calibrate(a, rng)
+    await comes_to(b, 3)  # and so knows of the deletion
+    assert await corrected(one) == 201
+    assert (await a.delete(USER)).json()["erased"]
+    deadline = time.monotonic() + SOON
+    while await corrected(two) != 404:
+        assert time.monotonic() < deadline
+        await a.delete(USER)  # what a correction in between has enrolled
+        await asyncio.sleep(0.1)
