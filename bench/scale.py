@@ -1,6 +1,6 @@
 """A million users in PostgreSQL behind several replicas: hit rate, latency, bytes a user, load on the store.
 
-`python bench/scale.py` starts PostgreSQL itself; with `--store URL` it takes one, and fills it if it holds no users.
+`python -m bench.scale` starts PostgreSQL itself; with `--store URL` it takes one, and fills it if it holds no users.
 """
 
 from __future__ import annotations
@@ -353,7 +353,7 @@ def _report(found: dict[str, Any], accesses: Sequence[Access], judged: Sequence[
     where, options, filled, made = found["machine"], found["options"], found["filled"], found["calibrations"]
     lines = ["# A million users behind replicas" if options["users"] == 10**6 else "# Many users behind replicas", ""]
     lines.append(
-        f"`python bench/scale.py`, {found['at']}, commit {where['commit'][:12]}: {where['processor']}, "
+        f"`python -m bench.scale`, {found['at']}, commit {where['commit'][:12]}: {where['processor']}, "
         f"{where['cores']} cores, which {options['replicas']} replicas (one process each, "
         f"{options['resident']:,} heads in memory), "
         f"PostgreSQL and a load client for each replica share. Bundle semg-myo, one window a request, binary, "
