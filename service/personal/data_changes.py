@@ -200,7 +200,7 @@ async def answered(c: AsyncConnection, scope: Scope, user: str, key: str, digest
     if row is None:
         return None
     if row["request_digest"] != digest:
-        raise Conflict("this Idempotency-Key was used with another body")
+        raise Conflict("an earlier call with this Idempotency-Key, or of this prediction, had another body")
     answer: Answer = row["answer"]
     return answer
 

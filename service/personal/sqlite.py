@@ -74,7 +74,9 @@ class SqliteDatabase(Database):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             os.close(lock)
-            raise StoreError(f"another service uses the store {self.file}; give each its own with --store") from e
+            raise StoreError(
+                f"another service uses the store {self.file}: stop it, or give each its own with --store"
+            ) from e
         self._lock = lock
 
     async def close(self) -> None:

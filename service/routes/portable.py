@@ -173,7 +173,7 @@ async def import_user(
             await asyncio.shield(_restore(own, model, user, file, replace))
         except transfer.UserExists as e:
             raise Conflict(
-                f"user {user!r} is known to model {model.name!r}: erase them first, or import with replace=true"
+                f"user {user!r} is known to model {model.name!r}: erase them, or import with replace=true (--replace)"
             ) from e
     index = file.index
     answer = {
