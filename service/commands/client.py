@@ -97,7 +97,10 @@ def _accuracy_table(chosen: Windows, rec: Recordings, hit: NDArray[np.bool_]) ->
 
 def _window_spec(client: Client, model: str, rec: Recordings) -> WindowSpec:
     metadata = client.metadata(model)
-    _, channels, length = metadata["inputs"][0]["shape"]
+    shape = metadata["inputs"][0]["shape"]
+    if len(shape) != 3 or -1 in shape[1:]:
+        raise ServiceError(f"model {model!r} takes {metadata['parameters']['modality']}; this command sends recordings")
+    _, channels, length = shape
     rate = metadata["parameters"]["sample_rate"]
     if rec.channels != channels or abs(rec.fs - rate) > 1e-6 * rate:
         raise ServiceError(

@@ -8,10 +8,11 @@ from pathlib import Path
 from exporters import bundle as bundles
 
 
-def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> str:
+def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str], *, keys: bool = False) -> str:
     """Text with the URLs and three `curl` lines: predict, calibrate, predict again as that user.
 
-    The bodies are made by a line of Python each, so that they can be copied as they are.
+    The bodies are made by a line of Python each, so that they can be copied as they are. With `keys` the lines send the
+    one in the environment.
     """
     name = names[0]
     manifest = bundles.read_manifest(bundles.resolve(models / name))[0]
@@ -30,12 +31,14 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str]) -> 
         f"{begin} L={labels!r}; N=range({6 * k}); print(json.dumps({{'inputs': [{window} for i in [n%{k} for n in N]], "
         f"'labels': [L[n%{k}] for n in N], 'repetitions': [n//{3 * k} for n in N]}}))\""
     )
-    json_header = "-w '\\n' -H 'content-type: application/json' -d @-"
+    bearer = '-H "authorization: Bearer $HEADWAY_KEY" ' if keys else ""
+    json_header = f"-w '\\n' {bearer}-H 'content-type: application/json' -d @-"
     return "\n".join(
         [
             where,
             "",
-            "Try it from another terminal, with made-up windows; the third answer is by ana's own head:",
+            f"Try it from another terminal{', with HEADWAY_KEY set to a key for data and control' if keys else ''}, "
+            "with made-up windows; the third answer is by ana's own head:",
             "",
             f"{one} | curl -s {json_header} {base}/v2/models/{name}/predict",
             f"{many} | curl -s {json_header} {base}/v2/models/{name}/users/ana/calibrations",

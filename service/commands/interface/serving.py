@@ -84,7 +84,7 @@ def serve(
         from service.commands.welcome import welcome
 
         names = list(bundles.find(settings.models))
-        typer.echo(welcome(base, metrics_url, settings.models, names))
+        typer.echo(welcome(base, metrics_url, settings.models, names, keys=settings.keys is not None))
 
     with shared_folder() if settings.frontends > 1 else contextlib.nullcontext():
         from service.server import serve as run_server
