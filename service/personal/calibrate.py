@@ -227,9 +227,9 @@ def _report(
     verdict, stats = result.verdict, result.statistics
     classes = {
         label: {
-            "samples": int(stats.n[i]),
+            "samples": round(float(stats.n[i])),
             "repetitions": int(stats.repetitions_seen[i]),
-            "remaining": max(0, WINDOWS_ADVISED - int(stats.n[i])),
+            "remaining": max(0, WINDOWS_ADVISED - round(float(stats.n[i]))),
         }
         for i, label in enumerate(names)
     }

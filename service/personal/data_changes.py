@@ -75,7 +75,9 @@ def _in_model(table: Table, scope: Scope, user: str) -> list[ColumnElement[bool]
 async def settings_of(c: AsyncConnection, scope: Scope, user: str) -> UserSettings:
     """Read what a user chose; the defaults for one who is unknown."""
     row = (await c.execute(select(user_settings).where(*_in_model(user_settings, scope, user)))).mappings().first()
-    return UserSettings() if row is None else UserSettings(row["retention"], row["adapt"], row["attributes"])
+    if row is None:
+        return UserSettings()
+    return UserSettings(row["retention"], row["adapt"], row["attributes"], row["half_life"])
 
 
 async def set_settings(c: AsyncConnection, scope: Scope, user: str, settings: UserSettings) -> None:
@@ -89,6 +91,7 @@ async def set_settings(c: AsyncConnection, scope: Scope, user: str, settings: Us
             retention=settings.retention,
             adapt=settings.adapt,
             attributes=settings.attributes,
+            half_life=settings.half_life,
             updated=time.time(),
         )
     )

@@ -19,6 +19,7 @@ user_settings = Table(
     Column("retention", Text, nullable=False, doc="none, statistics, features or inputs"),
     Column("adapt", Text, nullable=False, doc="off, suggest or on"),
     Column("attributes", JSON, nullable=False, doc="the caller's own metadata"),
+    Column("half_life", Float, nullable=False, doc="days after which a labelled window counts half; 0: never"),
     Column("updated", Float, nullable=False),
 )
 

@@ -54,7 +54,7 @@ def state(model: LoadedModel, enrolled: Enrolled, base: Statistics | None) -> di
     classes = {}
     for i, label in enumerate((*model.labels, *enrolled.own)):
         windows, repetitions = enrolled.of_class(i)
-        calibrated = 0 if base is None else int(base.n[i])
+        calibrated = 0 if base is None else round(float(base.n[i]))
         classes[label] = {
             "enrolled": windows,
             "repetitions": repetitions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ from service.protocol.calibration import CalibrationRequest
 
 NEEDS = {"logistic": "features"}
 """Retention that a method's updates need, where it is not `statistics`. One call by itself needs none."""
+SECONDS_A_DAY = 86_400.0
 BEGUN_ANEW = "the statistics of the version that was chosen are kept no longer: begun anew"
 NOTHING_KEPT = "nothing is kept of earlier windows (retention 'none'): begun anew"
 
@@ -119,7 +121,11 @@ async def _base(
             return None, 0, [NOTHING_KEPT] if found.last else []
         return None, 0, [BEGUN_ANEW] if found.base else []
     try:
-        return statistics.from_bytes(blob), found.base, []
+        held = statistics.from_bytes(blob)
+        if seen.settings.half_life and (version := await store.version(model.scope, user, found.base)) is not None:
+            age = max(0.0, time.time() - version.created)
+            held = statistics.decayed(held, age, seen.settings.half_life * SECONDS_A_DAY)
+        return held, found.base, []
     except ValueError as e:
         raise Unavailable(f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})") from e
 

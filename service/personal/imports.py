@@ -260,6 +260,6 @@ def classes_of(stats: Statistics | None, labels: tuple[str, ...]) -> dict[str, d
     if stats is None:
         return {}
     return {
-        label: {"samples": int(stats.n[i]), "repetitions": int(stats.repetitions_seen[i]), "remaining": 0}
+        label: {"samples": round(float(stats.n[i])), "repetitions": int(stats.repetitions_seen[i]), "remaining": 0}
         for i, label in enumerate(labels)
     }

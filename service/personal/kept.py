@@ -18,6 +18,8 @@ from service.personal.records import StoreError
 RETENTION = ("none", "statistics", "features", "inputs")
 """Levels, each keeping what the one before keeps and more: heads, statistics, features, raw windows."""
 ADAPT = ("off", "suggest", "on")
+LONGEST_HALF_LIFE = 36_500.0
+"""Days."""
 MOST_WINDOWS = 8192
 """Windows whose features or inputs are kept of a user in a feature space: of enrolled ones, and behind a version."""
 
@@ -30,11 +32,13 @@ class UserSettings:
         retention: one of `RETENTION`.
         adapt: one of `ADAPT`: whether the head follows unlabelled windows.
         attributes: the caller's own metadata, a JSON object.
+        half_life: days after which a labelled window counts half in an update; 0: windows do not age.
     """
 
     retention: str = "statistics"
     adapt: str = "off"
     attributes: dict[str, Any] = field(default_factory=dict)
+    half_life: float = 0.0
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> UserSettings:
@@ -43,8 +47,11 @@ class UserSettings:
         Raises:
             Unprocessable: they are none.
         """
-        found = cls(**{name: given[name] for name in ("retention", "adapt", "attributes") if name in given})
-        if found.retention not in RETENTION or found.adapt not in ADAPT or not isinstance(found.attributes, dict):
+        found = cls(
+            **{name: given[name] for name in ("retention", "adapt", "attributes", "half_life") if name in given}
+        )
+        chosen = found.retention in RETENTION and found.adapt in ADAPT and isinstance(found.attributes, dict)
+        if not chosen or not isinstance(found.half_life, int | float) or not 0 <= found.half_life <= LONGEST_HALF_LIFE:
             raise Unprocessable(f"the user's settings cannot be read: retention is one of {', '.join(RETENTION)}")
         return found
 

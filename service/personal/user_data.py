@@ -58,7 +58,7 @@ class UserData:
     async def configure(
         self, scope: Scope, user: str, wanted: dict[str, Any], classes: int, personal: int
     ) -> tuple[UserSettings, bool]:
-        """Set what `wanted` names of `retention`, `adapt` and `attributes`, and delete what is no longer to be kept.
+        """Set what `wanted` names of a user's settings, and delete what is no longer to be kept.
 
         Makes the user if there is none. Windows that may not be kept any more become statistics where those may.
 
@@ -73,7 +73,7 @@ class UserData:
             lowered = RETENTION.index(after.retention) < RETENTION.index(before.retention)
             if lowered:
                 await data_changes.let_go(c, scope, user, after, classes, personal)
-            details = {"retention": after.retention, "adapt": after.adapt}
+            details = {"retention": after.retention, "adapt": after.adapt, "half_life": after.half_life}
             await self._store.audit(c, scope, user, "configured", details)
         if lowered:
             await self._store.purge()

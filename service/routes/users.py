@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from service.errors import UnknownUser
 from service.personal.database import STALENESS_SECONDS
+from service.personal.kept import LONGEST_HALF_LIFE
 from service.personal.states import State, elsewhere, unknown, users_in
 from service.protocol.body import json_bytes
 from service.routes.of_user import USER, changing, pointers, reading
@@ -29,6 +30,7 @@ class Wanted(BaseModel):
     retention: Literal["none", "statistics", "features", "inputs"] | None = None
     adapt: Literal["off", "suggest", "on"] | None = None
     metadata: dict[str, Any] | None = None
+    half_life_days: Annotated[float, Field(ge=0, le=LONGEST_HALF_LIFE, allow_inf_nan=False)] | None = None
 
     @field_validator("metadata")
     @classmethod
@@ -85,6 +87,7 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
         "heads_in": [{"feature_space": space.rpartition("-")[0], "version": v} for space, v in sorted(older.items())],
         "retention": settings.retention,
         "adapt": settings.adapt,
+        "half_life_days": settings.half_life,
         "adaptation": own.following.state((model.scope, user)),
         "metadata": settings.attributes,
         "classes": base.report["classes"] if base else {},
@@ -101,7 +104,12 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
     user, prior = known_user(user), model.prior
     chosen = {
         name: value
-        for name, value in (("retention", wanted.retention), ("adapt", wanted.adapt), ("attributes", wanted.metadata))
+        for name, value in (
+            ("retention", wanted.retention),
+            ("adapt", wanted.adapt),
+            ("attributes", wanted.metadata),
+            ("half_life", wanted.half_life_days),
+        )
         if value is not None
     }
     async with changing(own, model, user):

@@ -402,3 +402,19 @@ async def test_metadata_that_are_no_json_are_refused(client, value):
     answer = await client.put(URL, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == (200 if value == "NaN" else 400)  # NaN is kept as null
     assert (await client.get(URL)).status_code == (200 if value == "NaN" else 404)
+
+
+async def test_windows_age_where_a_user_drifts(client, rng):
+    assert (await client.put(URL, json={"half_life_days": -1})).status_code == 400
+    assert (await client.put(URL, json={"half_life_days": 1e-6})).json()["half_life_days"] == 1e-6  # 0.09 s
+    other = URL.replace("ana", "bob")
+    first = body(rng)
+    for url in (URL, other):
+        assert (await client.post(f"{url}/calibrations", json=first)).status_code == 201
+    await asyncio.sleep(0.3)
+    second = body(rng, offset=OFFSET + 1)
+    aged, fresh = [(await client.post(f"{url}/calibrations", json=second)).json() for url in (URL, other)]
+    assert fresh["classes"]["fist"]["samples"] == 40
+    assert 20 <= aged["classes"]["fist"]["samples"] < 25
+    assert aged["classes"]["fist"]["repetitions"] == 4
+    assert (await client.get(other)).json()["half_life_days"] == 0

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("retention", _text, nullable=False),
         sa.Column("adapt", _text, nullable=False),
         sa.Column("attributes", sa.JSON, nullable=False),
+        sa.Column("half_life", sa.Float, nullable=False),
         sa.Column("updated", sa.Float, nullable=False),
     )
     op.create_table(
