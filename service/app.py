@@ -75,7 +75,7 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
             yield
         finally:
             own.plane.draining = True
-            own.following.stop()
+            await own.following.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +18,8 @@ from service.personal.records import Kind, OnChanges, StoreError, UserChanged
 
 EXAMPLES = "sqlite+aiosqlite:///headway.db or postgresql+asyncpg://user:password@host/database"
 
+CLOSE_SECONDS = 10.0
+"""Time that transactions have to end when the store is closed."""
 STALENESS_SECONDS = 2
 """Time within which every service on a shared store follows a change, while the store answers."""
 
@@ -35,6 +39,8 @@ class Database(ABC):
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._open, self._idle = 0, asyncio.Event()
+        self._idle.set()
 
     @property
     def name(self) -> str:
@@ -56,6 +62,8 @@ class Database(ABC):
             StoreError: the database does not answer.
             UserChanged: another service wrote the same meanwhile.
         """
+        self._open += 1
+        self._idle.clear()
         try:
             async with self.engine.connect() as c:
                 await self.begins(c, write=write, single=single)
@@ -66,11 +74,21 @@ class Database(ABC):
         except self.errors as e:
             detail = getattr(e, "orig", None) or e
             raise StoreError(f"the store does not answer: {str(detail) or type(detail).__name__}") from e
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
         if write:
             self.hint()
 
     async def close(self) -> None:
-        """Close all connections and let others open it."""
+        """Close all connections and let others open it, when the transactions that have begun are at their end.
+
+        A commit goes on where its request was given up; on a connection that is gone it would wait for ever.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._idle.wait()
         await self.engine.dispose()
 
     @abstractmethod

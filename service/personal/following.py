@@ -35,6 +35,8 @@ EVERY = 50
 PUBLISH_ROWS = 500
 PUBLISH_SECONDS = 30.0
 """A user's versions are at least so many rows and seconds apart."""
+STOP_SECONDS = 5.0
+"""Time that a version has to be stored when the service ends."""
 STREAM_BYTES = 256 * 2**20
 """Memory for users who are followed at one time; beyond it the longest silent begin anew when they come back."""
 
@@ -103,11 +105,12 @@ class Following:
         self._modes = await self._calibrator.data.adapting()
         self._tell()
 
-    def stop(self) -> None:
-        """Learn no more."""
+    async def stop(self) -> None:
+        """Learn no more; returns when what is being learned is stored, so that the store can be closed."""
         self.observations.wanted.clear()
         self._due.clear()
         if self._task is not None:
+            await asyncio.wait({self._task}, timeout=STOP_SECONDS)
             self._task.cancel()
 
     def _tell(self) -> None:

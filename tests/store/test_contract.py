@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from models.heads.head import Head
 from service.personal.acting import acting
@@ -242,3 +243,21 @@ def test_any_history_leaves_what_it_should(url, operations):
                 assert (found.active, found.last) == (active, last) if found else not held
 
     asyncio.run(play())
+
+
+async def test_closing_waits_for_what_is_being_committed(url):
+    store = await Store.open(url)
+    entered, ended = asyncio.Event(), []
+
+    async def change():
+        async with store.transaction(write=True) as c:
+            entered.set()
+            await asyncio.sleep(0.3)
+            await c.execute(text("SELECT 1"))
+            ended.append(True)
+
+    task = asyncio.create_task(change())
+    await entered.wait()
+    await store.close()
+    assert ended == [True]
+    await task
