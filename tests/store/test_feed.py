@@ -62,9 +62,9 @@ async def test_all_services_hear_of_all_changes(url):
         await b.store.delete_version(SCOPE, "ana", 1)
         await b.store.rollback(SCOPE, "ana")
         await b.store.erase("ana")
-        moved, dropped = ("ana", Kind.MOVED), ("ana", Kind.DROPPED)
+        moved, dropped, erased = ("ana", Kind.MOVED), ("ana", Kind.DROPPED), ("ana", Kind.ERASED)
         for each in (a, b):
-            await each.hears(("bob", Kind.MOVED), moved, dropped, moved, dropped)
+            await each.hears(("bob", Kind.MOVED), moved, dropped, moved, erased)
             assert each.losses == 0
 
 
