@@ -16,6 +16,7 @@ from prometheus_client import start_http_server
 from exporters import bundle as bundles
 from service.app import create_app
 from service.config import ConfigError, Settings
+from service.engine.machine import few_arenas
 from service.frontends.folder import SOCKET, VARIABLE
 from service.frontends.supervisor import FrontendError, Frontends
 from service.http import config_of, keep_collections_short, protocol_of
@@ -95,6 +96,7 @@ def serve(settings: Settings, announce: Announce) -> bool:
         BundleError: there is nothing to serve.
         StoreError: the store cannot be opened.
     """
+    few_arenas()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     if not bundles.find(settings.models):

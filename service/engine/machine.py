@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 from collections.abc import Iterator
@@ -11,6 +13,9 @@ from pathlib import Path
 CGROUPS = Path("sys/fs/cgroup")
 MOST_THREADS = 4
 MOST_FRONTENDS = 8
+ARENAS = 2
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,17 @@ class Machine:
     def threads_of(self, frontends: int) -> int:
         """Threads of one forward in each of so many processes."""
         return self.threads if frontends == 1 else min(MOST_THREADS, max(1, self.cores // frontends))
+
+
+def few_arenas() -> None:
+    """Keep glibc's allocator to 2 arenas in this process, unless the environment says how many.
+
+    By default each thread that allocates may get one, and models that are loaded and unloaded on changing threads leave
+    holes in all of them. To be called before threads start; elsewhere than on glibc it does nothing.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ and "glibc.malloc.arena_max" not in os.environ.get("GLIBC_TUNABLES", ""):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 def this_machine(root: Path = Path("/"), affinity: int | None = None) -> Machine:

@@ -23,6 +23,7 @@ from service.answered import Answered, message_of
 from service.catalogue import Catalogue
 from service.config import Settings
 from service.data_plane import DataPlane
+from service.engine.machine import few_arenas
 from service.engine.memory import Layout, ModelMemory
 from service.frontends.board import Board
 from service.frontends.channel import Channel, ChannelClosed
@@ -241,6 +242,7 @@ async def _run(fd: int) -> None:
 
 def main() -> None:
     """Run a front end on the channel whose descriptor is the argument."""
+    few_arenas()
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; the primary judges what they mean
         signal.signal(number, signal.SIG_IGN)
     config = uvicorn.Config(lambda: None)

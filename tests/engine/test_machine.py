@@ -1,6 +1,10 @@
 """Cores and memory as cgroups limit them, on folders that look like a machine's."""
 
+import ctypes
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -84,3 +88,34 @@ def test_the_machine_this_runs_on():
     found = this_machine()
     assert 1 <= found.cores <= len(os.sched_getaffinity(0))
     assert found.memory is None or found.memory > 2**20
+
+
+ARENAS = """
+import ctypes, threading
+from service.engine.machine import few_arenas
+few_arenas()
+libc, barrier = ctypes.CDLL(None), threading.Barrier(8)
+libc.malloc.restype = ctypes.c_void_p
+def allocate():
+    barrier.wait()
+    libc.malloc(1000)
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[t.start() for t in threads], [t.join() for t in threads]
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+def test_threads_share_few_arenas():
+    def arenas(**variables):
+        environment = {k: v for k, v in os.environ.items() if k not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
+        told = subprocess.run(
+            [sys.executable, "-c", ARENAS], env=environment | variables, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return len(re.findall(r"<heap nr=", told.stdout))
+
+    assert arenas() == 2
+    assert arenas(MALLOC_ARENA_MAX="5") == 5
