@@ -45,6 +45,21 @@ class Padding(BaseModel):
         return -(-length // self.multiple_of) * self.multiple_of
 
 
+class Views(BaseModel):
+    """Changes of a window that leave its label as it is: `tta` averages a window and such views of it.
+
+    `shift` and `flip` are of time for signals and sounds, of the picture for images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gain: float = Field(0.0, ge=0, le=1, description="standard deviation of a window's log gain")
+    channel_gain: float = Field(0.0, ge=0, le=1, description="the same of each channel")
+    noise: float = Field(0.0, ge=0, le=1, description="largest added noise, in standard deviations of the channel")
+    shift: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the axis; edges are reflected")
+    flip: bool = Field(False, description="mirror images left to right")
+
+
 class InputSpec(BaseModel):
     """The input tensor: a batch of raw windows (signals, images, ...) in the graph's own datatype."""
 
@@ -60,6 +75,7 @@ class InputSpec(BaseModel):
     channel_layout: Literal["ring", "none"] = "none"
     padding: Padding | None = Field(None, description="of the one axis that may be -1 beside the batch")
     media: Media | None = Field(None, description="what files or texts a client may send instead of the tensor")
+    views: Views | None = Field(None, description="what `tta` averages over; by default what is usual for the input")
 
     @model_validator(mode="after")
     def _sizes(self) -> InputSpec:
@@ -71,6 +87,8 @@ class InputSpec(BaseModel):
             raise ValueError(f"shape {list(self.shape)} needs a padding for its one variable axis, and for no other")
         if self.media is not None:
             self._check_media(self.media.kind)
+        if self.views is not None and self.datatype == "INT64":
+            raise ValueError("an input of tokens has no views")
         return self
 
     def _check_media(self, kind: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service import answers, mixed
+from service import answers, mixed, views
 from service.answered import Answered
 from service.answers import JSON, Headers
 from service.call import Call, Decoded
@@ -158,21 +158,20 @@ class DataPlane:
 
     def _find_heads(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         call.loaded = model
-        if decoded.media is not None:
-            self._later(call, self._read_media(call, decoded, model), model)
+        if decoded.media is not None or decoded.asked.tta > 1:
+            self._later(call, self._make_rows(call, decoded, model), model)
             return
         self._take_rows(call, decoded, model, decoded.windows(model.bundle.manifest.input))
 
-    async def _read_media(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
-        assert decoded.media is not None
-        rows = await asyncio.to_thread(model.media.rows, decoded.media)
+    async def _make_rows(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
+        rows = await asyncio.to_thread(_rows, decoded, model)
         if not call.over:
             self._take_rows(call, decoded, model, rows)
 
     def _take_rows(self, call: Call, decoded: Decoded, model: LoadedModel, rows: NDArray[Any]) -> None:
         asked, call.x = decoded.asked, rows
         if decoded.users is not None:
-            call.users = decoded.users(len(call.x))
+            call.users = decoded.users(len(call.x) // asked.tta)
             heads = self._heads.resident(model, call.users, asked.head_version, asked.fallback)
             if heads is None:
                 self._later(call, self._fetch_heads(call, decoded, model), model)
@@ -197,9 +196,10 @@ class DataPlane:
             return
         assert call.x is not None
         asked = decoded.asked
+        slots = None if call.users is None else np.array([h.slot for h in call.heads], np.int64)
         call.job = model.scheduler.enqueue(
             call.x,
-            None if call.users is None else np.array([h.slot for h in call.heads], np.int64),
+            slots if slots is None or asked.tta == 1 else np.repeat(slots, asked.tta),
             partial(self._done, call, decoded, model),
             timeout=None if asked.timeout is None else call.begin + asked.timeout - time.monotonic(),
             priority=asked.priority,
@@ -235,6 +235,8 @@ class DataPlane:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
+            if decoded.asked.tta > 1:
+                outcome = views.together(outcome, decoded.asked.tta)
             if decoded.asked.feedback:
                 outcome.prediction_id = self.feedback.keep(model, decoded.asked.user_id, outcome.features)
             if self.observations is not None and self.observations.advised:
@@ -305,3 +307,10 @@ class DataPlane:
         if self.heads is None:
             raise Unavailable("the service is starting", retry_after=1)
         return self.heads
+
+
+def _rows(decoded: Decoded, model: LoadedModel) -> NDArray[Any]:
+    """Make a request's rows, of media or of views; slow enough that it is done on a thread."""
+    media = decoded.media
+    rows = decoded.windows(model.bundle.manifest.input) if media is None else model.media.rows(media)
+    return rows if decoded.asked.tta == 1 else views.viewed(model, rows, decoded.asked.tta)

@@ -18,6 +18,7 @@ class Media:
 
     Attributes:
         tokenizer: digest of the tokenizer, if there is one.
+        most_bytes: bytes of rows that a request may hold.
         slow: whether bodies may hold media, so that they are decoded on a thread however small.
 
     Raises:
@@ -29,7 +30,7 @@ class Media:
         named = getattr(spec.media, "tokenizer", "")
         self.tokenizer = bundle.manifest.files[named].sha256 if named in bundle.manifest.files else ""
         self.slow = spec.media is not None
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._row_bytes = math.prod(spec.sized(None if spec.padding is None else spec.padding.maximum))
         self._row_bytes *= spec.dtype.itemsize
         self._missing = "this model reads tensors only"
@@ -52,8 +53,8 @@ class Media:
         """
         if self._reader is None:
             raise UnsupportedMediaType(self._missing)
-        if len(items) * self._row_bytes > self._most_bytes:
-            most = max(1, self._most_bytes // self._row_bytes)
+        if len(items) * self._row_bytes > self.most_bytes:
+            most = max(1, self.most_bytes // self._row_bytes)
             raise BodyTooLarge(f"there are {len(items)} inputs; at most {most} are accepted at a time")
         try:
             return self._reader.read(items)

@@ -30,6 +30,7 @@ from service.personal.resolve import Resolver
 from service.personal.store import Store
 from service.personal.user_data import UserData
 from service.protocol.calibration import CalibrationRequest
+from service.views import features_of
 
 
 class Calibrator:
@@ -113,7 +114,7 @@ class Calibrator:
         begin = time.perf_counter()
         features = np.empty((0, model.prior.dim), np.float32)
         if not request.enrolled:
-            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+            features = await features_of(model, request.x, request.tta)
         extracted = time.perf_counter()
         given = await gather(self._store, self.data, model, user, request, features)
         names = (*model.labels, *given.own)

@@ -14,6 +14,7 @@ from service.loaded import LoadedModel
 from service.personal.data_changes import Enrolled
 from service.personal.kept import Kept
 from service.protocol.labelled import Labelled
+from service.views import features_of
 
 WINDOWS_ADVISED = 5
 """Labelled windows a class below which an answer says how many remain to be recorded."""
@@ -26,7 +27,7 @@ async def inspected(model: LoadedModel, given: Labelled) -> tuple[Kept, Inspecti
     x = given.x
     if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
         x = np.where(finite, x, 0)
-    features = (await model.scheduler.submit(x, None, bulk=True)).features
+    features = await features_of(model, x, given.tta)
     found = inspect(given.x, features, model.bundle.prior)
     return Kept(features, given.y, given.repetition, given.x), found
 

@@ -35,6 +35,7 @@ class CalibrationRequest:
         digest: sha256 of the body, to tell a repeated call from another with the same key.
         own: labels that the bundle does not know, as `Labelled` has them.
         among: which labels the head may answer: `all`, or those that were `shown`.
+        tta: views of each window whose features are averaged.
     """
 
     x: NDArray[np.float32]
@@ -48,6 +49,7 @@ class CalibrationRequest:
     digest: str
     own: tuple[str, ...] = ()
     among: str = "all"
+    tta: int = 1
 
     @property
     def enrolled(self) -> bool:
@@ -73,6 +75,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Rea
         seed=_typed(message, "seed", int, 0),
         digest=digest_of(body),
         own=given.own,
+        tta=given.tta,
         **choice,
     )
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from exporters.bundle import Manifest
 from service.errors import InvalidRequest
-from service.protocol import inputs, oip
+from service.protocol import inputs, oip, parameters
 from service.protocol.media import Items, is_encoded, items_of
 
 Read = Callable[[Items], NDArray[Any]]
-LABELLED_FIELDS = ("inputs", "labels", "repetitions")
+LABELLED_FIELDS = ("inputs", "labels", "repetitions", "tta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,14 @@ class Labelled:
         y: class indices `(n,)`.
         repetition: repetition ids `(n,)`.
         own: labels that the bundle does not know, to which the indices from its number of labels on belong.
+        tta: views of each window whose features are averaged.
     """
 
     x: NDArray[Any]
     y: NDArray[np.int64]
     repetition: NDArray[np.int64]
     own: tuple[str, ...] = ()
+    tta: int = 1
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -74,7 +76,8 @@ def labelled(
             raise InvalidRequest(f"the body has no {required!r}")
     x = windows_of(message["inputs"], binary, manifest, read, finite=finite)
     y, own = inputs.class_indices(message["labels"], len(x), manifest.labels, manifest.user_labels)
-    return Labelled(x, y, inputs.repetition_ids(message.get("repetitions"), len(x)), own)
+    views = parameters.tta("tta", message.get("tta", 1))
+    return Labelled(x, y, inputs.repetition_ids(message.get("repetitions"), len(x)), own, views)
 
 
 def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True) -> NDArray[Any]:

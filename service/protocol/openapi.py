@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.data.views import MOST_VIEWS
 from models.heads.calibration import METHODS
 from models.heads.confidence import LEVELS
 from service.protocol.compression import CODINGS
@@ -44,6 +45,13 @@ OUTPUT_PARAMETERS: dict[str, Any] = {
     },
 }
 
+TTA: dict[str, Any] = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": MOST_VIEWS,
+    "default": 1,
+    "description": "views of each window whose features are averaged",
+}
 REQUEST_PARAMETERS: dict[str, Any] = {
     "user_id": STRING,
     "head_version": {"type": "integer", "minimum": 0},
@@ -59,6 +67,7 @@ REQUEST_PARAMETERS: dict[str, Any] = {
         "description": "each row gets a set of labels that holds the true one so often",
     },
     "feedback": {"type": "boolean", "default": False, "description": "remember the answer for a correction"},
+    "tta": TTA,
 }
 
 
@@ -136,6 +145,7 @@ WINDOWS_BODY = _body(
 LABELLED: dict[str, Any] = {
     "inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
     "labels": {"type": "array", "items": STRING, "description": "one a window"},
+    "tta": TTA,
 }
 REPETITIONS = {"type": "array", "items": INTEGER, "description": "one a window"}
 
@@ -158,6 +168,7 @@ CALIBRATION_BODY = _labelled(
         "mode": {"type": "string", "enum": ["update", "replace"], "default": "update"},
         "method": {"type": "string", "enum": list(METHODS), "default": "map"},
         "activate": {"type": "string", "enum": ["if_better", "always", "never"], "default": "if_better"},
+        "among": {"type": "string", "enum": ["all", "shown"], "default": "all", "description": "labels of answers"},
         "dry_run": {"type": "boolean", "default": False},
         "seed": {"type": "integer", "default": 0},
     },

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.data.views import MOST_VIEWS
 from models.heads.confidence import LEVELS
 from service.errors import InvalidRequest
 from service.protocol.inputs import user_id
@@ -28,6 +29,7 @@ class Parameters:
         threshold: probability below which a row is rejected; None rejects none.
         coverage: of the set of labels that each row is to have; None for no sets.
         feedback: whether the answer is remembered for a while, so that it can be corrected.
+        tta: views of each window whose mean answers; 1 for the window itself.
     """
 
     user_id: str | None = None
@@ -39,6 +41,7 @@ class Parameters:
     threshold: float | None = None
     coverage: float | None = None
     feedback: bool = False
+    tta: int = 1
 
     def of_user(self, user: str | None) -> Parameters:
         """Return the same for another user."""
@@ -52,6 +55,7 @@ class Parameters:
             self.threshold,
             self.coverage,
             self.feedback,
+            self.tta,
         )
 
     @property
@@ -98,6 +102,17 @@ def _coverage(name: str, value: Any) -> float:
     return float(value)
 
 
+def tta(name: str, value: Any) -> int:
+    """Check how many views of a window are averaged.
+
+    Raises:
+        InvalidRequest: not a number of views that may be asked for.
+    """
+    if type(value) is not int or not 1 <= value <= MOST_VIEWS:
+        raise InvalidRequest(f"{name} must be a number of views from 1 to {MOST_VIEWS}, not {value!r:.64}")
+    return value
+
+
 def _classes(name: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value < INTEGERS_BELOW:
         raise InvalidRequest(
@@ -116,6 +131,7 @@ _REQUEST: dict[str, Callable[[str, Any], Any]] = {
     "threshold": _threshold,
     "coverage": _coverage,
     "feedback": _boolean,
+    "tta": tta,
 }
 _OUTPUT: dict[str, Callable[[str, Any], Any]] = {"binary_data": _boolean, "classification": _classes}
 
@@ -156,7 +172,7 @@ def of_query(query: Mapping[str, str]) -> Parameters:
 
 def _parsed(name: str, text: str) -> Any:
     check = _REQUEST.get(name)
-    if check in (_integer, _timeout):
+    if check in (_integer, _timeout, tta):
         return int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 else text
     if check in (_threshold, _coverage):
         return _number(text)

@@ -24,10 +24,11 @@ from service.protocol.labelled import Labelled
 from service.protocol.openapi import EVALUATION_BODY
 from service.routes.of_user import LARGEST_VERSION, USER, reading
 from service.state import ModelOf, Services, UserId, known_user, services
+from service.views import features_of
 
 router = APIRouter(tags=["users"])
 
-FIELDS = ("inputs", "labels", "versions")
+FIELDS = ("inputs", "labels", "versions", "tta")
 MOST_VERSIONS = 64
 
 
@@ -41,7 +42,7 @@ async def evaluate(request: Request, model: ModelOf, user: UserId) -> Response:
     slow = model.media.slow or len(body) > DECODED_HERE
     given, wanted = await asyncio.to_thread(_decode, *asked) if slow else _decode(*asked)
     heads = await _heads(own, model, user, wanted)
-    features = (await model.scheduler.submit(given.x, None, bulk=True)).features
+    features = await features_of(model, given.x, given.tta)
     async with reading():
         held = (await own.calibrator.data.enrolled(model.scope, user)).own
     y, theirs = placed(given.y, given.own, held, model.prior.known, model.prior.own)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from models.data.views import MOST_VIEWS
 from service.call import Call
 from service.protocol.body import read_body
 from service.protocol.openapi import INFER_BODY, WINDOWS_BODY
@@ -51,6 +52,7 @@ async def predict(
     threshold: Annotated[float | None, Query(description="probability below which a row is rejected")] = None,
     coverage: Annotated[float | None, Query(description="of the set of labels that each row gets")] = None,
     feedback: Annotated[bool, Query(description="remember the answer for a correction")] = False,
+    tta: Annotated[int, Query(ge=1, le=MOST_VIEWS, description="views of each window whose mean answers")] = 1,
 ) -> Response:
     """Predict from `{"inputs": nested array}` or a .npy file; one window or a batch."""
     return await _answer(request, "predict", model)
