@@ -70,7 +70,7 @@ def probe_accuracy(z: np.ndarray, shown: np.ndarray, asked: np.ndarray, pull: fl
 
 
 def served_accuracy(
-    client: httpx.Client, user: str, own: Collection, shown: np.ndarray, asked: np.ndarray
+    client: httpx.Client, user: str, own: Collection, shown: np.ndarray, asked: np.ndarray, tta: int = 1
 ) -> tuple[float, dict[str, Any]]:
     """Calibrate a person over HTTP, every shot a repetition; return the accuracy of predictions, and the report."""
     shots = shown.shape[1]
@@ -79,19 +79,24 @@ def served_accuracy(
         "labels": [f"my {own.labels[own.y[i]]}" for i in shown.T.ravel()],
         "repetitions": np.repeat(np.arange(shots), WAYS).tolist(),
         "among": "shown",
+        "tta": tta,
         "activate": "if_better" if shots > 1 else "always",
     }
     report = client.post(f"/v2/models/few/users/{user}/calibrations", json=body).raise_for_status().json()
     found = client.post(
-        f"/v2/models/few/predict?user_id={user}", json={"inputs": [sent(own.read(int(i))) for i in asked.ravel()]}
+        f"/v2/models/few/predict?user_id={user}&tta={tta}",
+        json={"inputs": [sent(own.read(int(i))) for i in asked.ravel()]},
     )
     labels = [p["label"] for p in found.raise_for_status().json()["predictions"]]
     truth = [f"my {own.labels[own.y[i]]}" for i in asked.ravel()]
     return float(np.mean([a == b for a, b in zip(labels, truth, strict=True)])), report
 
 
-def run(collection: Collection, backbone: str, cache: Path, *, splits: int = 2, people: int = 10) -> None:
-    """Print accuracy by shots: personal heads by the service, and linear probes on the same examples."""
+def run(collection: Collection, backbone: str, cache: Path, *, splits: int = 2, people: int = 10, tta: int = 1) -> None:
+    """Print accuracy by shots: personal heads by the service, and linear probes on the same examples.
+
+    `tta`: views of each item that the service averages, in calibrations and in predictions; probes have none.
+    """
     rows: dict[int, list[tuple[float, float, float, bool]]] = {k: [] for k in SHOTS}
     generic = []
     encoder = create_encoder(backbone)
@@ -114,11 +119,11 @@ def run(collection: Collection, backbone: str, cache: Path, *, splits: int = 2, 
                     for n, (shown, asked) in enumerate(tasks(own, people, rng)):
                         shown = shown[:, :shots]
                         begin = time.monotonic()
-                        personal, report = served_accuracy(client, f"user-{shots}-{n}", own, shown, asked)
+                        personal, report = served_accuracy(client, f"user-{shots}-{n}", own, shown, asked, tta)
                         seconds = time.monotonic() - begin
                         better = report["outcome"] in ("promoted", "blended")
                         rows[shots].append((personal, probe_accuracy(z["own"], shown, asked, pull), seconds, better))
-    print(f"{len(collection)} {collection.kind}s, {len(collection.labels)} labels, {backbone}")
+    print(f"{len(collection)} {collection.kind}s, {len(collection.labels)} labels, {backbone}, tta {tta}")
     print(f"known labels, left out: generic head {np.mean(generic):.1%}")
     for shots, found in rows.items():
         personal, probe, _, served = (np.array(v, float) for v in zip(*found, strict=True))

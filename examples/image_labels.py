@@ -40,7 +40,8 @@ if __name__ == "__main__":
     parser.add_argument("--stamps", type=Path, default=STAMPS)
     parser.add_argument("--cache", type=Path, default=Path(".cache/features"))
     parser.add_argument("--people", type=int, default=10)
+    parser.add_argument("--tta", type=int, default=1, help="views of each image that the service averages")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         collection = load_collection(stamps(options.stamps, Path(made) / "images"))
-        run(collection, "package:efficientnet-lite0", options.cache, people=options.people)
+        run(collection, "package:efficientnet-lite0", options.cache, people=options.people, tta=options.tta)

@@ -14,9 +14,7 @@ SOUND = InputSpec(shape=(-1, 800), unit="full scale", sample_rate=800.0, modalit
 PICTURE = InputSpec(
     datatype="UINT8", shape=(-1, 40, 50, 3), unit="levels", modality="image", media={"kind": "image", "resize": 40}
 )
-TOKENS = InputSpec(
-    datatype="INT64", shape=(-1, -1), unit="tokens", modality="text", padding=Padding(axis=1, maximum=8)
-)
+TOKENS = InputSpec(datatype="INT64", shape=(-1, -1), unit="tokens", modality="text", padding=Padding(axis=1, maximum=8))
 SPECS = [EMG, SOUND, PICTURE, EMG.model_copy(update={"datatype": "INT16"})]
 
 
