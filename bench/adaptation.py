@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,12 +34,16 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """A left-out person: features `(n, p + K)` with the generic logits behind, under the prior of the others."""
+    """A left-out person: features `(n, p + K)` with the generic logits behind, under the prior of the others.
+
+    `features` are of any windows of theirs.
+    """
 
     name: str
     prior: Prior
     z: Array
     windows: Windows
+    features: Callable[[NDArray[np.float32]], Array]
 
 
 def left_out(run: Path, data: Path) -> Iterator[Person]:
@@ -49,7 +53,7 @@ def left_out(run: Path, data: Path) -> Iterator[Person]:
     for who in strangers(load_run(run), recordings):
         rec = by_name[who.name]
         found = windows(rec, WindowSpec.for_signal(rec.fs, rec.modality))
-        yield Person(who.name, who.prior, who.features(found.x), found)
+        yield Person(who.name, who.prior, who.features(found.x), found, who.features)
 
 
 def calibration(person: Person, shot: str, first: int) -> tuple[Statistics, NDArray[np.intp]]:

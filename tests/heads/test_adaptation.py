@@ -196,6 +196,19 @@ def test_moments_follow_the_mean_of_a_balanced_stream(rng):
     np.testing.assert_allclose(aligner.aligned(z).mean(0), Anchor(tiny_prior(), stats, head).means.mean(0), atol=0.01)
 
 
+def test_second_moments_are_aligned_too_if_asked(rng):
+    stats, head = calibrated(rng)
+    anchor = Anchor(tiny_prior(), stats, head)
+    z, _ = windows(rng, per_class=4000, offset=SHIFT)
+    z = z.copy()
+    z[:, :DIM] *= np.linspace(0.7, 1.5, DIM)
+    aligner = MomentAligner(anchor, second=True)
+    aligner.observe(z)
+    found = np.cov(aligner.aligned(z)[:, :DIM].T)
+    means = anchor.means - anchor.means.mean(0)
+    np.testing.assert_allclose(found, anchor.covariance + means.T @ means / K, atol=0.05)
+
+
 def test_a_part_of_passages_is_those_passages():
     passages = Passages(np.arange(4.0), np.arange(8.0).reshape(4, 2))
     assert len(passages.part(slice(1, 3))) == 2
