@@ -22,6 +22,7 @@ from models.heads.statistics import Statistics
 __all__ = ["LocalPersonaliser", "Outcome", "Personaliser"]
 
 BATCH = 64
+DEFAULT_METHOD = "map"
 ROWS_KEPT = 100_000
 
 
@@ -39,7 +40,12 @@ class Personaliser(Protocol):
     manifest: Manifest
 
     def calibrate(
-        self, user: str, x: NDArray[np.float32], y: NDArray[np.int64], repetition: NDArray[np.int64]
+        self,
+        user: str,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        repetition: NDArray[np.int64],
+        method: str = DEFAULT_METHOD,
     ) -> Outcome:
         """Calibrate a user from windows `(n, C, T)`, class indices `(n,)` and repetition ids `(n,)`."""
 
@@ -104,9 +110,14 @@ class LocalPersonaliser:
         self._cache.clear()
 
     def calibrate(
-        self, user: str, x: NDArray[np.float32], y: NDArray[np.int64], repetition: NDArray[np.int64]
+        self,
+        user: str,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        repetition: NDArray[np.int64],
+        method: str = DEFAULT_METHOD,
     ) -> Outcome:
-        """Calibrate a user by the default method; later calls add to earlier ones, as the service's do.
+        """Calibrate a user; later calls add to earlier ones, as the service's do.
 
         Raises:
             CalibrationError: one class only.
@@ -119,6 +130,7 @@ class LocalPersonaliser:
             repetition,
             before=None if held.statistics is None else statistics.from_bytes(held.statistics),
             previous=held.head,
+            method=method,
             overlap=shared_samples(x),
             x=x,
         )

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from models.data.windows import Windows
 from models.evaluation.baselines import Baseline, baselines
-from models.evaluation.personaliser import LocalPersonaliser, Personaliser
+from models.evaluation.personaliser import DEFAULT_METHOD, LocalPersonaliser, Personaliser
 from models.evaluation.protocols import Protocol, Subject
 from models.evaluation.scores import Scores, Summary, mean_scores, score, summarise
 from models.heads.head import softmax
@@ -81,6 +81,7 @@ def evaluate(
     personaliser: Personaliser,
     protocol: Protocol,
     *,
+    methods: Sequence[str] = (DEFAULT_METHOD,),
     with_baselines: bool = True,
     trained: dict[str, Trained] | None = None,
     trained_conditions: Iterable[str] = ("1 cycle", "4 cycles"),
@@ -92,6 +93,7 @@ def evaluate(
     Args:
         personaliser: the bundle, in this process or behind HTTP.
         protocol: whom to calibrate and score.
+        methods: of the personal heads, the one that the row "personal head" is of first.
         with_baselines: also closed-form heads on hand-made features and on the bundle's.
         trained: further methods that train on a calibration set and give logits for windows, by name; slow.
         trained_conditions: conditions in which those run.
@@ -107,7 +109,10 @@ def evaluate(
         progress(subject.name, i, len(protocol.test))
         tally.count(subject)
         _generic(tally, subject, personaliser)
-        _personal(tally, subject, personaliser)
+        for method in methods:
+            _personal(
+                tally, subject, personaliser, method, PERSONAL if method == methods[0] else f"{PERSONAL}, {method}"
+            )
         for baseline in extra:
             _baseline(tally, subject, baseline, protocol.labels)
         for name, method in (trained or {}).items():
@@ -186,14 +191,15 @@ def _generic(tally: _Tally, subject: Subject, p: Personaliser) -> None:
     tally.put(GENERIC, ZERO_SHOT, subject.name, scores)
 
 
-def _personal(tally: _Tally, subject: Subject, p: Personaliser) -> None:
+def _personal(tally: _Tally, subject: Subject, p: Personaliser, method: str, row: str) -> None:
     for condition in subject.conditions:
         user, chosen = f"{subject.name} {condition.name}", condition.calibration
         p.erase(user)
-        outcome = p.calibrate(user, chosen.x, chosen.y, chosen.repetition)
-        tally.decided(condition.name, f"{outcome.outcome} ({outcome.evidence})")
+        outcome = p.calibrate(user, chosen.x, chosen.y, chosen.repetition, method)
+        if row == PERSONAL:
+            tally.decided(condition.name, f"{outcome.outcome} ({outcome.evidence})")
         scores = _over_tests(subject, p.manifest.labels, lambda x, user=user: p.predict(user, x))  # type: ignore[misc]
-        tally.put(PERSONAL, condition.name, subject.name, scores)
+        tally.put(row, condition.name, subject.name, scores)
         p.erase(user)
 
 

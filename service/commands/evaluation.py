@@ -13,10 +13,11 @@ from rich.console import Console
 
 from exporters import bundle as bundles
 from exporters.bundle import Manifest
-from models.evaluation.personaliser import LocalPersonaliser, Outcome, Personaliser
+from models.evaluation.personaliser import DEFAULT_METHOD, LocalPersonaliser, Outcome, Personaliser
 from models.evaluation.protocols import ProtocolError, plan
 from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT, evaluate, log_run
 from models.evaluation.tables import to_markdown, to_table
+from models.heads.calibration import METHODS
 from service.client import Client
 from service.commands.process import running_service
 from service.commands.progress import steps
@@ -41,11 +42,16 @@ class HttpPersonaliser:
             )
 
     def calibrate(
-        self, user: str, x: NDArray[np.float32], y: NDArray[np.int64], repetition: NDArray[np.int64]
+        self,
+        user: str,
+        x: NDArray[np.float32],
+        y: NDArray[np.int64],
+        repetition: NDArray[np.int64],
+        method: str = DEFAULT_METHOD,
     ) -> Outcome:
         """Calibrate over HTTP."""
         names = [self.manifest.labels[i] for i in y]
-        report = self._client.calibrate(self.manifest.name, user, x, names, repetition.tolist())
+        report = self._client.calibrate(self.manifest.name, user, x, names, repetition.tolist(), method=method)
         return Outcome(report["outcome"], report["evidence"])
 
     def predict(self, user: str | None, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -94,13 +100,20 @@ def run_evaluation(
     run: Path | None,
     allow_training_subjects: bool,
     command: str,
+    methods: str = DEFAULT_METHOD,
     track: str = INDUCTIVE,
 ) -> None:
     """Evaluate, print the table and write what was asked for."""
     path = bundles.resolve(model)
+    asked = [method.strip() for method in methods.split(",")]
+    for method in asked:
+        if method not in METHODS:
+            raise ProtocolError(f"--methods names {method!r}; the methods are {', '.join(METHODS)}")
     if track != INDUCTIVE:
         if via != "local":
             raise ProtocolError(f"the {track} track is scored in this process only: leave --via at local")
+        if asked != [DEFAULT_METHOD]:
+            raise ProtocolError(f"the {track} track begins at heads of the default method: leave --methods out")
         run_track(
             track,
             path,
@@ -130,7 +143,13 @@ def run_evaluation(
             trained = methods(len(plan_.labels), run)
         with steps("evaluating", console) as progress:
             result = evaluate(
-                personaliser, plan_, with_baselines=baselines, trained=trained, progress=progress, command=command
+                personaliser,
+                plan_,
+                methods=asked,
+                with_baselines=baselines,
+                trained=trained,
+                progress=progress,
+                command=command,
             )
     console.print(to_table(result))
     generic = result.table[GENERIC][ZERO_SHOT]

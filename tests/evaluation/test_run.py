@@ -48,6 +48,18 @@ def test_it_is_the_same_again(found, bundle, people):
     assert again.users[PERSONAL] == found.users[PERSONAL]
 
 
+def test_other_methods_have_rows_of_their_own(found, bundle, people):
+    local = LocalPersonaliser(bundle)
+    methods = ("map", "ncm", "lda", "ridge", "logistic", "auto")
+    result = evaluate(local, plan("cycles", local.manifest, people), methods=methods, with_baselines=False)
+    assert set(result.table) == {GENERIC, PERSONAL, *(f"{PERSONAL}, {method}" for method in methods[1:])}
+    assert result.users[PERSONAL] == found.users[PERSONAL]
+    assert result.outcomes == found.outcomes
+    for method in methods[1:]:
+        assert list(result.table[f"{PERSONAL}, {method}"]) == CONDITIONS
+    assert result.users[f"{PERSONAL}, ncm"] != found.users[PERSONAL]
+
+
 def test_json_holds_figures_and_what_they_were_made_of(found, bundle):
     data = json.loads(found.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert data["table"][PERSONAL]["1 cycle"]["mean"]["accuracy"] == found.table[PERSONAL]["1 cycle"].mean.accuracy

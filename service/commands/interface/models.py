@@ -157,6 +157,9 @@ def evaluate(
     allow_training_subjects: Annotated[
         bool, typer.Option("--allow-training-subjects", help="Score subjects that the model was trained on.")
     ] = False,
+    methods: Annotated[
+        str, typer.Option(help="Of personal heads, with commas between: map,ncm,lda,ridge,logistic,auto.")
+    ] = "map",
     track: Annotated[
         str, typer.Option(help="inductive, or causal or batch: what windows without labels add (docs/evaluation.md).")
     ] = "inductive",
@@ -180,5 +183,6 @@ def evaluate(
         run=run,
         allow_training_subjects=allow_training_subjects,
         command=command_line(),
+        methods=methods,
         track=track,
     )
