@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Security
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
@@ -35,7 +35,7 @@ from service.routes import (
     users,
     versions,
 )
-from service.state import Services
+from service.state import Services, known_query
 from service.verbs import Verbs
 
 STORE_CHECK_SECONDS = 5.0
@@ -93,8 +93,10 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
     )
     app.state.services, app.state.settings = own, settings
     of_users = (calibrations, adaptations, samples, feedback, evaluations, users, versions, portable, operations)
-    for part in (health, infer, *of_users, repository, metadata):
+    for part in (health, infer, repository, metadata):
         app.include_router(part.router)
+    for part in of_users:
+        app.include_router(part.router, dependencies=[Depends(known_query)])
     if metrics_route:
 
         @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from fastapi import Depends, Path, Request
 
 from service.config import Settings
-from service.errors import NotFound, Unavailable
+from service.errors import InvalidRequest, NotFound, Unavailable
 from service.loaded import LoadedModel
 from service.observability import Metrics
 from service.personal.adapt import Adapter
@@ -29,6 +29,21 @@ T = TypeVar("T")
 
 ModelName = Annotated[str, Path(description="name of a model")]
 VersionName = Annotated[str, Path(description="version of a model")]
+
+
+def known_query(request: Request) -> None:
+    """Refuse misspelt query parameters, which would do something else than was meant.
+
+    Raises:
+        InvalidRequest: the route has no such parameter.
+    """
+    if not request.query_params:
+        return
+    route = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = sorted(p["name"] for p in route.get("parameters", ()) if p["in"] == "query")
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(f"unknown query parameter {name[:64]!r}; known are: {', '.join(known) or 'none'}")
 
 
 @dataclass(slots=True)

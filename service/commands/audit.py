@@ -21,7 +21,7 @@ def run_audit(url: str, user: str | None, limit: int) -> None:
 
 
 async def _read(url: str, user: str | None, limit: int) -> list[Event]:
-    store = await Store.open(url)
+    store = await Store.open(url, existing=True)
     try:
         return await store.audit_trail(user, limit)
     finally:

@@ -11,6 +11,7 @@ from models.training.config import TrainingError
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.media_run import MediaRun
 from service.commands.progress import stages
+from service.commands.tables import counted
 
 console = Console()
 
@@ -57,7 +58,7 @@ def run_probe(
         console.print("fewer than 3 users: the prior is pooled, and the guard has no record to go by", highlight=False)
     for e in run.prior.hyper.evidence:
         console.print(
-            f"  personal head from {e.windows} examples a label ({e.repetitions} repetitions): "
+            f"  personal head from {counted(e.windows, 'example')} a label ({counted(e.repetitions, 'repetition')}): "
             f"{e.gain:+.1%} over generic, worst user {e.floor:.1%}",
             highlight=False,
         )

@@ -25,6 +25,11 @@ def recordings_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words: `1 window`, `5 windows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _text(value: Any) -> str:
     if value is None:
         return ""

@@ -10,6 +10,7 @@ from rich.console import Console
 from models.data.recordings import Recordings, load_folder
 from models.training import Run, TrainConfig, train
 from service.commands.progress import stages
+from service.commands.tables import counted
 
 console = Console()
 
@@ -40,7 +41,7 @@ def run_training(
     )
     for e in run.prior.hyper.evidence:
         console.print(
-            f"  personal head from {e.windows} windows a class ({e.repetitions} repetitions): "
+            f"  personal head from {counted(e.windows, 'window')} a class ({counted(e.repetitions, 'repetition')}): "
             f"{e.gain:+.1%} over generic, worst user {e.floor:.1%}",
             highlight=False,
         )

@@ -73,10 +73,15 @@ def _in_model(table: Table, scope: Scope, user: str) -> list[ColumnElement[bool]
 
 
 async def settings_of(c: AsyncConnection, scope: Scope, user: str) -> UserSettings:
-    """Read what a user chose; the defaults for one who is unknown."""
+    """Read what a user chose; the defaults for one who chose nothing."""
+    return await chosen_settings(c, scope, user) or UserSettings()
+
+
+async def chosen_settings(c: AsyncConnection, scope: Scope, user: str) -> UserSettings | None:
+    """Read what a user chose; None for one who chose nothing."""
     row = (await c.execute(select(user_settings).where(*_in_model(user_settings, scope, user)))).mappings().first()
     if row is None:
-        return UserSettings()
+        return None
     return UserSettings(row["retention"], row["adapt"], row["attributes"], row["half_life"])
 
 

@@ -131,8 +131,13 @@ class Database(ABC):
         """Leave no trace of what was deleted in logs; returns whether that was done, None where it cannot be."""
 
 
-def connect(url: str, *, patient: bool = False) -> Database:
-    """Return the database of a store's URL; `patient` lets statements take as long as they will.
+def connect(url: str, *, patient: bool = False, existing: bool = False) -> Database:
+    """Return the database of a store's URL.
+
+    Args:
+        url: of the store.
+        patient: lets statements take as long as they will.
+        existing: for those who only look: a SQLite file is not made.
 
     Raises:
         StoreError: the URL is of no database that this release supports, or of no SQLite file in an existing folder.
@@ -144,7 +149,7 @@ def connect(url: str, *, patient: bool = False) -> Database:
     if parsed.drivername in ("sqlite", "sqlite+aiosqlite"):
         from service.personal.sqlite import SqliteDatabase
 
-        return SqliteDatabase(parsed)
+        return SqliteDatabase(parsed, existing=existing)
     if parsed.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
         from service.personal.postgres import PostgresDatabase  # only here: a SQLite store needs no driver of it
 

@@ -25,13 +25,15 @@ class SqliteDatabase(Database):
 
     kind, shared = "sqlite", False
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, existing: bool = False) -> None:
         if not url.database or url.database == ":memory:":
             raise StoreError("the store needs a file: sqlite+aiosqlite:///headway.db")
         self.file = Path(url.database)
         folder = self.file.resolve().parent
         if not folder.is_dir():
             raise StoreError(f"the store's folder {folder} does not exist")
+        if existing and not self.file.is_file():
+            raise StoreError(f"there is no store {self.file.resolve()}; `headway db upgrade` makes one")
         url = url.set(drivername="sqlite+aiosqlite")
         super().__init__(create_async_engine(url, connect_args={"timeout": BUSY_MILLISECONDS / 1000}, **json_options()))
         self._lock: int | None = None

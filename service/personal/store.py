@@ -35,13 +35,13 @@ class Store:
         self._database, self._salt = database, salt
 
     @classmethod
-    async def open(cls, url: str) -> Store:
-        """Connect, create the tables where there are none, and check their revision.
+    async def open(cls, url: str, *, existing: bool = False) -> Store:
+        """Connect, create the tables where there are none, and check their revision; no file is made if `existing`.
 
         Raises:
             StoreError: the URL is of no store, it does not answer, is in use, or of another revision.
         """
-        database = connect(url)
+        database = connect(url, existing=existing)
         try:
             database.claim()
             async with database.transaction(write=True) as c:

@@ -99,11 +99,15 @@ async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, rep
             await c.execute(delete(table).where(owned(table, scope, user)))
         if index.own_labels:
             await data_changes.set_own_labels(c, scope, user, index.own_labels)
-        settings = await data_changes.settings_of(c, scope, user)
+        before = await data_changes.chosen_settings(c, scope, user)
+        settings = before or UserSettings()
         if index.settings:
-            before, settings = settings, UserSettings.of(index.settings)
+            settings = UserSettings.of(index.settings)
+            if before is not None and not before.keeps(settings.retention):
+                # A file does not relax what was chosen here.
+                settings = UserSettings(before.retention, settings.adapt, settings.attributes, settings.half_life)
             await data_changes.set_settings(c, scope, user, settings)
-            if not settings.keeps(before.retention):
+            if not settings.keeps((before or UserSettings()).retention):
                 await data_changes.let_go(c, scope, user, settings, 0, 0)  # what is kept in other feature spaces
         await c.execute(
             insert(users).values(

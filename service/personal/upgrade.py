@@ -46,7 +46,7 @@ async def current(url: str) -> str | None:
     Raises:
         StoreError: the store cannot be opened.
     """
-    database = connect(url)
+    database = connect(url, existing=True)
     try:
         async with database.transaction() as c:
             return await revision.found(c)

@@ -79,6 +79,8 @@ def test_help_imports_nothing_that_a_command_needs():
         (["calibrate", "--model", "m", "--user", "u", "--file", "{tmp}/no.npz"], "no.npz"),
         (["demo", "--data", "{tmp}/none", "--out", "{tmp}/out"], "none"),
         (["serve", "--port", "99999"], "port"),
+        (["db", "check", "--store", "sqlite+aiosqlite:///{tmp}/mistyped.db"], "there is no store"),
+        (["db", "audit", "--store", "sqlite+aiosqlite:///{tmp}/mistyped.db"], "there is no store"),
         (["serve", "--config", "{tmp}/none.toml"], "cannot be read"),
     ],
 )
@@ -87,6 +89,7 @@ def test_failures_are_sentences(tmp_path, arguments, sentence):
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stdout + done.stderr
     assert sentence in (done.stdout + done.stderr).replace("\n", "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_synth_check_and_settings_from_environment_and_file(tmp_path):

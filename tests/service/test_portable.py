@@ -382,6 +382,19 @@ async def test_a_users_labels_must_be_those_of_their_heads(tmp_path, rng, own):
         assert (await client.post(eve, content=changed(content, own_labels=("wave", "tap")))).status_code == 201
 
 
+async def test_a_file_does_not_relax_what_was_chosen_here(client, rng):
+    await client.put(URL, json={"retention": "inputs", "metadata": {"arm": "left"}})
+    await calibrate(client, rng)
+    file = (await client.get(f"{URL}/export")).content
+    bob = "/v2/models/tiny/users/bob"
+    await client.put(bob, json={"retention": "none"})
+    assert (await client.post(f"{bob}/import?replace=true", content=file)).is_success
+    found = (await client.get(bob)).json()
+    assert (found["retention"], found["metadata"]) == ("none", {"arm": "left"})
+    kept = await client.get(f"{bob}/versions/1/weights?statistics=true")
+    assert set(safetensors.numpy.load(kept.content)) == {"weight", "bias", "floors"}
+
+
 async def test_who_lets_nothing_be_kept_imports_heads_only(client, rng):
     await calibrate(client, rng)
     file = (await client.get(f"{URL}/versions/1/weights?statistics=true")).content
