@@ -82,7 +82,7 @@ class Manifest(BaseModel):
     preprocessing: str = Field(description="what the graph does to the raw input")
     feature_dim: int = Field(ge=1, le=8192)
     opset: int = Field(ge=18)
-    precision: Literal["fp32", "fp16"] = "fp32"
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     head: HyperParameters
     bridges: dict[str, BridgeEntry] = Field(default_factory=dict, description="by the older feature space")
     parity: dict[str, Any] = Field(default_factory=dict, description="torch against ONNX Runtime, measured at export")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from exporters.bundle import InputSpec, Manifest
 
 
@@ -44,6 +46,8 @@ def model_card(manifest: Manifest) -> str:
             f"decisions of {variant['heads']} heads the same; feature space "
             f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
         )
+    if variant and (task := variant.get("task")):
+        lines += [f"* Right in fp32 and {manifest.precision}: {_task(task)}; {task['people']} people."]
     for space, entry in manifest.bridges.items():
         worth = entry.parity
         lines.append(
@@ -68,6 +72,13 @@ def model_card(manifest: Manifest) -> str:
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _task(task: dict[str, Any]) -> str:
+    said = f"the shared head {task['shared']:.2%} and {task['shared_int8']:.2%}"
+    if task["personal"] is None:
+        return said
+    return f"{said}, heads fitted on a first repetition {task['personal']:.2%} and {task['personal_int8']:.2%}"
 
 
 def _room(manifest: Manifest) -> str:

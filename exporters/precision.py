@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -95,7 +96,7 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
         found = compare(reference, features(graph, manifest.input, x), heads)
         if found.close:
             source = "synthetic" if windows is None else "recorded"
-            return _written(original, models, graph, found, f"{source} windows, {what} converted"), found
+            return written(original, models, graph, found, f"{source} windows, {what} converted", "fp16"), found
         told.append(f"{what} converted: error {found.max_error:.2g} standard deviations")
     raise PrecisionError(f"{manifest.name} cannot be served in fp16, {LARGEST_ERROR} is allowed: {'; '.join(told)}")
 
@@ -228,7 +229,20 @@ def _costly_half(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _written(original: Bundle, models: Path, graph: bytes, found: Agreement, how: str) -> Path:
+def written(
+    original: Bundle,
+    models: Path,
+    graph: bytes,
+    found: Agreement,
+    how: str,
+    precision: Literal["fp16", "int8"],
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """Write a variant as the next version, with what was measured and how; in a feature space of its own if it must.
+
+    Raises:
+        BundleError: the version exists already.
+    """
     old = original.manifest
     record = {
         "from": {"version": old.version, "digest": original.digest, "feature_space": old.feature_space},
@@ -240,11 +254,12 @@ def _written(original: Bundle, models: Path, graph: bytes, found: Agreement, how
         "heads": found.heads,
         "how": how,
         "feature_space_kept": found.same,
+        **more,
     }
     manifest: Manifest = old.model_copy(
         update={
             "version": max(bundles.next_version(models, old.name), old.version + 1),
-            "precision": "fp16",
+            "precision": precision,
             "feature_space": old.feature_space if found.same else bundles.feature_space(graph),
             "bridges": old.bridges if found.same else {},
             "provenance": {**old.provenance, "precision": record},

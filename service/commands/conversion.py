@@ -1,4 +1,4 @@
-"""`headway bundle convert`: recordings or synthetic windows through the precision gate."""
+"""`headway bundle convert`: recordings, files or synthetic windows through the precision gate."""
 
 from __future__ import annotations
 
@@ -7,31 +7,101 @@ from pathlib import Path
 import numpy as np
 
 from exporters import bundle as bundles
-from exporters.precision import convert
+from exporters.bundle import Bundle
+from exporters.int8 import Labelled, quantise
+from exporters.precision import Agreement, PrecisionError, convert
+from models.data.collections import load_collection
+from models.data.media import reader_of
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
 
 MOST_WINDOWS = 4096
+JUDGED_SHARE = 3
+"""Of files and texts every so many of a label judge an INT8 variant; the others give the ranges of activations."""
 
 
-def run_conversion(model: Path, models: Path, *, data: Path | None, subjects: str, seed: int) -> str:
-    """Convert a bundle and say what the gate measured."""
-    recorded = None
-    if data is not None:
-        spec = bundles.read_manifest(bundles.resolve(model))[0].input
-        cut = WindowSpec(spec.window_shape[-1], spec.stride)
-        people = load_folder(data, subjects)
-        for rec in people:
-            check_signal(rec, spec, rec.label_names)
-        every = np.concatenate([windows(rec, cut).x for rec in people])
-        some = np.random.default_rng(seed).permutation(len(every))[:MOST_WINDOWS]
-        recorded = every[np.sort(some)].astype(spec.dtype)
-    path, found = convert(model, models, windows=recorded, seed=seed)
-    kept = "heads decide alike: the feature space is kept" if found.same else "heads differ: a feature space of its own"
-    kind = "synthetic" if recorded is None else "recorded"
+def run_conversion(
+    model: Path, models: Path, *, precision: str, data: Path | None, subjects: str, held_out: str | None, seed: int
+) -> str:
+    """Convert a bundle and say what the gate measured.
+
+    Raises:
+        PrecisionError: there is no data to measure with, or no variant passes the gate.
+    """
+    if precision == "int8":
+        return _int8(model, models, data, subjects, held_out, seed)
+    some = None if data is None else _some(_recorded(bundles.load(bundles.resolve(model)), data, subjects).x, seed)
+    path, found = convert(model, models, windows=some, seed=seed)
+    kind = "synthetic" if some is None else "recorded"
+    return f"{found.windows} {kind} windows, {_said(found)}\nwritten to {path}"
+
+
+def _int8(model: Path, models: Path, data: Path | None, subjects: str, held_out: str | None, seed: int) -> str:
+    if data is None:
+        raise PrecisionError("int8 needs --data: ranges of activations and accuracy are measured on real windows")
+    bundle = bundles.load(bundles.resolve(model))
+    if bundle.manifest.input.media is None:
+        if held_out is None:
+            raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
+        ranges, judged = _recorded(bundle, data, subjects).x, _recorded(bundle, data, held_out)
+    else:
+        ranges, judged = _files(bundle, data, seed)
+    path, found, task = quantise(model, models, _some(ranges, seed), judged, seed=seed)
+    personal = ""
+    if task.personal is not None and task.personal_int8 is not None:
+        personal = f", personal heads {task.personal:.2%} → {task.personal_int8:.2%}"
     return (
-        f"{found.windows} {kind} windows, {found.heads} heads: largest error "
-        f"{found.max_error:.1e} standard deviations, {found.decisions:.3%} of decisions the same; {kept}\n"
-        f"written to {path}"
+        f"{task.people} people: shared head right {task.shared:.2%} → {task.shared_int8:.2%}{personal}\n"
+        f"{found.windows} recorded windows, {_said(found)}\nwritten to {path}"
     )
+
+
+def _said(found: Agreement) -> str:
+    kept = "heads decide alike: the feature space is kept" if found.same else "heads differ: a feature space of its own"
+    return (
+        f"{found.heads} heads: largest error {found.max_error:.1e} standard deviations, "
+        f"{found.decisions:.3%} of decisions the same; {kept}"
+    )
+
+
+def _some(x: np.ndarray, seed: int) -> np.ndarray:
+    return x[np.sort(np.random.default_rng(seed).permutation(len(x))[:MOST_WINDOWS])]
+
+
+def _recorded(bundle: Bundle, data: Path, subjects: str) -> Labelled:
+    """Windows of recordings, those of labels that the model knows."""
+    spec, labels = bundle.manifest.input, bundle.manifest.labels
+    cut = WindowSpec(spec.window_shape[-1], spec.stride)
+    parts = []
+    for number, rec in enumerate(load_folder(data, subjects)):
+        index = check_signal(rec, spec, labels)
+        found = windows(rec, cut)
+        y = index[found.y]
+        repetition = found.session * (1 + int(found.repetition.max(initial=0))) + found.repetition
+        known = y >= 0
+        parts.append((found.x[known], y[known], np.full(int(known.sum()), number), repetition[known]))
+    x, y, user, repetition = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Labelled(x.astype(spec.dtype), y, user, repetition)
+
+
+def _files(bundle: Bundle, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
+    """Rows of files or texts: those that give ranges, and those that judge."""
+    spec, labels = bundle.manifest.input, bundle.manifest.labels
+    collection = load_collection(data, seed)
+    reader = reader_of(spec, bundle.file)
+    if spec.media is None or reader is None or spec.media.kind != collection.kind:
+        kind = "tensors" if spec.media is None else f"{spec.media.kind}s"
+        raise PrecisionError(f"{data} holds {collection.kind}s, and the model reads {kind}")
+    unknown = sorted(set(collection.labels) - set(labels))
+    if unknown:
+        raise PrecisionError(f"{data} has labels that the model does not know: {', '.join(unknown)}")
+    x = reader.read([collection.read(i) for i in range(len(collection))])
+    y = np.array([labels.index(name) for name in collection.labels])[collection.y]
+    order = np.random.default_rng(seed).permutation(len(y))
+    nth = np.zeros(len(y), np.int64)
+    for c in np.unique(y):
+        own = order[y[order] == c]
+        nth[own] = np.arange(len(own))
+    judge = nth % JUDGED_SHARE == 0
+    return x[~judge], Labelled(x[judge], y[judge], collection.user[judge], collection.repetition[judge])

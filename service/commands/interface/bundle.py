@@ -45,19 +45,26 @@ def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or
 def bundle_convert(
     path: Annotated[Path, typer.Argument(help="FP32 bundle: DIR/NAME or DIR/NAME/VERSION.")],
     models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write the variant into.")],
-    precision: Annotated[str, typer.Option(help="fp16.")] = "fp16",
+    precision: Annotated[str, typer.Option(help="fp16 or int8.")] = "fp16",
     data: Annotated[
-        Path | None, typer.Option("--data", help="Recordings to compare on; synthetic windows without.")
+        Path | None,
+        typer.Option("--data", help="Recordings, files or texts to measure on; fp16 can do with synthetic windows."),
     ] = None,
     subjects: Subjects = "*",
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", help="int8: globs of the people in --data that judge the variant.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Convert a bundle to half precision, through a gate on features and on what heads decide."""
-    if precision != "fp16":
-        raise typer.BadParameter(f"unknown precision {precision!r}; there is: fp16")
+    """Convert a bundle to half precision or 8 bits, through a gate on features and on what heads decide."""
+    if precision not in ("fp16", "int8"):
+        raise typer.BadParameter(f"unknown precision {precision!r}; there are: fp16, int8")
     from service.commands.conversion import run_conversion
 
-    console.print(run_conversion(path, models, data=data, subjects=subjects, seed=seed), highlight=False)
+    console.print(
+        run_conversion(path, models, precision=precision, data=data, subjects=subjects, held_out=held_out, seed=seed),
+        highlight=False,
+    )
 
 
 @app.command("show")

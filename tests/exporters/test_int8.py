@@ -1,0 +1,115 @@
+"""INT8 variants: written where heads decide as well about people, and refused with numbers where they do not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from exporters import bundle as bundles
+from exporters.int8 import Labelled, quantise
+from exporters.precision import PrecisionError, features
+from models.heads.calibration import shared_head
+from service.app import create_app
+from service.config import Settings
+from service.engine.runtime import Runtime
+from tests.cli.test_cli import run
+from tests.conftest import running
+from tests.exporters.test_inputs import write
+from tests.exporters.test_precision import SPEC, conv_graph, windows
+from tests.tiny import DIM, tiny_prior
+
+
+@pytest.fixture
+def fp32(tmp_path):
+    """A bundle whose classes lie along the direction in which features of noise vary most."""
+    z = features(conv_graph(), SPEC, windows(2000))
+    way = np.linalg.svd(z - z.mean(0), full_matrices=False)[2][0]
+    means = z.mean(0) + np.outer([-1.5, 0.0, 1.5], way) * (z @ way).std()
+    within = np.cov(z.T) / 4 + 1e-3 * np.eye(DIM)
+    weight = np.linalg.solve(within, means.T).T
+    prior = replace(
+        tiny_prior(), means=means, within=within, generic_weight=weight, generic_bias=-0.5 * (weight * means).sum(1)
+    )
+    return write(tmp_path, "conv", conv_graph(), SPEC, prior)
+
+
+def judged(fp32, people=3, each=120):
+    """People whose classes are what the shared head says of their clearest windows, in two repetitions."""
+    bundle = bundles.load(fp32)
+    x = np.random.default_rng(9).standard_normal((3 * people * each, 2, 32)).astype(np.float32)
+    logits = shared_head(bundle.prior).logits(Runtime(bundle.backbone).run(x))
+    lead = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0]
+    clear = np.sort(np.argsort(-lead, kind="stable")[: people * each])
+    y = logits.argmax(1)[clear]
+    return Labelled(x[clear], y, np.repeat(np.arange(people), each), np.tile(np.arange(each) % 2, people))
+
+
+def test_a_variant_as_right_as_the_original_is_written(fp32, tmp_path):
+    given = judged(fp32)
+    path, found, task = quantise(fp32, tmp_path, windows(), given)
+    old, new = bundles.load(fp32), bundles.load(path)
+    assert new.manifest.precision == "int8"
+    assert (new.manifest.version, old.manifest.version) == (2, 1)
+    assert new.manifest.feature_space != old.manifest.feature_space
+    record = new.manifest.provenance["precision"]
+    assert record["from"]["digest"] == old.digest
+    assert record["task"]["shared"] == task.shared == 1.0
+    assert task.shared_int8 == pytest.approx(1.0, abs=0.011)
+    assert record["task"]["people"] == task.people == 3
+    assert found.min_cosine > 0.9
+    card = (path / bundles.CARD).read_text()
+    assert f"Right in fp32 and int8: the shared head 100.00% and {task.shared_int8:.2%}" in card
+    z = Runtime.of(new, max_batch=8).run(given.x[:50])
+    right = (shared_head(new.prior).logits(z).argmax(1) == given.y[:50]).mean()
+    assert right > 0.9
+
+
+def test_it_is_the_same_again(fp32, tmp_path):
+    given = judged(fp32)
+    first, _, one = quantise(fp32, tmp_path / "a", windows(), given)
+    again, _, other = quantise(fp32, tmp_path / "b", windows(), given)
+    assert one == other
+    assert bundles.load(first).backbone == bundles.load(again).backbone
+
+
+async def test_it_is_served(fp32, tmp_path):
+    quantise(fp32, tmp_path, windows(), judged(fp32))
+    app = create_app(Settings(models=tmp_path, store=f"sqlite+aiosqlite:///{tmp_path}/headway.db"))
+    async with running(app) as client:
+        config = (await client.get("/v2/models/conv/config")).json()
+        assert config["parameters"]["precision"] == {"string_value": "int8"}
+        said = await client.post("/v2/models/conv/predict", json={"inputs": windows(3).tolist()})
+        assert said.status_code == 200
+        assert said.json()["model_version"] == "2"
+
+
+def test_a_variant_that_is_wrong_too_often_is_refused_with_numbers(fp32, tmp_path):
+    # One loud window among those that ranges are taken from: all others fall into one step.
+    loud = windows()
+    loud[0] *= 1e6
+    with pytest.raises(PrecisionError, match=r"1% may be lost: convolutions and matrix products: accuracy falls by \d"):
+        quantise(fp32, tmp_path, loud, judged(fp32))
+    assert bundles.versions(tmp_path / "conv") == [1]
+
+
+def test_what_cannot_be_converted(fp32, tmp_path):
+    given = judged(fp32)
+    with pytest.raises(PrecisionError, match=r"needs 256 windows to take ranges from .* there are 20 and 360"):
+        quantise(fp32, tmp_path, windows(20), given)
+    path, _, _ = quantise(fp32, tmp_path, windows(), given)
+    with pytest.raises(PrecisionError, match="is int8; only fp32"):
+        quantise(path, tmp_path, windows(), given)
+
+
+def test_the_command_says_what_it_needs(fp32, tmp_path):
+    line = ["bundle", "convert", str(fp32), "--models", str(tmp_path), "--precision"]
+    for options, sentence in (
+        (["int8"], "int8 needs --data"),
+        (["int8", "--data", str(tmp_path)], "int8 needs --held-out"),
+        (["int4"], "there are: fp16, int8"),
+    ):
+        done = run(*line, *options)
+        said = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode not in (0, None)
+        assert sentence in said
+        assert "Traceback" not in said
