@@ -25,6 +25,8 @@ from bench.targets import Target
 THROUGHPUT, TAIL = 0.95, 1.2
 """Of many users against one: the least share of the answers a second, and the most of the 99th percentile."""
 SETTLE_SECONDS = 3.0
+MET_A_SECOND = 2500
+"""Users a second of load before measuring: a front end asks for a head when it first meets the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,8 @@ def _cells(model: Case, subjects: Sequence[Subject], chosen: argparse.Namespace)
             path, body = subject.body(model)
             protocol = subject.server.bodies(model)["binary"]
             measure.check(model, protocol, endpoint.url + path, body, 1, subject.users)
-            wrk(endpoint.url + path, body, connections=32, seconds=SETTLE_SECONDS, users=subject.users)
+            settle = max(SETTLE_SECONDS, subject.users / MET_A_SECOND)
+            wrk(endpoint.url + path, body, connections=32, seconds=settle, users=subject.users)
         for number in range(chosen.rounds):
             for connections in chosen.concurrency:
                 for subject, endpoint in running if number % 2 else running[::-1]:
@@ -158,7 +161,8 @@ def _report(found: dict[str, Any], subjects: Sequence[Subject], judged: Sequence
     lines.append(
         f"`python bench/users.py`, {found['at']}, commit {where['commit'][:12]}: {where['processor']}, "
         f"{where['cores']} cores. Model {options['model']}, one window a request, binary, users drawn uniformly. All "
-        f"servers were up together and measured in turns, {options['rounds']} rounds of {options['seconds']:g} s; "
+        f"servers were up together and measured in turns, {options['rounds']} rounds of {options['seconds']:g} s, "
+        f"after {max(options['users']) / MET_A_SECOND:.0f} s of load in which front ends met most of the users; "
         "ratios are medians of the rounds' own (least to most). MiB: of the tree, with no other server up."
     )
     lines += ["", targets.table(judged), "| server, users | c | answers/s | p50 ms | p99 ms | CPU-µs | MiB |"]
