@@ -11,7 +11,6 @@ import numpy as np
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, BundleError
-from models.heads.calibration import shared_head
 from service.config import Settings
 from service.engine.head_bank import SPARE_SLOTS, HeadBank, capacity_of
 from service.engine.head_table import HeadReader
@@ -21,7 +20,7 @@ from service.engine.memory import Layout, ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
-from service.loaded import LoadedModel
+from service.loaded import LoadedModel, shared_of
 from service.media import Media
 
 INLINE_ROW_SECONDS = 0.001
@@ -58,7 +57,7 @@ def load(path: Path, settings: Settings, on_batch: OnBatch) -> LoadedModel:
     if cpu and not quick:
         max_batch = _largest_batch(bundle, runtime, row_seconds, settings)
     _seconds(bundle, runtime, max_batch)  # the first forward of a size is slower
-    head = shared_head(bundle.prior.with_own(bundle.manifest.user_labels))
+    head = shared_of(bundle)
     k, d = head.weight.shape
     capacity = capacity_of(k, d, settings.resident_heads, settings.head_bank_bytes)
     followers = settings.frontends if settings.frontends > 1 else 0
@@ -138,7 +137,23 @@ def _read(path: Path) -> Bundle:
     manifest = bundle.manifest
     if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
+    _check_task(bundle)
     return bundle
+
+
+def _check_task(bundle: Bundle) -> None:
+    """Refuse a version of another task than the model's first one: clients of a model count on what it answers."""
+    folder = bundle.path.parent
+    first = bundles.versions(folder)[0]
+    try:
+        task = bundles.read_manifest(folder / str(first))[0].task
+    except BundleError:  # it is not served either
+        return
+    if task != bundle.manifest.task:
+        raise BundleError(
+            f"{bundle.path} is a {bundle.manifest.task} and version {first} a {task}: versions of a model are of one "
+            "task; give it another name"
+        )
 
 
 def _open(bundle: Bundle, settings: Settings, max_batch: int) -> Runtime:

@@ -11,9 +11,19 @@ from numpy.typing import NDArray
 from exporters.bundle import Manifest
 from models.heads.calibration import METHODS
 from service.errors import InvalidRequest
-from service.protocol.labelled import LABELLED_FIELDS, Labelled, Read, digest_of, labelled, message_of
+from service.protocol.labelled import (
+    LABELLED_FIELDS,
+    TARGETED_FIELDS,
+    Labelled,
+    Read,
+    digest_of,
+    labelled,
+    message_of,
+    targeted,
+)
 
 FIELDS = {*LABELLED_FIELDS, "mode", "method", "activate", "among", "dry_run", "seed"}
+REGRESSION_FIELDS = {*TARGETED_FIELDS, "mode", "activate", "dry_run", "seed"}
 CHOICES = {
     "mode": ("update", "replace"),
     "method": METHODS,
@@ -29,12 +39,13 @@ class CalibrationRequest:
 
     Attributes:
         x: windows `(n, …)`.
-        y: class indices `(n,)`.
+        y: class indices `(n,)`; of a regression all 0.
         repetition: repetition ids `(n,)`.
         enrolled: whether there are none here: use those that were enrolled.
         digest: sha256 of the body, to tell a repeated call from another with the same key.
         own: labels that the bundle does not know, as `Labelled` has them.
         among: which labels the head may answer: `all`, or those that were `shown`.
+        targets: of a regression `(n, T)`.
     """
 
     x: NDArray[np.float32]
@@ -48,6 +59,7 @@ class CalibrationRequest:
     digest: str
     own: tuple[str, ...] = ()
     among: str = "all"
+    targets: NDArray[np.float64] | None = None
 
     @property
     def enrolled(self) -> bool:
@@ -62,8 +74,14 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Rea
         InvalidRequest: malformed, or of another shape or datatype.
         Unprocessable: unknown labels or values that are not finite.
     """
-    message, binary = message_of(body, header_length, FIELDS)
-    given = labelled(message, binary, manifest, read) if any(f in message for f in LABELLED_FIELDS) else _none(manifest)
+    regression = bool(manifest.targets)
+    message, binary = message_of(body, header_length, REGRESSION_FIELDS if regression else FIELDS)
+    if regression:
+        given = targeted(message, binary, manifest, read)
+    elif any(f in message for f in LABELLED_FIELDS):
+        given = labelled(message, binary, manifest, read)
+    else:
+        given = _none(manifest)
     choice = {name: _choice(message, name) for name in CHOICES}
     return CalibrationRequest(
         x=given.x,
@@ -73,6 +91,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Rea
         seed=_typed(message, "seed", int, 0),
         digest=digest_of(body),
         own=given.own,
+        targets=given.targets,
         **choice,
     )
 
