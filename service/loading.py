@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -143,17 +144,20 @@ def _read(path: Path) -> Bundle:
 
 def _check_task(bundle: Bundle) -> None:
     """Refuse a version of another task than the model's first one: clients of a model count on what it answers."""
-    folder = bundle.path.parent
-    first = bundles.versions(folder)[0]
-    try:
-        task = bundles.read_manifest(folder / str(first))[0].task
-    except BundleError:  # it is not served either
-        return
-    if task != bundle.manifest.task:
+    folder, task = bundle.path.parent, bundle.manifest.task
+    version, first = next(_tasks(folder))
+    if first != task:
         raise BundleError(
-            f"{bundle.path} is a {bundle.manifest.task} and version {first} a {task}: versions of a model are of one "
-            "task; give it another name"
+            f"{bundle.path} is a {task} and version {version} a {first}: versions of a model are of one task; give it "
+            "another name"
         )
+
+
+def _tasks(folder: Path) -> Iterator[tuple[int, str]]:
+    """Tasks of a model's versions, the first version first; what cannot be read is not served."""
+    for version in bundles.versions(folder):
+        with contextlib.suppress(BundleError):
+            yield version, bundles.read_manifest(folder / str(version))[0].task
 
 
 def _open(bundle: Bundle, settings: Settings, max_batch: int) -> Runtime:
