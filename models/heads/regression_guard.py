@@ -73,7 +73,8 @@ def score(values: Array, t: Array, prior: RegressionPrior, folds: int = 1) -> Re
     """Score what a head says `(n, T)` against the targets `(n, T)`."""
     rmse = tuple(float(v) for v in np.sqrt(((values - t) ** 2).mean(0)))
     around = float(prior.errors(np.broadcast_to(t.mean(0), t.shape), t).mean())
-    r2 = None if around <= 0 else 1 - float(prior.errors(values, t).mean()) / around
+    varies = around > 1e-18 * float(prior.errors(np.zeros_like(t), t).mean())  # beyond what rounding leaves of the mean
+    r2 = 1 - float(prior.errors(values, t).mean()) / around if varies else None
     return RegressionScore(rmse, r2, len(t), folds)
 
 
@@ -103,14 +104,14 @@ def judge_held_out(held: TargetsHeldOut, prior: RegressionPrior) -> RegressionVe
         """Return a verdict with these numbers."""
         return RegressionVerdict(outcome, "held_out", weight, reason, remember, *scores, transfer)
 
-    mean = prior.errors(np.broadcast_to(held.t.mean(0), held.t.shape), held.t) - candidate
-    if not float(mean.mean()) > clustered_error(mean, held.block):
-        text = f"the targets do not follow the windows, or hardly vary: their mean does as well; {numbers}"
-        return verdict("kept", 0.0, text, remember=False)
     if held.previous is not None:
         loss = candidate - prior.errors(held.previous, held.t)
         if float(loss.mean()) > 2 * clustered_error(loss, held.block):
             return verdict("kept", 0.0, f"the active head is better, by {loss.mean():.3g}: {numbers}", remember=False)
+    mean = prior.errors(np.broadcast_to(held.t.mean(0), held.t.shape), held.t) - candidate
+    if not float(mean.mean()) > clustered_error(mean, held.block):
+        text = f"the targets do not follow the windows, or hardly vary: their mean does as well; {numbers}"
+        return verdict("kept", 0.0, text, remember=False)
     if gain > error:
         return verdict("promoted", 1.0, f"personal head better: {numbers}")
     best = _best_blend(held, prior)
