@@ -16,6 +16,8 @@ MAX_REPETITIONS = 8
 """Repetitions kept apart at most; older ones are merged."""
 BYTES_AT_REST = 128 * 1024
 """Bytes that a user's statistics take at most, unless one sum takes more: fewer repetitions are then kept apart."""
+LEAST = 1e-6
+"""Windows that count for less in all are forgotten: they have aged away."""
 SAME = 1e-5
 """Difference of sums, in units of their diagonals, up to which two repetitions are one; float32 makes less."""
 
@@ -71,15 +73,16 @@ class RepetitionSums:
 
     def within_budget(self) -> RepetitionSums:
         """Bound memory: merge the oldest repetitions (lowest ids) as `MAX_REPETITIONS` and `BYTES_AT_REST` ask."""
-        ids = list(self.parts)
-        rows, targets = self.parts[ids[0]].cross.shape
+        held = {r: part for r, part in self.parts.items() if part.count >= LEAST}
+        ids = list(held)
+        rows, targets = held[ids[0]].cross.shape
         size = 4 * (rows * (rows + 1) // 2 + rows * targets)
         limit = max(1, min(MAX_REPETITIONS, BYTES_AT_REST // size))
         surplus = len(ids) - limit
         if surplus <= 0:
-            return self
-        merged = RepetitionSums({r: self.parts[r] for r in ids[: surplus + 1]}).total
-        return RepetitionSums({ids[surplus]: merged, **{r: self.parts[r] for r in ids[surplus + 1 :]}})
+            return RepetitionSums(held)
+        merged = RepetitionSums({r: held[r] for r in ids[: surplus + 1]}).total
+        return RepetitionSums({ids[surplus]: merged, **{r: held[r] for r in ids[surplus + 1 :]}})
 
     def sent_before(self, new: RepetitionSums) -> dict[int, int]:
         """Find repetitions of `new` that are here already, aged or not: new id -> id here."""

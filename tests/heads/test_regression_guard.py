@@ -179,6 +179,15 @@ def test_statistics_are_bounded_and_lose_nothing_by_it(d, targets):
     assert np.allclose(back.total.cross, kept.total.cross, rtol=1e-5, atol=1e-4)
 
 
+def test_windows_that_have_aged_away_are_forgotten(prior):
+    rng = np.random.default_rng(16)
+    z, t, r = recorded(rng, person(rng))
+    aged = calibrate_regression(prior, z, t, r).sums.scaled(1e-170)
+    after = calibrate_regression(prior, *recorded(rng, person(rng)), before=aged).sums
+    assert (len(after), after.windows) == (2, 80)
+    assert len(regression_sums.from_bytes(regression_sums.to_bytes(after), D, 3)) == 2
+
+
 def test_statistics_of_something_else_are_refused():
     rng = np.random.default_rng(13)
     data = regression_sums.to_bytes(
