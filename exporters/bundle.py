@@ -28,8 +28,10 @@ from exporters.input_spec import InputSpec as InputSpec
 from exporters.input_spec import Padding as Padding
 from models.heads import bridge as bridges
 from models.heads import prior as priors
+from models.heads import regression_prior
 from models.heads.bridge import Bridge, BridgeParity
 from models.heads.prior import HyperParameters, Prior
+from models.heads.regression_prior import MOST_FEATURES, RegressionPrior, RegressionSettings
 
 MANIFEST_VERSION = "1.0"
 MANIFEST, BACKBONE, PRIOR, CARD = "manifest.json", "backbone.onnx", "prior.safetensors", "MODEL_CARD.md"
@@ -49,6 +51,24 @@ class FileEntry(BaseModel):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
+
+
+class Target(BaseModel):
+    """What a regression says: a name and the unit of its values, which may be empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64)
+    unit: str = Field("", max_length=64)
+
+    @model_validator(mode="after")
+    def _printable(self) -> Target:
+        if not self.name.isprintable() or not self.unit.isprintable() or not self.name.strip():
+            raise ValueError("a target's name and unit must be printable")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
 class BridgeEntry(BaseModel):
@@ -72,8 +92,9 @@ class Manifest(BaseModel):
     version: int = Field(ge=1)
     description: str = ""
     feature_space: str = Field(min_length=8, description="heads belong to this id and are never applied in another")
-    task: Literal["classification"] = "classification"
-    labels: tuple[str, ...] = Field(min_length=2)
+    task: Literal["classification", "regression"] = "classification"
+    labels: tuple[str, ...] = Field((), description="of a classification; two or more")
+    targets: tuple[Target, ...] = Field((), description="of a regression; one or more")
     label_set: Literal["closed", "open"] = "closed"
     user_labels: int = Field(
         0, ge=0, le=MOST_USER_LABELS, description="labels of their own that a user may add; 0: a closed set"
@@ -83,7 +104,8 @@ class Manifest(BaseModel):
     feature_dim: int = Field(ge=1, le=8192)
     opset: int = Field(ge=18)
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    head: HyperParameters
+    head: HyperParameters = Field(default_factory=HyperParameters, description="of a classification's heads")
+    regression: RegressionSettings | None = Field(None, description="of a regression's heads")
     bridges: dict[str, BridgeEntry] = Field(default_factory=dict, description="by the older feature space")
     parity: dict[str, Any] = Field(default_factory=dict, description="torch against ONNX Runtime, measured at export")
     provenance: dict[str, Any] = Field(default_factory=dict, description="data, split, seed, commit, command")
@@ -101,19 +123,59 @@ class Manifest(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _of_one_task(self) -> Manifest:
+        if self.task == "classification":
+            if "head" not in self.model_fields_set:
+                raise ValueError("a classification says under head how heads are fitted")
+            if len(self.labels) < 2:
+                raise ValueError(f"a classification has two labels or more, not {len(self.labels)}")
+            if self.targets or self.regression is not None:
+                raise ValueError("a classification has neither targets nor regression: its labels and head say all")
+            return self
+        if not self.targets or self.regression is None:
+            raise ValueError("a regression has one of targets or more, and says under regression how heads are fitted")
+        names = [target.name for target in self.targets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the targets are {', '.join(names)}: one is named twice")
+        if self.labels or self.user_labels or self.bridges:
+            raise ValueError("a regression has no labels, no user_labels and no bridges")
+        if self.feature_dim > MOST_FEATURES:
+            raise ValueError(f"a regression has at most {MOST_FEATURES} features, not {self.feature_dim}: project them")
+        return self
+
+    @property
+    def head_rows(self) -> tuple[str, ...]:
+        """What the rows of a head are, in order: the labels, or the targets with their units."""
+        return self.labels or tuple(map(str, self.targets))
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A verified bundle: `path`, `manifest`, `prior`, and the `digest` of its manifest (which pins all files).
+    """A verified bundle: `path`, `manifest`, `population`, and the `digest` of its manifest (which pins all files).
 
     `bridges`: from older feature spaces, by their id.
     """
 
     path: Path
     manifest: Manifest
-    prior: Prior
+    population: Prior | RegressionPrior
     digest: str
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
+
+    @property
+    def prior(self) -> Prior:
+        """The population prior of a classification; raises `BundleError` for a regression."""
+        if isinstance(self.population, RegressionPrior):
+            raise BundleError(f"{self.path} is a regression; this is for classifications")
+        return self.population
+
+    @property
+    def regression(self) -> RegressionPrior:
+        """The population prior of a regression; raises `BundleError` for a classification."""
+        if isinstance(self.population, Prior):
+            raise BundleError(f"{self.path} is a classification; this is for regressions")
+        return self.population
 
     @property
     def backbone(self) -> bytes:
@@ -145,12 +207,20 @@ def load(path: Path) -> Bundle:
     if len(set(manifest.labels)) != len(manifest.labels):
         raise BundleError(f"{path}: the manifest names a label twice")
     try:
-        prior = priors.from_bytes(contents[PRIOR], manifest.labels, manifest.head)
+        prior = _population(manifest, contents[PRIOR])
     except ValueError as e:
         raise BundleError(f"{path}/{PRIOR}: {e}") from e
     if prior.dim != manifest.feature_dim:
         raise BundleError(f"{path}: the prior has {prior.dim} features, the manifest says {manifest.feature_dim}")
-    return Bundle(path, manifest, prior, digest, _bridges(path, manifest, prior, contents))
+    found = _bridges(path, manifest, prior, contents) if isinstance(prior, Prior) else {}
+    return Bundle(path, manifest, prior, digest, found)
+
+
+def _population(manifest: Manifest, data: bytes) -> Prior | RegressionPrior:
+    if manifest.regression is None:
+        return priors.from_bytes(data, manifest.labels, manifest.head)
+    names = tuple(target.name for target in manifest.targets)
+    return regression_prior.from_bytes(data, names, manifest.regression)
 
 
 def _bridges(path: Path, manifest: Manifest, prior: Prior, contents: Mapping[str, bytes]) -> dict[str, Bridge]:
@@ -189,7 +259,8 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as e:
         first = e.errors()[0]
-        raise BundleError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+        where = [".".join(map(str, first["loc"]))] if first["loc"] else []
+        raise BundleError(": ".join((str(file), *where, first["msg"]))) from e
     for name in (BACKBONE, PRIOR):
         if name not in manifest.files:
             raise BundleError(f"{file} does not list {name}")

@@ -19,8 +19,8 @@ def model_card(manifest: Manifest) -> str:
         f"* Input `{spec.name}`: {spec.datatype} `[rows, {', '.join(map(str, spec.window_shape))}]`, raw {spec.unit}"
         f"{_timing(spec)}; modality {spec.modality}, electrode layout: {spec.channel_layout}.",
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
-        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.labels)} labels: "
-        f"{', '.join(manifest.labels)}{_room(manifest)}.",
+        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.head_rows)} "
+        f"{'targets' if manifest.targets else 'labels'}: {', '.join(manifest.head_rows)}{_room(manifest)}.",
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
         "",
         "## Made by",
@@ -67,6 +67,19 @@ def model_card(manifest: Manifest) -> str:
         lines += [
             f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |"
             for e in manifest.head.evidence
+        ]
+    if manifest.regression is not None and manifest.regression.evidence:
+        lines += [
+            "",
+            "## Left-out population users",
+            "Mean squared error that a personal head saves, the shared head's being 1:",
+            "",
+            "| labelled windows | repetitions | users | saved | at least (95 %) |",
+            "|--|--|--|--|--|",
+        ]
+        lines += [
+            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.3f} | {e.lower:+.3f} |"
+            for e in manifest.regression.evidence
         ]
     lines += ["", "## Licence", manifest.licence]
     if manifest.citation:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -25,7 +25,8 @@ DECIDED_OUTPUTS = {"rejected": "threshold", "set": "coverage"}
 """Outputs that need a parameter, by name; they are usual ones where it is given."""
 PER_ROW = tuple(o.name for o in PER_ROW_OUTPUTS)
 OUTPUTS = ("features", "logits", "probabilities", "label", "labels", *PER_ROW, *DECIDED_OUTPUTS)
-NUMERIC_OUTPUTS = frozenset(OUTPUTS[:3])
+VALUE = "value"
+NUMERIC_OUTPUTS = frozenset((*OUTPUTS[:3], VALUE))
 """Outputs whose bytes are as many for every answer with so many rows."""
 ANSWERS_KEPT = 256
 JSON, BINARY, NPY = b"application/json", b"application/octet-stream", b"application/x-npy"
@@ -34,21 +35,50 @@ Headers = list[tuple[bytes, bytes]]
 Heads = Sequence[ResolvedHead]
 
 
-def wanted(message: oip.InferRequest, per_row: bool) -> tuple[oip.RequestedOutput, ...]:
+class Offer(NamedTuple):
+    """What models of a task answer.
+
+    Attributes:
+        usual: outputs of an `infer` that asks for none.
+        outputs: names of all that can be asked for.
+        decides: whether rows can be rejected, get sets of labels and be corrected (`Parameters.decides`).
+        predictions: answers `predict`.
+    """
+
+    usual: tuple[oip.RequestedOutput, ...]
+    outputs: tuple[str, ...]
+    decides: bool
+    predictions: Callable[[Parameters | None, LoadedModel, Result, Heads], tuple[Headers, bytes]]
+
+    def decided(self, asked: Parameters) -> Parameters:
+        """Return the parameters of a request that wants more than labels (`Parameters.decides`).
+
+        Raises:
+            InvalidRequest: there are no labels.
+        """
+        if not self.decides:
+            raise InvalidRequest(
+                "this model is a regression: it has no labels to reject, to make sets of or to correct, so threshold, "
+                "coverage and feedback are not offered; user_id, head_version, fallback, timeout, priority and tta are"
+            )
+        return asked
+
+
+def wanted(message: oip.InferRequest, per_row: bool, offer: Offer) -> tuple[oip.RequestedOutput, ...]:
     """Return the outputs of a request: those it asks for, or the usual ones.
 
     Raises:
         InvalidRequest: there is no such output.
     """
     if message.outputs is None:
-        usual: tuple[oip.RequestedOutput, ...] = DEFAULT_OUTPUTS + PER_ROW_OUTPUTS if per_row else DEFAULT_OUTPUTS
+        usual: tuple[oip.RequestedOutput, ...] = offer.usual + PER_ROW_OUTPUTS if per_row else offer.usual
         if message.parameters.decides:
             given = (name for name, needed in DECIDED_OUTPUTS.items() if _given(message, needed))
             usual += tuple(oip.RequestedOutput(name, False) for name in given)
         return tuple(o._replace(binary=True) for o in usual) if message.binary_output else usual
     for output in message.outputs:
-        if output.name not in OUTPUTS:
-            raise InvalidRequest(f"there is no output {output.name[:64]!r}; the outputs are {', '.join(OUTPUTS)}")
+        if output.name not in offer.outputs:
+            raise InvalidRequest(f"there is no output {output.name[:64]!r}; the outputs are {', '.join(offer.outputs)}")
         needed = DECIDED_OUTPUTS.get(output.name)
         if needed is not None and not _given(message, needed):
             raise InvalidRequest(f"the output {output.name!r} needs the parameter {needed!r}")
@@ -202,7 +232,7 @@ def _numbers(name: str, model: LoadedModel, result: Result, columns: int) -> NDA
     if name == "features":
         return np.ascontiguousarray(result.features)
     assert result.scores is not None
-    begin = 0 if name == "logits" else model.columns
+    begin = model.columns if name == "probabilities" else 0
     return np.ascontiguousarray(result.scores[:, begin : begin + columns])
 
 
@@ -219,7 +249,7 @@ def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tens
         if columns == len(model.label_bytes):
             return Tensor(name, "BYTES", model.label_bytes[best])
         return Tensor(name, "BYTES", _names(model, heads, columns)[np.arange(len(best)), best])
-    if name == "logits":
+    if name in ("logits", VALUE):
         return Tensor(name, "FP32", logits)
     if name == "labels":
         return Tensor(name, "BYTES", _names(model, heads, columns))
@@ -246,6 +276,15 @@ def predictions(asked: Parameters | None, model: LoadedModel, result: Result, he
         decided = decide(asked, model, result, heads, len(labels))
         _decide_rows(rows, decided, probabilities, labels)
         answer |= _said(decided, result)
+    return [(b"content-type", JSON)], orjson.dumps(answer)
+
+
+def values(asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads) -> tuple[Headers, bytes]:
+    """Answer `predict` of a regression, with the values by the targets' names."""
+    assert result.scores is not None
+    said = result.scores[:, : model.columns].tolist()
+    rows = [{"values": dict(zip(model.targets, row, strict=True))} for row in said]
+    answer = {"predictions": rows, **_who(model), "head": heads[0].kind, "head_version": heads[0].version}
     return [(b"content-type", JSON)], orjson.dumps(answer)
 
 
@@ -278,3 +317,10 @@ def features(npy: bool, model: LoadedModel, result: Result) -> tuple[Headers, by
 
 def _who(model: LoadedModel) -> dict[str, str]:
     return {"model": model.name, "model_version": str(model.version)}
+
+
+OFFERS = {
+    "classification": Offer(DEFAULT_OUTPUTS, OUTPUTS, True, predictions),
+    "regression": Offer((oip.RequestedOutput(VALUE, False),), ("features", VALUE, *PER_ROW), False, values),
+}
+"""By task."""

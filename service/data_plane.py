@@ -58,7 +58,7 @@ class DataPlane:
         self.draining = False
         self.feedback = Answered()
         self.observations: Observations | None = None
-        self._decoder = Decoder()
+        self._decoders = {task: Decoder(offer) for task, offer in answers.OFFERS.items()}
         self._waiting: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Call) -> None:
@@ -73,7 +73,8 @@ class DataPlane:
             ):
                 self._later(call, self._decode_elsewhere(call, candidates), *candidates)
             else:
-                call.decoded = self._decoder.decode(call, candidates[0].bundle.manifest.input)
+                manifest = candidates[0].bundle.manifest
+                call.decoded = self._decoders[manifest.task].decode(call, manifest.input)
                 self._choose(call, candidates)
         except Exception as e:
             self.fail(call, e)
@@ -105,8 +106,9 @@ class DataPlane:
         self._reply(call, status, [(b"content-type", JSON), *headers], body)
 
     async def _decode_elsewhere(self, call: Call, candidates: list[LoadedModel]) -> None:
-        spec = candidates[0].bundle.manifest.input
-        call.decoded = await asyncio.to_thread(inflate_and_decode, call, spec, self.max_body)
+        manifest = candidates[0].bundle.manifest
+        offer = answers.OFFERS[manifest.task]
+        call.decoded = await asyncio.to_thread(inflate_and_decode, call, manifest.input, offer, self.max_body)
         self._choose(call, candidates)
 
     def _choose(self, call: Call, candidates: list[LoadedModel]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
 from service import answers
+from service.answers import OFFERS, Offer
 from service.call import Call, Decoded, Encode, PerRow
 from service.errors import InvalidRequest
 from service.protocol import compression, inputs, oip, parameters
@@ -34,16 +35,17 @@ class _Plan(NamedTuple):
 
 
 class Decoder:
-    """Decodes on the event loop; knows headers again."""
+    """Decodes on the event loop what is asked of models of one task; knows headers again."""
 
-    def __init__(self) -> None:
+    def __init__(self, offer: Offer = OFFERS["classification"]) -> None:
+        self.offer = offer
         self._headers: RepeatedHeaders[_Plan] = RepeatedHeaders()
 
     def decode(self, call: Call, spec: InputSpec) -> Decoded:
         """Return what `decode` does, for a header that came before without reading it again."""
         length = call.headers.get(b"inference-header-content-length")
         if length is None or call.endpoint != "infer" or call.query or not length.isdigit() or len(length) > 4:
-            return decode(call, spec)
+            return decode(call, spec, self.offer)
         at = int(length)
         header = call.body[:at]
         found = self._headers.find(header) if at else None
@@ -52,7 +54,7 @@ class Decoder:
             data = np.frombuffer(call.body, DTYPES[plan.datatype], offset=at).reshape(plan.shape)
             windows = partial(inputs.windows, Tensor(plan.name, plan.datatype, data))
             return Decoded(asked, windows, None if plan.features_only else _same_user(asked.user_id), plan.encode)
-        decoded = decode(call, spec)
+        decoded = decode(call, spec, self.offer)
         if at and decoded.tensor is not None:
             self._keep(header, len(call.body) - at, decoded, decoded.tensor)
         return decoded
@@ -64,18 +66,18 @@ class Decoder:
             self._headers.keep(header, decoded.asked, plan)
 
 
-def inflate_and_decode(call: Call, spec: InputSpec, limit: int) -> Decoded:
+def inflate_and_decode(call: Call, spec: InputSpec, offer: Offer, limit: int) -> Decoded:
     """Decode a body that may be compressed, within `limit` bytes; a pure function, for it runs on a thread."""
     coding = compression.coding_of(call.header(b"content-encoding"))
     if coding is not None:
         call.body = compression.decompress(call.body, coding, limit)
-    return decode(call, spec)
+    return decode(call, spec, offer)
 
 
-def decode(call: Call, spec: InputSpec) -> Decoded:
+def decode(call: Call, spec: InputSpec, offer: Offer = OFFERS["classification"]) -> Decoded:
     """Decode a body; a pure function, for it may run on a thread."""
     if call.endpoint == "infer":
-        return _decode_infer(call, spec)
+        return _decode_infer(call, spec, offer)
     data = inputs.friendly_data(call.body, call.header(b"content-type") or "", spec)
     media = data if isinstance(data, tuple) else None
     windows = _unread if isinstance(data, tuple) else partial(inputs.friendly_windows, data)
@@ -85,7 +87,7 @@ def decode(call: Call, spec: InputSpec) -> Decoded:
         return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    encode = partial(answers.predictions, asked if asked.decides else None)
+    encode = partial(offer.predictions, offer.decided(asked) if asked.decides else None)
     return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media)
 
 
@@ -102,7 +104,7 @@ def _only(query: Mapping[str, str], known: Sequence[str]) -> None:
             )
 
 
-def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
+def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
     message = oip.decode(call.body, call.header(b"inference-header-content-length"), call.query, spec)
     asked = message.parameters
     user_tensor = message.inputs.pop("user_id", None)
@@ -112,7 +114,7 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
         raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
     (tensor,) = message.inputs.values()
     per_row = user_tensor is not None
-    outputs = answers.wanted(message, per_row)
+    outputs = answers.wanted(message, per_row, offer)
     users: Callable[[int], Sequence[str | None]] | None
     if len(outputs) == 1 and outputs[0].name == "features":
         users = None
@@ -120,7 +122,7 @@ def _decode_infer(call: Call, spec: InputSpec) -> Decoded:
         users = partial(inputs.per_row_users, user_tensor)
     else:
         users = _same_user(asked.user_id)
-    decides = asked if asked.decides else None
+    decides = offer.decided(asked) if asked.decides else None
     encode = partial(answers.inference, message.id, outputs, per_row, decides)
     named = PerRow(message.id, outputs) if per_row and users is not None else None
     if spec.media is not None and tensor.datatype == "BYTES":

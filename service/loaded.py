@@ -12,31 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import MOST_USER_LABELS, Bundle, Manifest
+from models.heads.calibration import shared_head
+from models.heads.head import Head
 from models.heads.prior import Prior
+from models.heads.regression_prior import RegressionPrior
 from service.engine.head_bank import HeadBank
 from service.engine.head_table import HeadReader
 from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
+from service.errors import Unprocessable
 from service.media import Media
 from service.personal.records import Scope
 
 
 def scope_of(manifest: Manifest) -> Scope:
-    """Return where heads of a model are valid: rows of a head are classes, so other labels are another scope."""
-    return Scope(manifest.name, f"{manifest.feature_space}-{_labels_mark(manifest.labels, manifest.user_labels)}")
+    """Return where heads of a model are valid: rows of a head are classes or targets, so others are another scope."""
+    return Scope(manifest.name, f"{manifest.feature_space}-{_rows_mark(manifest, manifest.user_labels)}")
 
 
-def _labels_mark(labels: tuple[str, ...], room: int) -> str:
-    names = (*labels, *([f"+{room}"] if room else []))
+def _rows_mark(manifest: Manifest, room: int) -> str:
+    names = (*(["regression"] if manifest.targets else []), *manifest.head_rows, *([f"+{room}"] if room else []))
     return hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
 
 
 def same_labels(scope: Scope, manifest: Manifest) -> bool:
     """Whether a scope's labels are those of a manifest, whatever room either has for labels of users' own."""
     mark = scope.feature_space.rpartition("-")[2]
-    return any(_labels_mark(manifest.labels, room) == mark for room in range(MOST_USER_LABELS + 1))
+    return any(_rows_mark(manifest, room) == mark for room in range(MOST_USER_LABELS + 1))
+
+
+def shared_of(bundle: Bundle) -> Head:
+    """The head of those who have none, with room for labels of users' own."""
+    if isinstance(bundle.population, RegressionPrior):
+        return bundle.population.generic
+    return shared_head(bundle.population.with_own(bundle.manifest.user_labels))
 
 
 @dataclass(slots=True, eq=False)
@@ -45,9 +56,9 @@ class LoadedModel:
 
     Attributes:
         scope: where heads of this model are valid.
-        prior: the population's, with room for labels of users' own.
-        columns: of a head's logits: the labels, and room for those of users' own.
-        label_bytes: the labels in UTF-8, an object array `(K,)`.
+        columns: of a head's logits: the labels, and room for those of users' own; or the targets.
+        label_bytes: the labels in UTF-8, an object array `(K,)`; or the targets `(T,)`.
+        targets: of a regression; none of a classification.
         media: reads what is not a tensor.
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
         answers_begun: JSON that answers of `infer` begin with, by what determines it.
@@ -65,15 +76,18 @@ class LoadedModel:
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
     scope: Scope = field(init=False)
-    prior: Prior = field(init=False)
+    targets: tuple[str, ...] = field(init=False)
     columns: int = field(init=False)
     label_bytes: NDArray[Any] = field(init=False)
+    _prior: Prior | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scope = scope_of(self.bundle.manifest)
-        self.prior = self.bundle.prior.with_own(self.bundle.manifest.user_labels)
-        self.columns = self.prior.classes
-        self.label_bytes = np.array([label.encode() for label in self.bundle.manifest.labels], object)
+        manifest, population = self.bundle.manifest, self.bundle.population
+        self.scope = scope_of(manifest)
+        self.targets = tuple(target.name for target in manifest.targets)
+        self._prior = population.with_own(manifest.user_labels) if isinstance(population, Prior) else None
+        self.columns = len(self.targets) or self.prior.classes
+        self.label_bytes = np.array([name.encode() for name in self.labels or self.targets], object)
 
     @property
     def name(self) -> str:
@@ -89,6 +103,34 @@ class LoadedModel:
     def labels(self) -> tuple[str, ...]:
         """The bundle's K labels."""
         return self.bundle.manifest.labels
+
+    @property
+    def prior(self) -> Prior:
+        """The population's, with room for labels of users' own.
+
+        Raises:
+            Unprocessable: the model is a regression.
+        """
+        if self._prior is None:
+            raise Unprocessable(
+                f"model {self.name!r} is a regression of {', '.join(self.targets)}; samples, corrections, adaptations, "
+                "heads as ONNX and moving users to another feature space are offered by models of labels only"
+            )
+        return self._prior
+
+    @property
+    def population(self) -> Prior | RegressionPrior:
+        """What training knows of people: `prior`, or the one of a regression."""
+        return self.bundle.regression if self._prior is None else self._prior
+
+    def classifier(self) -> LoadedModel:
+        """Return the model, for what models of labels only offer.
+
+        Raises:
+            Unprocessable: it is a regression.
+        """
+        _ = self.prior
+        return self
 
     def prior_of(self, own: tuple[str, ...]) -> Prior:
         """Return the population's prior, with a user's own labels behind the bundle's."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, BundleError
-from models.heads.calibration import shared_head
 from service.config import Settings
 from service.engine.head_bank import SPARE_SLOTS, HeadBank, capacity_of
 from service.engine.head_table import HeadReader
@@ -21,7 +21,7 @@ from service.engine.memory import Layout, ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
-from service.loaded import LoadedModel
+from service.loaded import LoadedModel, shared_of
 from service.media import Media
 
 INLINE_ROW_SECONDS = 0.001
@@ -58,7 +58,7 @@ def load(path: Path, settings: Settings, on_batch: OnBatch) -> LoadedModel:
     if cpu and not quick:
         max_batch = _largest_batch(bundle, runtime, row_seconds, settings)
     _seconds(bundle, runtime, max_batch)  # the first forward of a size is slower
-    head = shared_head(bundle.prior.with_own(bundle.manifest.user_labels))
+    head = shared_of(bundle)
     k, d = head.weight.shape
     capacity = capacity_of(k, d, settings.resident_heads, settings.head_bank_bytes)
     followers = settings.frontends if settings.frontends > 1 else 0
@@ -138,7 +138,26 @@ def _read(path: Path) -> Bundle:
     manifest = bundle.manifest
     if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
         raise BundleError(f"{path} holds {manifest.name} version {manifest.version}")
+    _check_task(bundle)
     return bundle
+
+
+def _check_task(bundle: Bundle) -> None:
+    """Refuse a version of another task than the model's first one: clients of a model count on what it answers."""
+    folder, task = bundle.path.parent, bundle.manifest.task
+    version, first = next(_tasks(folder))
+    if first != task:
+        raise BundleError(
+            f"{bundle.path} is a {task} and version {version} a {first}: versions of a model are of one task; give it "
+            "another name"
+        )
+
+
+def _tasks(folder: Path) -> Iterator[tuple[int, str]]:
+    """Tasks of a model's versions, the first version first; what cannot be read is not served."""
+    for version in bundles.versions(folder):
+        with contextlib.suppress(BundleError):
+            yield version, bundles.read_manifest(folder / str(version))[0].task
 
 
 def _open(bundle: Bundle, settings: Settings, max_batch: int) -> Runtime:

@@ -36,7 +36,7 @@ def alternatives(candidates: Sequence[LoadedModel]) -> list[LoadedModel]:
 
 def _form(model: LoadedModel) -> tuple[object, ...]:
     manifest = model.bundle.manifest
-    return manifest.labels, manifest.input, model.media.tokenizer
+    return manifest.head_rows, manifest.input, model.media.tokenizer
 
 
 async def version_of(heads: Heads, candidates: Sequence[LoadedModel], user: str) -> LoadedModel:

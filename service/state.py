@@ -180,5 +180,17 @@ def known_user(user: str) -> str:
 
 ServicesOf = Annotated[Services, Depends(services)]
 ModelOf = Annotated[LoadedModel, Depends(model_of)]
+
+
+def classifier_of(model: ModelOf) -> LoadedModel:
+    """Find a model as `model_of` does, for what models of labels only offer.
+
+    Raises:
+        Unprocessable: it is a regression.
+    """
+    return model.classifier()
+
+
+ClassifierOf = Annotated[LoadedModel, Depends(classifier_of)]
 VersionOf = Annotated[LoadedModel, Depends(version_of)]
 UserId = Annotated[str, Path(description="user id: 1 to 256 printable characters")]

@@ -102,8 +102,13 @@ def score(logits: Array, held: HeldOut) -> Score:
 def standard_error(better: Array, worse: Array, held: HeldOut) -> float:
     """Standard error of the accuracy difference of two heads, clustered by block (a block errs as one)."""
     difference = (better.argmax(1) == held.y).astype(float) - (worse.argmax(1) == held.y)
-    _, block = np.unique(held.block, return_inverse=True)
-    sums, sizes = np.bincount(block, difference), np.bincount(block)
+    return clustered_error(difference, held.block)
+
+
+def clustered_error(difference: Array, block: NDArray[np.integer]) -> float:
+    """Standard error of the mean of differences `(n,)` that are alike within a block `(n,)`; infinite for one block."""
+    _, index = np.unique(block, return_inverse=True)
+    sums, sizes = np.bincount(index, difference), np.bincount(index)
     if len(sizes) < 2:
         return float("inf")
     residual = sums - sizes * difference.mean()

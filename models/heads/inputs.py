@@ -105,11 +105,11 @@ class Inspection:
         return tuple(found)
 
 
-def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior) -> Inspection:
+def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior | None) -> Inspection:
     """Look at raw windows `x (n, C, T)` and their features `z (n, d)`, one by one.
 
     Rails, where a signal is cut off, are the extremes of all windows given; so more windows tell more. Without `x`, or
-    for inputs that are not windows of channels, only the features are judged.
+    for inputs that are not windows of channels, only the features are judged; without `prior` no distance is.
     """
     n = len(z)
     if x is not None and x.ndim == 3:
@@ -120,10 +120,11 @@ def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior
     else:
         finite = np.ones((n, 0), bool)
         flat = clipped = np.zeros((n, 0), bool)
-    distance = distances(np.asarray(z, np.float64), prior)
-    kind = np.zeros(n, np.int8)
+    distance, kind = np.zeros(n), np.zeros(n, np.int8)
     # The weakest first: what is said later stands.
-    kind[distance > far(prior)] = KINDS.index(OFF_DISTRIBUTION)
+    if prior is not None:
+        distance = distances(np.asarray(z, np.float64), prior)
+        kind[distance > far(prior)] = KINDS.index(OFF_DISTRIBUTION)
     kind[clipped.any(1)] = KINDS.index(CLIPPED)
     kind[flat.any(1)] = KINDS.index(FLAT)
     kind[~finite.all(1) | ~np.isfinite(z).all(1)] = KINDS.index(NON_FINITE)

@@ -58,6 +58,10 @@ class RegressionStatistics:
         """Leave windows out that are in the sum."""
         return self + RegressionStatistics(-other.count, -other.moment, -other.cross)
 
+    def scaled(self, factor: float) -> RegressionStatistics:
+        """Return the same windows, each counting `factor` of what it did."""
+        return RegressionStatistics(self.count * factor, self.moment * factor, self.cross * factor)
+
     def _words(self) -> str:
         return f"{self.cross.shape[0] - 1} features and {self.cross.shape[1]} targets"
 

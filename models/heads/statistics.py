@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import safetensors
@@ -14,6 +15,16 @@ from numpy.typing import NDArray
 from models.heads.sums import Rest, Sums
 
 Array = NDArray[np.float64]
+
+
+class Scalable(Protocol):
+    """Sums over windows that may count for less than one each."""
+
+    def scaled(self, factor: float) -> Self:
+        """Return the same windows, each counting `factor` of what it did."""
+
+
+S = TypeVar("S", bound=Scalable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +211,7 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
     )
 
 
-def decayed(stats: Statistics, seconds: float, half_life: float) -> Statistics:
+def decayed(stats: S, seconds: float, half_life: float) -> S:
     """Let windows age: after `half_life` seconds each counts half of what it did, 2^(−seconds / half_life) in all.
 
     Ageing in steps is ageing at once, and ageing a sum is summing what has aged. Old windows lose weight against new

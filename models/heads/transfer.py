@@ -32,30 +32,41 @@ def measured(held: HeldOut, error: float | None = None) -> Transfer:
     """
     hits = (held.candidate.argmax(1) == held.y).astype(float) - (held.shared.argmax(1) == held.y)
     error = standard_error(held.candidate, held.shared, held) if error is None else error
-    if held.repetitions > 1:
-        claim = f"on left-out repetitions, {held.repetitions} in all, of these recordings"
-    else:
-        claim = "within one repetition only: record another one to know whether it holds"
+    claim = held_out_claim(held.repetitions)
     degrees = len(np.unique(held.block)) - 1
-    reach = _t(0.975, degrees) * error if degrees >= 1 else 2.0
+    reach = student(0.975, degrees) * error if degrees >= 1 else 2.0
     return _classified(float(hits.mean()), reach, claim)
 
 
 def expected(record: Evidence) -> Transfer:
     """Classify by what as many windows did for left-out people: the interval of their mean, not of this user."""
     degrees = record.users - 1
-    reach = (record.gain - record.lower) * _t(0.975, degrees) / _t(0.95, degrees) if degrees >= 1 else 2.0
-    claim = f"expected from {record.users} other people, not measured on this one: record two repetitions to know"
-    return _classified(record.gain, reach, claim)
+    reach = (record.gain - record.lower) * student(0.975, degrees) / student(0.95, degrees) if degrees >= 1 else 2.0
+    return _classified(record.gain, reach, expected_claim(record.users))
+
+
+def held_out_claim(repetitions: int) -> str:
+    """Say what an interval over held-out windows of so many repetitions speaks of."""
+    if repetitions > 1:
+        return f"on left-out repetitions, {repetitions} in all, of these recordings"
+    return "within one repetition only: record another one to know whether it holds"
+
+
+def expected_claim(users: int) -> str:
+    """Say what an interval over so many left-out people speaks of."""
+    return f"expected from {users} other people, not measured on this one: record two repetitions to know"
+
+
+def classified(gain: float, low: float, high: float, claim: str) -> Transfer:
+    """Put a gain and its interval in a word."""
+    return Transfer("positive" if low > 0 else "negative" if high < 0 else "neutral", gain, low, high, claim)
 
 
 def _classified(gain: float, reach: float, claim: str) -> Transfer:
-    low, high = max(gain - reach, -1.0), min(gain + reach, 1.0)
-    verdict = "positive" if low > 0 else "negative" if high < 0 else "neutral"
-    return Transfer(verdict, gain, low, high, claim)
+    return classified(gain, max(gain - reach, -1.0), min(gain + reach, 1.0), claim)
 
 
-def _t(probability: float, degrees: int) -> float:
+def student(probability: float, degrees: int) -> float:
     """Quantile of Student's t for 0.95 or 0.975, to 2 % from three degrees of freedom on.
 
     Source: the expansion in 1/degrees of Abramowitz & Stegun, 26.7.5.

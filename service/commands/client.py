@@ -97,6 +97,8 @@ def _accuracy_table(chosen: Windows, rec: Recordings, hit: NDArray[np.bool_]) ->
 
 def _window_spec(client: Client, model: str, rec: Recordings) -> WindowSpec:
     metadata = client.metadata(model)
+    if metadata["parameters"].get("task") == "regression":
+        raise ServiceError(f"model {model!r} is a regression; recordings have labels, so it is called over HTTP")
     shape = metadata["inputs"][0]["shape"]
     if len(shape) != 3 or -1 in shape[1:]:
         raise ServiceError(f"model {model!r} takes {metadata['parameters']['modality']}; this command sends recordings")

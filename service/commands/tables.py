@@ -42,7 +42,7 @@ def _text(value: Any) -> str:
 
 def bundles_table(models: Path, found: Mapping[str, list[int]]) -> Table:
     """One line a version, with what it takes and whether it verifies."""
-    table = Table("model", "version", "input", "Hz", "labels", "features", "MiB", "verified")
+    table = Table("model", "version", "input", "Hz", "labels or targets", "features", "MiB", "verified")
     for name, versions in found.items():
         for version in versions:
             path = models / name / str(version)
@@ -54,6 +54,6 @@ def bundles_table(models: Path, found: Mapping[str, list[int]]) -> Table:
             size = sum(entry.bytes for entry in m.files.values()) / 2**20
             shape = "×".join(map(str, m.input.window_shape))
             rate = f"{m.input.sample_rate:g}" if m.input.sample_rate else "–"
-            row = (shape, rate, str(len(m.labels)), str(m.feature_dim), f"{size:.2f}", "yes")
+            row = (shape, rate, str(len(m.head_rows)), str(m.feature_dim), f"{size:.2f}", "yes")
             table.add_row(name, str(version), *row)
     return table

@@ -18,7 +18,8 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str], *, 
     manifest = bundles.read_manifest(bundles.resolve(models / name))[0]
     shape = manifest.input.window_shape
     where = f"headway serves {', '.join(names)} at {base}   (docs: {base}/docs, metrics: {metrics_url})"
-    if len(shape) != 2 or -1 in shape or manifest.input.datatype != "FP32":  # images: too long for a line to copy
+    # Images are too long for a line to copy, and nothing shakes like the targets of a regression.
+    if len(shape) != 2 or -1 in shape or manifest.input.datatype != "FP32" or manifest.targets:
         return f"{where}\n\nWhat {name} takes: curl -s {base}/v2/models/{name}\n"
     labels = list(manifest.labels)
     k, channels = len(labels), shape[0]

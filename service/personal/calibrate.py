@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from models.data.windows import shared_samples, stride_of
+from models.data.windows import stride_of
 from models.heads import calibration as maths
 from models.heads import statistics
 from models.heads.calibration import Calibration, CalibrationError
@@ -23,8 +24,10 @@ from models.heads.head import Head
 from models.heads.labels import recalls
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
+from service.personal import targets
 from service.personal.enrol import WINDOWS_ADVISED
-from service.personal.gather import NEEDS, Gathered, gather
+from service.personal.fitted import Fitted, milliseconds, overlap_of, rounded
+from service.personal.gather import NEEDS, gather
 from service.personal.records import NewVersion, StoreError, UserChanged
 from service.personal.resolve import Resolver
 from service.personal.store import Store
@@ -112,70 +115,35 @@ class Calibrator:
     ) -> dict[str, Any]:
         _check_repetitions(request)
         begin = time.perf_counter()
-        features = np.empty((0, model.prior.dim), np.float32)
+        features = np.empty((0, model.bundle.population.dim), np.float32)
         if not request.enrolled:
             features = await features_of(model, request.x, request.tta)
         extracted = time.perf_counter()
-        given = await gather(self._store, self.data, model, user, request, features)
-        names = (*model.labels, *given.own)
-        fit = partial(
-            maths.calibrate,
-            model.prior_of(given.own),
-            given.windows.z,
-            given.windows.y,
-            given.windows.repetition,
-            before=None if given.before is None else given.before.trimmed(len(names)),
-            previous=given.previous,
-            method=request.method,
-            overlap=_overlap(given, model),
-            only_shown=request.among == "shown",
-            x=given.windows.x if len(given.windows) else None,
-        )
-        try:
-            result = await asyncio.to_thread(fit)
-        except CalibrationError as e:
-            raise Unprocessable(str(e)) from e
-        outcome, head = _served(result, request.activate)
-        report = _report(model, names, request, result, outcome)
-        keeps = given.seen.settings.keeps("statistics")
-        report["remembered"] = report["remembered"] and keeps
-        report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
-        report["warnings"] += given.warnings
-        used = request.enrolled and report["remembered"]
-        if request.enrolled and not used:
-            report["warnings"].append("the enrolled windows stay enrolled; DELETE …/samples forgets them")
-        stored_head = (head or result.candidate).cut(len(names), given.own)
-        if result.held is not None:
-            weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
-            population = model.bundle.prior.hyper.set_floors
-            confidence = measure(result.held, result.temperature, weight, population)
-            report["confidence"] = _confidence(confidence)
-            stored_head = replace(stored_head, floors=confidence.floors)
-            mixed = (1 - weight) * result.held.shared + weight * result.held.candidate
-            before = result.held.shared if result.held.previous is None else result.held.previous
-            report["recall"] = [asdict(r) for r in recalls(before, mixed, result.held.y, names)]
+        fit = targets.fitted if model.targets else _fitted
+        made = await fit(self._store, self.data, model, user, request, features)
+        report = made.report
         report["timings_ms"] = {
-            "features": _ms(extracted - begin),
-            **{stage: _ms(seconds) for stage, seconds in result.seconds.items()},
+            "features": milliseconds(extracted - begin),
+            **{stage: milliseconds(seconds) for stage, seconds in made.seconds.items()},
         }
         if request.dry_run:
             return {**report, "version": None, "timings_ms": {**report["timings_ms"], "store": 0.0}}
         stored = time.perf_counter()
         new = NewVersion(
             calibration_id=report["calibration_id"],
-            head=stored_head,
-            statistics=statistics.to_bytes(result.statistics.padded(model.columns)) if keeps else None,
+            head=made.head,
+            statistics=made.statistics,
             report=report,
-            active=head is not None,
+            active=made.serves,
             base=report["remembered"],
             idempotency_key=idempotency_key,
             request_digest=request.digest,
-            also=self.data.committed(model.scope, user, given.seen, used=used, windows=given.kept, own=given.own),
+            also=self.data.committed(model.scope, user, made.seen, used=made.used, windows=made.kept, own=made.own),
             revision=revision,
         )
         # Shielded: once begun, a commit and the pointer's cache go together, whatever becomes of the client.
         version, active = await asyncio.shield(self._commit(model, user, new))
-        timings = {**report["timings_ms"], "store": _ms(time.perf_counter() - stored)}
+        timings = {**report["timings_ms"], "store": milliseconds(time.perf_counter() - stored)}
         return {**report, "version": version, "active_version": active, "timings_ms": timings}
 
     async def _commit(self, model: LoadedModel, user: str, new: NewVersion) -> tuple[int, int]:
@@ -185,6 +153,70 @@ class Calibrator:
             return version, version
         found = await self._store.user(model.scope, user)
         return version, found.active if found else 0
+
+
+async def _fitted(
+    store: Store,
+    data: UserData,
+    model: LoadedModel,
+    user: str,
+    request: CalibrationRequest,
+    features: NDArray[np.float32],
+) -> Fitted:
+    """Fit and judge a head for labels.
+
+    Raises:
+        Unprocessable: nothing can be fitted.
+    """
+    given = await gather(store, data, model, user, request, features)
+    names = (*model.labels, *given.own)
+    fit = partial(
+        maths.calibrate,
+        model.prior_of(given.own),
+        given.windows.z,
+        given.windows.y,
+        given.windows.repetition,
+        before=None if given.before is None else given.before.trimmed(len(names)),
+        previous=given.previous,
+        method=request.method,
+        overlap=overlap_of(given.windows.x, model),
+        only_shown=request.among == "shown",
+        x=given.windows.x if len(given.windows) else None,
+    )
+    try:
+        result = await asyncio.to_thread(fit)
+    except CalibrationError as e:
+        raise Unprocessable(str(e)) from e
+    outcome, head = _served(result, request.activate)
+    report = _report(model, names, request, result, outcome)
+    keeps = given.seen.settings.keeps("statistics")
+    report["remembered"] = report["remembered"] and keeps
+    report |= {"retention": given.seen.settings.retention, "needs": NEEDS.get(result.method, "statistics")}
+    report["warnings"] += given.warnings
+    used = request.enrolled and report["remembered"]
+    if request.enrolled and not used:
+        report["warnings"].append("the enrolled windows stay enrolled; DELETE …/samples forgets them")
+    stored_head = (head or result.candidate).cut(len(names), given.own)
+    if result.held is not None:
+        weight = result.verdict.weight if head is not None and request.activate != "always" else 1.0
+        population = model.bundle.prior.hyper.set_floors
+        confidence = measure(result.held, result.temperature, weight, population)
+        report["confidence"] = _confidence(confidence)
+        stored_head = replace(stored_head, floors=confidence.floors)
+        mixed = (1 - weight) * result.held.shared + weight * result.held.candidate
+        before = result.held.shared if result.held.previous is None else result.held.previous
+        report["recall"] = [asdict(r) for r in recalls(before, mixed, result.held.y, names)]
+    return Fitted(
+        stored_head,
+        head is not None,
+        statistics.to_bytes(result.statistics.padded(model.columns)) if keeps else None,
+        report,
+        result.seconds,
+        given.seen,
+        used,
+        given.kept,
+        given.own,
+    )
 
 
 def _check_repetitions(request: CalibrationRequest) -> None:
@@ -203,14 +235,6 @@ def _check_repetitions(request: CalibrationRequest) -> None:
                 f"windows {i} and {i + 1} share samples but are given as different repetitions; "
                 "a repetition is what was recorded in one go"
             )
-
-
-def _overlap(given: Gathered, model: LoadedModel) -> int:
-    """How many following windows share samples with a window: told by the samples, else by the model's own stride."""
-    if given.windows.x is not None:
-        return shared_samples(given.windows.x) if len(given.windows) else 0
-    spec = model.bundle.manifest.input
-    return -(-spec.window_shape[-1] // spec.stride) - 1 if spec.stride > 1 and spec.window_shape[-1] > 0 else 0
 
 
 def _served(result: Calibration, activate: str) -> tuple[str, Head | None]:
@@ -249,7 +273,7 @@ def _report(
         "weight": verdict.weight,
         "remembered": verdict.remember or request.activate == "always",
         "seed": request.seed,
-        "transfer": None if verdict.transfer is None else _rounded(asdict(verdict.transfer)),
+        "transfer": None if verdict.transfer is None else rounded(asdict(verdict.transfer)),
         "classes": classes,
         "metrics": {name: _score(getattr(verdict, name)) for name in ("shared", "previous", "candidate")},
         "warnings": list(result.warnings),
@@ -268,12 +292,4 @@ def _confidence(found: Confidence) -> dict[str, Any]:
 
 
 def _score(score: Score | None) -> dict[str, Any] | None:
-    return None if score is None else _rounded(asdict(score))
-
-
-def _rounded(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 6) if isinstance(v, float) else v for k, v in numbers.items()}
-
-
-def _ms(seconds: float) -> float:
-    return float(np.round(seconds * 1e3, 3))
+    return None if score is None else rounded(asdict(score))

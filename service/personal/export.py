@@ -13,7 +13,7 @@ from exporters.bundle import Bundle
 from exporters.personal import standalone
 from models.heads.head import Head
 from service.loaded import LoadedModel
-from service.personal.imports import STATISTICS
+from service.personal.imports import STATISTICS, rows_key
 from service.personal.records import OWN_LABELS
 
 FORMAT = "headway-head-1"
@@ -52,7 +52,7 @@ def weights_file(model: LoadedModel, head: Head, version: int, digest: str, stat
         "model": manifest.name,
         "model_version": str(manifest.version),
         "feature_space": manifest.feature_space,
-        "labels": json.dumps(manifest.labels, ensure_ascii=False),
+        rows_key(manifest): json.dumps(manifest.head_rows, ensure_ascii=False),
         "head_version": str(version),
         "digest": digest,
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from models.heads import statistics
 from models.heads.head import Head
 from models.heads.shown import repeated
-from models.heads.statistics import Statistics
+from models.heads.statistics import Scalable, Statistics
 from service.errors import Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal.data_changes import Enrolled
@@ -21,6 +23,8 @@ from service.personal.own_labels import placed
 from service.personal.store import Store
 from service.personal.user_data import UserData
 from service.protocol.calibration import CalibrationRequest
+
+S = TypeVar("S", bound=Scalable)
 
 NEEDS = {"logistic": "features"}
 """Retention that a method's updates need, where it is not `statistics`. One call by itself needs none."""
@@ -79,7 +83,7 @@ async def gather(
         windows, earlier = seen.windows or windows, seen.statistics
     begun_anew: tuple[Statistics | None, int, list[str]] = (None, 0, [])
     updates = request.mode == "update"
-    before, base, warnings = await _base(store, model, user, seen) if updates else begun_anew
+    before, base, warnings = await base_of(store, model, user, seen, statistics.from_bytes) if updates else begun_anew
     held = await data.retained(model.scope, user, base) if base and seen.settings.keeps("features") else None
     if earlier is not None:
         first = max(before.repetitions, default=-1) + 1 if before is not None else 0
@@ -109,10 +113,14 @@ async def gather(
     return Gathered(fitted, before, previous, base, seen, kept, warnings, own)
 
 
-async def _base(
-    store: Store, model: LoadedModel, user: str, seen: Enrolled
-) -> tuple[Statistics | None, int, list[str]]:
-    """Statistics to add to, of which version, and what is to be said of them."""
+async def base_of(
+    store: Store, model: LoadedModel, user: str, seen: Enrolled, read: Callable[[bytes], S]
+) -> tuple[S | None, int, list[str]]:
+    """Return statistics to add to, as `read` decodes them, of which version, and what is to be said of them.
+
+    Raises:
+        Unavailable: they are damaged.
+    """
     blob, found = await store.statistics(model.scope, user)
     if found is None:
         return None, 0, []
@@ -121,7 +129,7 @@ async def _base(
             return None, 0, [NOTHING_KEPT] if found.last else []
         return None, 0, [BEGUN_ANEW] if found.base else []
     try:
-        held = statistics.from_bytes(blob)
+        held = read(blob)
         if seen.settings.half_life and (version := await store.version(model.scope, user, found.base)) is not None:
             age = max(0.0, time.time() - version.created)
             held = statistics.decayed(held, age, seen.settings.half_life * SECONDS_A_DAY)

@@ -15,15 +15,19 @@ import safetensors.numpy
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from exporters.bundle import Manifest
+from models.heads import regression_sums
 from models.heads import statistics as sums
 from models.heads.fit import placed
 from models.heads.head import Head
 from models.heads.prior import Prior
 from models.heads.refit import judge_statistics
+from models.heads.regression_calibration import refit_regression
+from models.heads.regression_prior import RegressionPrior
+from models.heads.regression_sums import RepetitionSums
 from models.heads.statistics import Statistics
 from service.errors import Conflict, InvalidRequest, Unprocessable
 from service.loaded import LoadedModel
-from service.personal import data_changes
+from service.personal import data_changes, targets
 from service.personal.records import OWN_LABELS, NewVersion, head_to_bytes
 from service.protocol.inputs import can_be_label
 
@@ -41,10 +45,10 @@ class ImportedHead:
 
     head: Head
     digest: str
-    statistics: Statistics | None
+    statistics: Statistics | RepetitionSums | None
 
 
-def read_head(body: bytes, manifest: Manifest, prior: Prior, digest: str | None) -> ImportedHead:
+def read_head(body: bytes, manifest: Manifest, prior: Prior | RegressionPrior, digest: str | None) -> ImportedHead:
     """Read safetensors as `GET …/weights` writes them.
 
     Args:
@@ -55,7 +59,7 @@ def read_head(body: bytes, manifest: Manifest, prior: Prior, digest: str | None)
 
     Raises:
         InvalidRequest: not safetensors, or of other tensors.
-        Conflict: of another feature space or other labels; the message names both.
+        Conflict: of another feature space, other labels or other targets; the message names both.
         Unprocessable: damaged (the digest), of another shape, or not finite.
     """
     try:
@@ -79,18 +83,24 @@ def metadata_of(file: bytes) -> dict[str, str]:
     return dict(header.get("__metadata__") or {})
 
 
+def rows_key(manifest: Manifest) -> str:
+    """Name of the metadata that say what a head's rows are: `labels`, or `targets`."""
+    return "targets" if manifest.targets else "labels"
+
+
 def check_space(metadata: dict[str, Any], manifest: Manifest) -> None:
-    """Refuse what was fitted in another feature space, or for other labels.
+    """Refuse what was fitted in another feature space, or for other labels or targets.
 
     Raises:
         Unprocessable: it does not say.
         Conflict: it is of another; the message names both.
     """
-    space, labels = metadata.get("feature_space"), metadata.get("labels")
+    key = rows_key(manifest)
+    space, labels = metadata.get("feature_space"), metadata.get(key)
     if space is None or labels is None:
         raise Unprocessable(
-            "the metadata name no feature_space and labels; "
-            f"the model's are {manifest.feature_space} and {json.dumps(manifest.labels, ensure_ascii=False)}"
+            f"the metadata name no feature_space and {key}; "
+            f"the model's are {manifest.feature_space} and {json.dumps(manifest.head_rows, ensure_ascii=False)}"
         )
     if space != manifest.feature_space:
         raise Conflict(
@@ -100,9 +110,9 @@ def check_space(metadata: dict[str, Any], manifest: Manifest) -> None:
     try:
         named = orjson.loads(labels) if isinstance(labels, str) else labels
     except ValueError as e:
-        raise Unprocessable(f"the metadata's labels are not a JSON array: {e}") from e
-    if named != list(manifest.labels):
-        raise Conflict(f"it is for the labels {named}; the model's are {list(manifest.labels)}")
+        raise Unprocessable(f"the metadata's {key} are not a JSON array: {e}") from e
+    if named != list(manifest.head_rows):
+        raise Conflict(f"it is for the {key} {named}; the model's are {list(manifest.head_rows)}")
 
 
 def own_labels_in(metadata: dict[str, str]) -> tuple[str, ...]:
@@ -142,7 +152,7 @@ def head_of(tensors: dict[str, Any], manifest: Manifest, own: tuple[str, ...] = 
         Unprocessable: of another shape or datatype, or not finite.
     """
     check_own(own, manifest)
-    k, d = len(manifest.labels) + len(own), manifest.feature_dim
+    k, d = len(manifest.head_rows) + len(own), manifest.feature_dim
     found = []
     for name, shape in (("weight", (k, d)), ("bias", (k,))):
         if name not in tensors:
@@ -170,12 +180,17 @@ def _floors(value: Any) -> Any:
     return value.astype(np.float32)
 
 
-def statistics_of(data: bytes, prior: Prior) -> Statistics:
+def statistics_of(data: bytes, prior: Prior | RegressionPrior) -> Statistics | RepetitionSums:
     """Read and check a user's statistics.
 
     Raises:
-        Unprocessable: they are not statistics, or not of this model's classes and features.
+        Unprocessable: they are not statistics, or not of this model's classes or targets, and features.
     """
+    if isinstance(prior, RegressionPrior):
+        try:
+            return regression_sums.from_bytes(data, prior.dim, len(prior.targets))
+        except ValueError as e:
+            raise Unprocessable(f"the statistics cannot be read: {e}") from e
     k, p = prior.classes, prior.personal
     try:
         tensors = safetensors.numpy.load(data)
@@ -220,7 +235,10 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
     stats, own = imported.statistics, imported.head.own
     outcome, evidence, warnings = "kept", "none", list[str]()
     reason = "imported, not judged: no statistics came with it; PUT …/active serves it"
-    if stats is not None:
+    if isinstance(stats, RepetitionSums):
+        judged = refit_regression(model.bundle.regression, stats)
+        outcome, evidence, reason = judged.outcome, judged.evidence, judged.reason
+    elif stats is not None:
         shown = stats.trimmed(len(model.labels) + len(own))
         verdict, doubts = judge_statistics(shown, placed(shown, model.prior_of(own)))
         outcome, evidence, reason, warnings = verdict.outcome, verdict.evidence, verdict.reason, list(doubts)
@@ -241,11 +259,11 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
         "weight": 1.0,
         "remembered": serves and stats is not None and keeps,
         "digest": imported.digest,
-        "classes": classes_of(stats, (*model.labels, *own)),
+        **_counted(stats, (*model.labels, *own)),
         "metrics": {"shared": None, "previous": None, "candidate": None},
         "warnings": warnings,
     }
-    data = None if stats is None or not keeps else sums.to_bytes(stats)
+    data = None if stats is None or not keeps else _encoded(stats)
 
     async def also(c: AsyncConnection, version: int) -> None:
         """Let the user have the head's labels."""
@@ -253,6 +271,14 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
             await data_changes.add_own_labels(c, model.scope, user, own)
 
     return NewVersion(identifier, imported.head, data, report, serves, serves, also=also)
+
+
+def _counted(stats: Statistics | RepetitionSums | None, labels: tuple[str, ...]) -> dict[str, Any]:
+    return targets.counted(stats) if isinstance(stats, RepetitionSums) else {"classes": classes_of(stats, labels)}
+
+
+def _encoded(stats: Statistics | RepetitionSums) -> bytes:
+    return regression_sums.to_bytes(stats) if isinstance(stats, RepetitionSums) else sums.to_bytes(stats)
 
 
 def classes_of(stats: Statistics | None, labels: tuple[str, ...]) -> dict[str, dict[str, int]]:

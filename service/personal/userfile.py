@@ -195,7 +195,10 @@ def _object(report: bytes, number: int) -> dict[str, Any]:
     except (ValueError, TypeError) as e:
         raise Unprocessable(f"the report of version {number} is not JSON: {e}") from e
     kinds = {"outcome": str, "method": str, "metrics": dict, "classes": dict}
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), kind) for name, kind in kinds.items()):
+    regression = {"classes": {}}  # which has none
+    if not isinstance(value, dict) or not all(
+        isinstance({**regression, **value}.get(name), kind) for name, kind in kinds.items()
+    ):
         raise Unprocessable(f"the report of version {number} must be an object with {', '.join(kinds)}")
     if type(value.get("anchor", 1)) is not int or not 1 <= value.get("anchor", 1) <= number:
         raise Unprocessable(f"the report of version {number} names an anchor that is no version before it")

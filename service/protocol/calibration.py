@@ -11,9 +11,19 @@ from numpy.typing import NDArray
 from exporters.bundle import Manifest
 from models.heads.calibration import METHODS
 from service.errors import InvalidRequest
-from service.protocol.labelled import LABELLED_FIELDS, Labelled, Read, digest_of, labelled, message_of
+from service.protocol.labelled import (
+    LABELLED_FIELDS,
+    TARGETED_FIELDS,
+    Labelled,
+    Read,
+    digest_of,
+    labelled,
+    message_of,
+    targeted,
+)
 
 FIELDS = {*LABELLED_FIELDS, "mode", "method", "activate", "among", "dry_run", "seed"}
+REGRESSION_FIELDS = {*TARGETED_FIELDS, "mode", "activate", "dry_run", "seed"}
 CHOICES = {
     "mode": ("update", "replace"),
     "method": METHODS,
@@ -29,13 +39,14 @@ class CalibrationRequest:
 
     Attributes:
         x: windows `(n, …)`.
-        y: class indices `(n,)`.
+        y: class indices `(n,)`; of a regression all 0.
         repetition: repetition ids `(n,)`.
         enrolled: whether there are none here: use those that were enrolled.
         digest: sha256 of the body, to tell a repeated call from another with the same key.
         own: labels that the bundle does not know, as `Labelled` has them.
         among: which labels the head may answer: `all`, or those that were `shown`.
         tta: views of each window whose features are averaged.
+        targets: of a regression `(n, T)`.
     """
 
     x: NDArray[np.float32]
@@ -50,6 +61,7 @@ class CalibrationRequest:
     own: tuple[str, ...] = ()
     among: str = "all"
     tta: int = 1
+    targets: NDArray[np.float64] | None = None
 
     @property
     def enrolled(self) -> bool:
@@ -64,8 +76,14 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Rea
         InvalidRequest: malformed, or of another shape or datatype.
         Unprocessable: unknown labels or values that are not finite.
     """
-    message, binary = message_of(body, header_length, FIELDS)
-    given = labelled(message, binary, manifest, read) if any(f in message for f in LABELLED_FIELDS) else _none(manifest)
+    regression = bool(manifest.targets)
+    message, binary = message_of(body, header_length, REGRESSION_FIELDS if regression else FIELDS)
+    if regression:
+        given = targeted(message, binary, manifest, read)
+    elif any(f in message for f in LABELLED_FIELDS):
+        given = labelled(message, binary, manifest, read)
+    else:
+        given = _none(manifest)
     choice = {name: _choice(message, name) for name in CHOICES}
     return CalibrationRequest(
         x=given.x,
@@ -76,6 +94,7 @@ def decode(body: bytes, header_length: str | None, manifest: Manifest, read: Rea
         digest=digest_of(body),
         own=given.own,
         tta=given.tta,
+        targets=given.targets,
         **choice,
     )
 

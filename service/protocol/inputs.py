@@ -24,6 +24,7 @@ _EXACT_BELOW = 2**24
 _NOTHING = contextlib.nullcontext()
 _ID_EXCLUDES = frozenset("/\ufffd")  # a slash parts paths; U+FFFD stands for bytes that were not UTF-8
 MAX_REPETITIONS_A_CALL = 64
+LARGEST_TARGET = 1e15
 
 
 def windows(tensor: Tensor, spec: InputSpec, *, finite: bool = True) -> NDArray[Any]:
@@ -247,6 +248,30 @@ def class_indices(
             )
         index[name] = len(index)
     return np.array([index[name] for name in labels], np.int64), unknown
+
+
+def target_rows(values: Any, rows: int, targets: Sequence[str]) -> NDArray[np.float64]:
+    """Read targets `(n, T)`: a nested list of numbers or an array, one row a window.
+
+    Raises:
+        InvalidRequest: not numbers of that shape.
+        Unprocessable: values that are not finite, or beyond 1e15.
+    """
+    wanted = f"[{rows}, {len(targets)}], one row of {', '.join(targets)} a window"
+    try:
+        data = np.asarray(values)
+    except ValueError as e:
+        raise InvalidRequest(f"targets must be numbers {wanted}; the rows have different lengths") from e
+    if data.dtype.kind not in "fiu" or data.shape != (rows, len(targets)):
+        found = list(data.shape) if data.dtype.kind in "fiu" else "something else"
+        raise InvalidRequest(f"targets must be numbers {wanted}, not {found}")
+    data = data.astype(np.float64)
+    wrong = np.flatnonzero(~(np.abs(data) <= LARGEST_TARGET).all(1))  # NaN is not smaller than anything
+    if len(wrong):
+        raise Unprocessable(
+            f"targets hold values that are not finite, or beyond {LARGEST_TARGET:g}, first in row {wrong[0]}"
+        )
+    return data
 
 
 def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from service.protocol.media import Items, is_encoded, items_of
 
 Read = Callable[[Items], NDArray[Any]]
 LABELLED_FIELDS = ("inputs", "labels", "repetitions", "tta")
+TARGETED_FIELDS = ("inputs", "targets", "repetitions", "tta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,11 @@ class Labelled:
 
     Attributes:
         x: windows `(n, …)`, in time order.
-        y: class indices `(n,)`.
+        y: class indices `(n,)`; of a regression all 0.
         repetition: repetition ids `(n,)`.
         own: labels that the bundle does not know, to which the indices from its number of labels on belong.
         tta: views of each window whose features are averaged.
+        targets: of a regression `(n, T)`.
     """
 
     x: NDArray[Any]
@@ -36,6 +38,7 @@ class Labelled:
     repetition: NDArray[np.int64]
     own: tuple[str, ...] = ()
     tta: int = 1
+    targets: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -50,6 +53,10 @@ def message_of(body: bytes, header_length: str | None, fields: Collection[str]) 
     """
     message, binary = oip.split(body, header_length)
     unknown = sorted(set(message) - set(fields))
+    if "labels" in unknown and "targets" in fields:
+        raise InvalidRequest("this model is a regression: give 'targets', one row of numbers a window, not 'labels'")
+    if "targets" in unknown and "labels" in fields:
+        raise InvalidRequest("this model is a classification: give 'labels', one a window, not 'targets'")
     if unknown:
         raise InvalidRequest(f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}")
     return message, binary
@@ -80,13 +87,54 @@ def labelled(
     return Labelled(x, y, inputs.repetition_ids(message.get("repetitions"), len(x)), own, views)
 
 
+def targeted(message: dict[str, Any], binary: memoryview, manifest: Manifest, read: Read) -> Labelled:
+    """Check the windows of a request and what a regression should have said of them.
+
+    `targets` are nested lists, or one tensor, whose binary data is then behind that of `inputs`.
+
+    Raises:
+        InvalidRequest: something is missing, or of another shape or datatype.
+        Unprocessable: values that the model cannot take.
+    """
+    for required in ("inputs", "targets"):
+        if required not in message:
+            raise InvalidRequest(f"the body has no {required!r}")
+    given = message["targets"]
+    if _is_tensors(given):
+        behind = _binary_size(given[0])
+        if behind > len(binary):
+            raise InvalidRequest(
+                f"binary_data_size {behind} of targets is not within the {len(binary)} bytes of binary data"
+            )
+        binary, rest = binary[: len(binary) - behind], binary[len(binary) - behind :]
+        tensors = oip.tensors(given, rest)
+        if len(tensors) != 1:
+            raise InvalidRequest("targets must be one tensor")
+        given = next(iter(tensors.values())).data
+    x = windows_of(message["inputs"], binary, manifest, read)
+    targets = inputs.target_rows(given, len(x), [target.name for target in manifest.targets])
+    repetition = inputs.repetition_ids(message.get("repetitions"), len(x))
+    views = parameters.tta("tta", message.get("tta", 1))
+    return Labelled(x, np.zeros(len(x), np.int64), repetition, tta=views, targets=targets)
+
+
+def _is_tensors(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _binary_size(entry: dict[str, Any]) -> int:
+    parameters = entry.get("parameters")
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    return size if type(size) is int and size > 0 else 0
+
+
 def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True) -> NDArray[Any]:
     """Read `inputs`: one tensor as the Open Inference Protocol has it, a nested array, or texts and files.
 
     Raises:
         InvalidRequest, Unprocessable: as `labelled`.
     """
-    if isinstance(value, list) and value and isinstance(value[0], dict):
+    if _is_tensors(value):
         tensors = oip.tensors(value, binary)
         if len(tensors) != 1:
             raise InvalidRequest("inputs must be one tensor")

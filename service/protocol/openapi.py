@@ -144,8 +144,13 @@ WINDOWS_BODY = _body(
 
 LABELLED: dict[str, Any] = {
     "inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
-    "labels": {"type": "array", "items": STRING, "description": "one a window"},
+    "labels": {"type": "array", "items": STRING, "description": "one a window; of a classification"},
     "tta": TTA,
+}
+TARGETS: dict[str, Any] = {
+    "type": "array",
+    "items": {"anyOf": [{"type": "array", "items": {"type": "number"}}, TENSOR]},
+    "description": "of a regression, instead of labels: one row of numbers a window, or one tensor",
 }
 REPETITIONS = {"type": "array", "items": INTEGER, "description": "one a window"}
 
@@ -164,6 +169,7 @@ def _labelled(required: list[str], fields: dict[str, Any]) -> dict[str, Any]:
 CALIBRATION_BODY = _labelled(
     [],
     {
+        "targets": TARGETS,
         "repetitions": REPETITIONS,
         "mode": {"type": "string", "enum": ["update", "replace"], "default": "update"},
         "method": {"type": "string", "enum": list(METHODS), "default": "map"},
@@ -175,13 +181,14 @@ CALIBRATION_BODY = _labelled(
 )
 
 EVALUATION_BODY = _labelled(
-    ["inputs", "labels"],
+    ["inputs"],
     {
+        "targets": TARGETS,
         "versions": {
             "type": "array",
             "items": {"anyOf": [INTEGER, {"type": "string", "enum": ["shared", "active"]}]},
             "default": ["shared", "active"],
-        }
+        },
     },
 )
 

@@ -14,7 +14,7 @@ from service.protocol import adaptation, oip
 from service.protocol.body import json_response, read_body
 from service.protocol.openapi import ADAPTATION_BODY
 from service.routes.samples import check_key
-from service.state import ModelOf, UserId, known_user, services
+from service.state import ClassifierOf, UserId, known_user, services
 
 router = APIRouter(tags=["users"])
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["users"])
 )
 async def adapt(
     request: Request,
-    model: ModelOf,
+    model: ClassifierOf,
     user: UserId,
     idempotency_key: Annotated[
         str | None, Header(description="a repeated call with the same key answers the same")

@@ -11,12 +11,12 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from models.heads import scores
-from models.heads.calibration import shared_head
+from models.heads import regression_guard, scores
 from models.heads.head import Head, log_loss, softmax
 from service.data_plane import DECODED_HERE
 from service.errors import InvalidRequest, UnknownVersion
-from service.loaded import LoadedModel
+from service.loaded import LoadedModel, shared_of
+from service.personal import targets
 from service.personal.own_labels import placed
 from service.protocol import labelled, oip
 from service.protocol.body import json_response, read_body
@@ -29,6 +29,7 @@ from service.views import features_of
 router = APIRouter(tags=["users"])
 
 FIELDS = ("inputs", "labels", "versions", "tta")
+REGRESSION_FIELDS = ("inputs", "targets", "versions", "tta")
 MOST_VERSIONS = 64
 
 
@@ -43,27 +44,26 @@ async def evaluate(request: Request, model: ModelOf, user: UserId) -> Response:
     given, wanted = await asyncio.to_thread(_decode, *asked) if slow else _decode(*asked)
     heads = await _heads(own, model, user, wanted)
     features = await features_of(model, given.x, given.tta)
+    answer = {"model": model.name, "model_version": str(model.version), "windows": len(given)}
+    if given.targets is not None:
+        versions = [{"version": v, **score_targets(model, head, features, given.targets)} for v, head in heads]
+        return json_response({**answer, "targets": model.targets, "versions": versions})
     async with reading():
         held = (await own.calibrator.data.enrolled(model.scope, user)).own
     y, theirs = placed(given.y, given.own, held, model.prior.known, model.prior.own)
     labels = (*model.labels, *theirs)
-    return json_response(
-        {
-            "model": model.name,
-            "model_version": str(model.version),
-            "windows": len(given),
-            "labels": labels,
-            "versions": [{"version": v, **score(head, features, y, labels)} for v, head in heads],
-        }
-    )
+    versions = [{"version": v, **score(head, features, y, labels)} for v, head in heads]
+    return json_response({**answer, "labels": labels, "versions": versions})
 
 
 def _decode(body: bytes, length: str | None, model: LoadedModel) -> tuple[Labelled, list[int | str]]:
-    message, binary = labelled.message_of(body, length, FIELDS)
+    manifest = model.bundle.manifest
+    message, binary = labelled.message_of(body, length, REGRESSION_FIELDS if manifest.targets else FIELDS)
     versions = message.get("versions", ["shared", "active"])
     if not isinstance(versions, list) or not 0 < len(versions) <= MOST_VERSIONS or not all(map(_names, versions)):
         raise InvalidRequest(f"versions must be a list of 1 to {MOST_VERSIONS} of: numbers, 'shared', 'active'")
-    return labelled.labelled(message, binary, model.bundle.manifest, model.media.rows), versions
+    read = labelled.targeted if manifest.targets else labelled.labelled
+    return read(message, binary, manifest, model.media.rows), versions
 
 
 def _names(version: Any) -> bool:
@@ -85,7 +85,7 @@ async def _heads(own: Services, model: LoadedModel, user: str, wanted: list[int 
                 number = (pointers.active if pointers else 0) or "shared"
             if number in found:
                 continue
-            head = shared_head(model.prior) if isinstance(number, str) else None
+            head = shared_of(model.bundle) if isinstance(number, str) else None
             if isinstance(number, int):
                 head = await own.store.head(model.scope, user, number)
             if head is None:
@@ -110,3 +110,11 @@ def score(head: Head, features: NDArray[np.float32], y: NDArray[np.int64], label
         },
         "confusion": table,
     }
+
+
+def score_targets(
+    model: LoadedModel, head: Head, features: NDArray[np.float32], t: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Score a head on features `(n, d)` with targets `t (n, T)`, as JSON has it; errors are in the targets' units."""
+    found = targets.shown(regression_guard.score(head.logits(features), t, model.bundle.regression), model.targets)
+    return {"rmse": found["rmse"], "r2": found["r2"]}

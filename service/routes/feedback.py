@@ -19,7 +19,7 @@ from service.protocol import inputs
 from service.protocol.body import json_bytes, json_response
 from service.routes.of_user import USER
 from service.routes.samples import enrolled
-from service.state import ModelOf, Services, ServicesOf, UserId, known_user
+from service.state import ClassifierOf, Services, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
 
@@ -43,7 +43,7 @@ class Correction(BaseModel):
 
 
 @router.post(f"{USER}/feedback", summary="Correct a prediction: its windows become samples", status_code=201)
-async def correct(own: ServicesOf, model: ModelOf, user: UserId, given: Correction) -> Response:
+async def correct(own: ServicesOf, model: ClassifierOf, user: UserId, given: Correction) -> Response:
     """Enrol the features of a prediction that asked for `feedback`, with the label that it should have had."""
     user = known_user(user)
     answer = await _found(own, user, given.prediction_id)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from exporters.bundle import Manifest
 from service.loaded import LoadedModel
 from service.protocol.body import json_response
 from service.protocol.media import accepted
@@ -56,23 +57,33 @@ async def version_ready(model: VersionOf) -> Response:
     return json_response({"name": model.name, "ready": True})
 
 
+def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
+    features = {"name": "features", "datatype": "FP32", "shape": [-1, manifest.feature_dim]}
+    if manifest.targets:
+        return [features, {"name": "value", "datatype": "FP32", "shape": [-1, len(manifest.targets)]}]
+    k = -1 if manifest.user_labels else len(manifest.labels)  # as many as the user has
+    return [
+        features,
+        {"name": "logits", "datatype": "FP32", "shape": [-1, k]},
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, k]},
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+        {"name": "labels", "datatype": "BYTES", "shape": [-1, k]},
+    ]
+
+
 def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
     manifest = model.bundle.manifest
-    spec, k = manifest.input, -1 if manifest.user_labels else len(manifest.labels)  # as many as the user has
+    spec = manifest.input
     versions = registry.candidates(model.name)
     return {
         "name": model.name,
         "versions": [str(m.version) for m in reversed(versions)],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}],
-        "outputs": [
-            {"name": "features", "datatype": "FP32", "shape": [-1, manifest.feature_dim]},
-            {"name": "logits", "datatype": "FP32", "shape": [-1, k]},
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, k]},
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-            {"name": "labels", "datatype": "BYTES", "shape": [-1, k]},
-        ],
+        "outputs": _outputs(manifest),
         "parameters": {
+            "task": manifest.task,
+            "targets": [target.model_dump() for target in manifest.targets],
             "labels": list(manifest.labels),
             "label_set": manifest.label_set,
             "user_labels": manifest.user_labels,

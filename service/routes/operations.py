@@ -17,7 +17,7 @@ from service.personal.operations import Operation, OperationRunning
 from service.personal.records import StoreError
 from service.personal.states import spaces_of
 from service.protocol.body import json_response
-from service.state import ModelOf, Services, ServicesOf
+from service.state import ClassifierOf, Services, ServicesOf
 
 router = APIRouter(tags=["operations"])
 
@@ -48,7 +48,7 @@ async def _storing() -> AsyncIterator[None]:
     status_code=202,
 )
 async def recalibrate(
-    own: ServicesOf, model: ModelOf, wanted: Annotated[Recalibration | None, Body()] = None
+    own: ServicesOf, model: ClassifierOf, wanted: Annotated[Recalibration | None, Body()] = None
 ) -> Response:
     """Fit heads anew, in the background, of users who have one in an older feature space only (docs/upgrades.md).
 

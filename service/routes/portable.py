@@ -17,7 +17,7 @@ from models.heads.calibration import shared_head
 from models.heads.head import Head
 from service.errors import Conflict, HeadwayError, Unavailable, UnknownUser, UnknownVersion, Unprocessable
 from service.loaded import LoadedModel
-from service.personal import transfer, userfile
+from service.personal import targets, transfer, userfile
 from service.personal.export import onnx_model, weights_file
 from service.personal.imports import (
     as_version,
@@ -27,6 +27,7 @@ from service.personal.imports import (
     metadata_of,
     own_labels_in,
     read_head,
+    rows_key,
     statistics_of,
 )
 from service.personal.records import NewVersion, StoreError, head_from_bytes, head_to_bytes
@@ -72,6 +73,7 @@ async def onnx(own: ServicesOf, model: ModelOf, user: UserId, number: VersionOrS
     Labels, digests and licence are in the model's properties. `shared` is the head of those who have none.
     """
     user = known_user(user)
+    model.classifier()
     if number == "shared":
         head, digest = _shared(model)
     else:
@@ -118,7 +120,7 @@ async def import_version(
     _accepting(own)
     body = await read_body(request)
     digest = None if if_match is None else if_match.strip().strip('"')
-    imported = await asyncio.to_thread(read_head, body, model.bundle.manifest, model.prior, digest)
+    imported = await asyncio.to_thread(read_head, body, model.bundle.manifest, model.population, digest)
     async with own.calibrator.exclusively(model, user):
         keeps = (await own.calibrator.data.settings(model.scope, user)).keeps("statistics")
         new = as_version(model, user, imported, activate, keeps=keeps)
@@ -147,7 +149,7 @@ async def export_user(own: ServicesOf, model: ModelOf, user: UserId) -> Response
             user,
             model_version=model.version,
             feature_space=manifest.feature_space,
-            labels=manifest.labels,
+            labels=manifest.head_rows,
         )
     if file is None:
         raise UnknownUser(f"user {user!r} is not known to model {model.name!r} version {model.version}")
@@ -198,9 +200,10 @@ async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile,
 def _checked(body: bytes, model: LoadedModel) -> UserFile:
     """Read a user's file, and see that each of its heads and statistics fits the model."""
     file = userfile.read(body)
-    manifest, prior = model.bundle.manifest, model.prior
-    check_space({"feature_space": file.index.feature_space, "labels": list(file.index.labels)}, manifest)
+    manifest, prior = model.bundle.manifest, model.population
+    check_space({"feature_space": file.index.feature_space, rows_key(manifest): list(file.index.labels)}, manifest)
     check_own(file.index.own_labels, manifest)
+    targets.check_settings(model, file.index.settings)
     try:
         json_bytes(file.index.settings)
     except TypeError as e:

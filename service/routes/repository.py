@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+from exporters.bundle import Manifest
 from service.config import Settings
 from service.engine.statistics import shown
 from service.errors import Unavailable
@@ -107,10 +108,23 @@ def _statistics(model: LoadedModel) -> dict[str, Any]:
     return shown(model.name, model.version, model.memory.counts)
 
 
+def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
+    k = -1 if manifest.user_labels else len(manifest.labels)
+    sizes = {"features": manifest.feature_dim}
+    sizes |= {"value": len(manifest.targets)} if manifest.targets else {"logits": k, "probabilities": k}
+    numbers = [{"name": name, "data_type": "TYPE_FP32", "dims": [size]} for name, size in sizes.items()]
+    if manifest.targets:
+        return numbers
+    return [
+        *numbers,
+        {"name": "label", "data_type": "TYPE_STRING", "dims": [1]},
+        {"name": "labels", "data_type": "TYPE_STRING", "dims": [k]},
+    ]
+
+
 def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     manifest = model.bundle.manifest
-    spec, k = manifest.input, -1 if manifest.user_labels else len(manifest.labels)
-    sizes = {"features": manifest.feature_dim, "logits": k, "probabilities": k}
+    spec = manifest.input
     return {
         "name": model.name,
         "platform": "onnxruntime_onnx",
@@ -118,11 +132,7 @@ def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "version_policy": {"all": {}},
         "max_batch_size": model.scheduler.max_batch,
         "input": [{"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.window_shape)}],
-        "output": [
-            *({"name": name, "data_type": "TYPE_FP32", "dims": [size]} for name, size in sizes.items()),
-            {"name": "label", "data_type": "TYPE_STRING", "dims": [1]},
-            {"name": "labels", "data_type": "TYPE_STRING", "dims": [k]},
-        ],
+        "output": _outputs(manifest),
         "dynamic_batching": {"max_queue_delay_microseconds": settings.max_delay_us, "priority_levels": 8},
         "instance_group": [
             {

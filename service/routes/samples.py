@@ -23,7 +23,7 @@ from service.protocol.body import json_response, read_body
 from service.protocol.labelled import LABELLED_FIELDS, Labelled
 from service.protocol.openapi import SAMPLES_BODY
 from service.routes.of_user import USER, changing, reading
-from service.state import ModelOf, Services, ServicesOf, UserId, known_user, services
+from service.state import ClassifierOf, Services, ServicesOf, UserId, known_user, services
 
 router = APIRouter(tags=["users"])
 
@@ -33,7 +33,7 @@ Key = Annotated[str | None, Header(description="a repeated call with the same ke
 
 
 @router.post(SAMPLES, summary="Enrol labelled windows", status_code=201, openapi_extra=SAMPLES_BODY)
-async def add(request: Request, model: ModelOf, user: UserId, idempotency_key: Key = None) -> Response:
+async def add(request: Request, model: ClassifierOf, user: UserId, idempotency_key: Key = None) -> Response:
     """Give a verdict on each window, and keep the accepted ones as the user's retention allows."""
     own, user = services(request), known_user(user)
     if own.draining:
@@ -100,7 +100,7 @@ async def enrolled(
 
 
 @router.get(SAMPLES, summary="What is enrolled of a user, and what remains a label")
-async def show(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def show(own: ServicesOf, model: ClassifierOf, user: UserId) -> dict[str, Any]:
     """Count windows by label; 404 for a user who is unknown."""
     return await _state(own, model, known_user(user))
 
@@ -108,7 +108,7 @@ async def show(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
 @router.delete(SAMPLES, summary="Forget windows of a label, or all, enrolled or calibrated with")
 async def forget(
     own: ServicesOf,
-    model: ModelOf,
+    model: ClassifierOf,
     user: UserId,
     label: Annotated[str | None, Query(description="the label to forget; without it all")] = None,
 ) -> dict[str, Any]:

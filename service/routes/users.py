@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from service.errors import UnknownUser
+from service.personal import targets
 from service.personal.database import STALENESS_SECONDS
 from service.personal.kept import LONGEST_HALF_LIFE
 from service.personal.states import State, elsewhere, unknown, users_in
@@ -90,7 +91,7 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
         "half_life_days": settings.half_life,
         "adaptation": own.following.state((model.scope, user)),
         "metadata": settings.attributes,
-        "classes": base.report["classes"] if base else {},
+        "classes": base.report.get("classes", {}) if base else {},
         "model": model.name,
         "model_version": str(model.version),
         "feature_space": model.bundle.manifest.feature_space,
@@ -101,7 +102,7 @@ async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]
 @router.put(USER, summary="Set what may be kept of a user, and how their head may change")
 async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wanted) -> dict[str, Any]:
     """Set retention, adaptation and metadata; makes the user. What may be kept no longer is deleted at once."""
-    user, prior = known_user(user), model.prior
+    user = known_user(user)
     chosen = {
         name: value
         for name, value in (
@@ -112,8 +113,11 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
         )
         if value is not None
     }
+    targets.check_settings(model, chosen)
+    # Of enrolled windows, which a regression has none of.
+    classes, personal = (0, 0) if model.targets else (model.prior.classes, model.prior.personal)
     async with changing(own, model, user):
-        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, prior.classes, prior.personal)
+        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, classes, personal)
         own.following.set_mode(model.name, user, after.adapt)
         if not after.keeps("statistics"):
             own.plane.feedback.forget(user)

@@ -92,7 +92,7 @@ def test_known_headers_ask_for_what_they_say(several):
 
 def test_users_of_one_application_share_an_entry(monkeypatch):
     read = []
-    monkeypatch.setattr("service.decoding.decode", lambda call, spec: read.append(1) or decode(call, spec))
+    monkeypatch.setattr("service.decoding.decode", lambda *given: read.append(1) or decode(*given))
     decoder, data = Decoder(), np.ones((1, 2, 3), np.float32).tobytes()
     for i in range(5000):
         body = {

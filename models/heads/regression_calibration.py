@@ -1,0 +1,147 @@
+"""Calibration of targets: features and what they should say in, a guarded personal head out. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heads.folds import Fold, plan_folds
+from models.heads.head import Head, blend
+from models.heads.inputs import inspect
+from models.heads.regression import RegressionStatistics, fit_regression
+from models.heads.regression_guard import (
+    RegressionVerdict,
+    TargetsHeldOut,
+    judge_by_population,
+    judge_held_out,
+)
+from models.heads.regression_prior import RegressionPrior
+from models.heads.regression_sums import RepetitionSums
+
+Array = NDArray[np.float64]
+FAR = 3.0
+"""Error of the shared head on a user's windows, in units of the worst left-out person's, beyond which it is odd."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionCalibration:
+    """What one calibration produced.
+
+    Attributes:
+        head: what may be served, or None when the guard keeps what was there.
+        candidate: the personal head itself, unblended.
+        sums: all the user's windows after this call.
+        verdict: the guard's decision.
+        warnings: sentences about the input.
+        seconds: durations of `fit` (with the statistics) and `evaluate`.
+    """
+
+    head: Head | None
+    candidate: Head
+    sums: RepetitionSums
+    verdict: RegressionVerdict
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+def calibrate_regression(
+    prior: RegressionPrior,
+    z: NDArray[np.floating],
+    t: NDArray[np.floating],
+    repetition: NDArray[np.integer],
+    *,
+    before: RepetitionSums | None = None,
+    previous: Head | None = None,
+    overlap: int = 0,
+    x: NDArray[np.generic] | None = None,
+) -> RegressionCalibration:
+    """Fit a personal head for targets and judge it.
+
+    Args:
+        prior: the bundle's.
+        z: features `(n, d)`, in time order within a repetition.
+        t: targets `(n, T)`, in the prior's order and units.
+        repetition: repetition ids `(n,)`; new ones, whatever ids `before` holds.
+        before: sums of earlier calls to add to, or None to begin anew.
+        previous: the user's active personal head, compared with.
+        overlap: how many following windows share samples with a window.
+        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
+
+    Raises:
+        ValueError: as `RegressionStatistics.of`.
+    """
+    begin = time.perf_counter()
+    z, t = np.asarray(z, np.float64), np.asarray(t, np.float64)
+    first = max(before.parts, default=-1) + 1 if before is not None else 0
+    repetition = np.unique(repetition, return_inverse=True)[1] + first
+    new = RepetitionSums.of(z, t, repetition)
+    again = {} if before is None else before.sent_before(new)
+    earlier = None if before is None else before.without(again.values())
+    whole = new if earlier is None else earlier + new
+    candidate = _fitted(whole.total, prior)
+    fitted = time.perf_counter()
+    shared = prior.generic.logits(z)
+    odd = _odd(prior, float(prior.errors(shared, t).mean()))
+    folds = plan_folds(np.zeros(len(z), np.int64), repetition, overlap)
+    if folds:
+        verdict = judge_held_out(_held_out(folds, whole.total, prior, z, t, repetition, previous), prior)
+    else:
+        verdict = judge_by_population(prior, whole.windows, len(whole), odd)
+    head = blend(prior.generic, candidate, verdict.weight) if verdict.weight else None
+    seen = inspect(x, z, None).warnings
+    sent = (f"{len(again)} of the repetitions were sent before; each counts once",) if again else ()
+    seconds = {"fit": fitted - begin, "evaluate": time.perf_counter() - fitted}
+    return RegressionCalibration(head, candidate, whole.within_budget(), verdict, (*odd, *seen, *sent), seconds)
+
+
+def refit_regression(prior: RegressionPrior, sums: RepetitionSums) -> RegressionVerdict:
+    """Judge what a head was fitted from where no window can be held out."""
+    return judge_by_population(prior, sums.windows, len(sums), ())
+
+
+def _fitted(sums: RegressionStatistics, prior: RegressionPrior) -> Head:
+    return fit_regression(sums, prior.generic, prior.second_moment, windows=prior.settings.windows)
+
+
+def _odd(prior: RegressionPrior, error: float) -> tuple[str, ...]:
+    """Warn of targets that are further from the shared head's than any left-out person's."""
+    most = FAR * max(prior.settings.farthest, 1.0)
+    if error <= most:
+        return ()
+    return (
+        f"the targets are far from what the shared head says (mean squared error {error:.3g}; the left-out person whom "
+        f"it suited least had {prior.settings.farthest:.3g}): are their order and units the model's?",
+    )
+
+
+def _held_out(
+    folds: Sequence[Fold],
+    whole: RegressionStatistics,
+    prior: RegressionPrior,
+    z: Array,
+    t: Array,
+    repetition: NDArray[np.integer],
+    previous: Head | None,
+) -> TargetsHeldOut:
+    """Leave each fold out in closed form, and gather what the heads say of it."""
+    said, order, blocks = [], [], []
+    for number, fold in enumerate(folds):
+        rest = whole - RegressionStatistics.of(z[fold.removed], t[fold.removed])
+        rows = np.flatnonzero(fold.scored)
+        said.append(_fitted(rest, prior).logits(z[rows]))
+        order.append(rows)
+        blocks.append(repetition[rows] if fold.repetitions else np.full(len(rows), number))
+    at = np.concatenate(order)
+    return TargetsHeldOut(
+        t[at],
+        np.concatenate(blocks),
+        len(folds),
+        len(np.unique(repetition[at])),
+        prior.generic.logits(z[at]),
+        np.concatenate(said),
+        None if previous is None else previous.logits(z[at]),
+    )
