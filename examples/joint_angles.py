@@ -84,8 +84,12 @@ def errors(client: httpx.Client, user: str, x: NDArray[np.float32], t: NDArray[n
     return np.sqrt(((np.array(said) - t) ** 2).mean(0))
 
 
-def run(folder: Path, people: int = 12, strangers: int = 5, seed: int = 0) -> None:
-    """Make the bundle, serve it, and print each stranger's errors before and after calibrations."""
+def run(folder: Path, people: int = 12, strangers: int = 5, seed: int = 0) -> NDArray[np.float64]:
+    """Make the bundle, serve it, and print each stranger's errors before and after one and two calibrations.
+
+    Returns:
+        Root mean squared errors in degrees, `(strangers, 3, 2)`.
+    """
     rng = np.random.default_rng(seed)
     common = rng.standard_normal((CHANNELS, len(TARGETS))) + 1.5 * np.eye(CHANNELS, len(TARGETS))
     path = export_regression(
@@ -103,16 +107,20 @@ def run(folder: Path, people: int = 12, strangers: int = 5, seed: int = 0) -> No
         running_service(folder / "models", folder / "store", "--frontends", "1") as service,
         httpx.Client(base_url=service.url, timeout=60) as client,
     ):
+        found = []
         for number in range(strangers):
             who, user = Person(rng, common), f"stranger-{number}"
             x, t = who.recorded(200)
-            told = [f"{user}: elbow, wrist {_degrees(errors(client, user, x, t))} by the shared head"]
+            found.append([errors(client, user, x, t)])
+            told = [f"{user}: elbow, wrist {_degrees(found[-1][0])} by the shared head"]
             for repetition in range(1, 3):
                 shown, angles = who.recorded(60)
                 body = {"inputs": shown.tolist(), "targets": angles.tolist()}
                 answer = client.post(f"/v2/models/angles/users/{user}/calibrations", json=body).raise_for_status()
-                told.append(f"{_degrees(errors(client, user, x, t))} after {repetition} ({answer.json()['outcome']})")
+                found[-1].append(errors(client, user, x, t))
+                told.append(f"{_degrees(found[-1][-1])} after {repetition} ({answer.json()['outcome']})")
             print("; ".join(told))
+    return np.array(found)
 
 
 def _degrees(values: NDArray[np.float64]) -> str:

@@ -113,3 +113,18 @@ def test_synth_check_and_settings_from_environment_and_file(tmp_path):
     file.write_text("prt = 1\n")
     with pytest.raises(ConfigError, match="prt"):
         load({}, file)
+
+
+def test_a_bundle_of_targets_is_verified_and_refused_where_labels_are_meant(tmp_path):
+    from tests.tiny_regression import write_tiny_regression
+
+    path = str(write_tiny_regression(tmp_path))
+    assert "features 4" in run("bundle", "verify", path).stdout
+    assert "yes" in run("bundle", "list", "--models", str(tmp_path)).stdout
+    for refused in (
+        ("bundle", "convert", path, "--models", str(tmp_path / "other")),
+        ("evaluate", "--model", path, "--data", str(tmp_path)),
+    ):
+        shown = run(*refused)
+        assert (shown.returncode, "Traceback" in shown.stderr) == (1, False)
+        assert "regression" in shown.stderr or "recordings" in shown.stderr

@@ -27,17 +27,16 @@ def recorded(rng, who, windows=40, repetitions=2, noise=1.0):
     return z, t, np.repeat(np.arange(repetitions), windows)
 
 
-@pytest.fixture(scope="module")
-def prior():
+def population(units=1.0):
     rng = np.random.default_rng(1)
     parts = [recorded(rng, person(rng), 30, 3) for _ in range(10)]
-    return fit_population(
-        np.concatenate([z for z, _, _ in parts]),
-        np.concatenate([t for _, t, _ in parts]),
-        np.repeat(np.arange(10), 90),
-        np.concatenate([r for *_, r in parts]),
-        targets=TARGETS,
-    )
+    z, t, r = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return fit_population(z, t * units, np.repeat(np.arange(10), 90), r, targets=TARGETS)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return population()
 
 
 def error(prior, head, who, rng):
@@ -149,6 +148,19 @@ def test_odd_targets_are_warned_of_and_need_held_out_evidence(prior):
     odd = calibrate_regression(prior, z, t[:, [1, 0, 2]], r)
     assert odd.verdict.outcome == "insufficient"
     assert "order and units" in odd.warnings[0]
+
+
+def test_the_units_of_targets_change_nothing(prior):
+    rng = np.random.default_rng(17)
+    units = np.array([1e-6, 60.0, 1e6])
+    other = population(units)
+    assert other.settings.windows == prior.settings.windows
+    for windows in (3, 10, 40):
+        z, t, r = recorded(rng, person(rng), windows)
+        one, two = calibrate_regression(prior, z, t, r), calibrate_regression(other, z, t * units, r)
+        assert (one.verdict.outcome, one.verdict.weight) == (two.verdict.outcome, two.verdict.weight)
+        assert one.verdict.transfer.gain == pytest.approx(two.verdict.transfer.gain, rel=1e-4)
+        assert np.allclose(one.candidate.logits(z) * units, two.candidate.logits(z), rtol=1e-5, atol=1e-5 * units)
 
 
 def test_a_flat_channel_is_named(prior):
