@@ -187,9 +187,9 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 def _task(reference: NDArray[np.float32], variant: NDArray[np.float32], judged: Labelled, prior: Prior) -> Task:
     people = np.unique(judged.user)
-    shared = [_right(shared_head(prior), z, judged, people) for z in (reference, variant)]
-    personal = [_personal(z, judged, prior, people) for z in (reference, variant)]
-    return Task(*shared, *personal, len(people))
+    shared, shared_int8 = (_right(shared_head(prior), z, judged, people) for z in (reference, variant))
+    personal, personal_int8 = (_personal(z, judged, prior, people) for z in (reference, variant))
+    return Task(shared, shared_int8, personal, personal_int8, len(people))
 
 
 def _right(head: Head, z: NDArray[np.float32], judged: Labelled, people: NDArray[np.int64]) -> float:

@@ -115,8 +115,8 @@ def evaluate(
             )
         for baseline in extra:
             _baseline(tally, subject, baseline, protocol.labels)
-        for name, method in (trained or {}).items():
-            _trained(tally, subject, name, method, set(trained_conditions), protocol.labels)
+        for name, train in (trained or {}).items():
+            _trained(tally, subject, name, train, set(trained_conditions), protocol.labels)
         if local is not None:
             local.forget_features()
     progress("done", len(protocol.test), len(protocol.test))

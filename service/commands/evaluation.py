@@ -138,9 +138,9 @@ def run_evaluation(
         )
         trained = None
         if trained_baselines:
-            from models.evaluation.trained import methods
+            from models.evaluation import trained as trained_methods
 
-            trained = methods(len(plan_.labels), run)
+            trained = trained_methods.methods(len(plan_.labels), run)
         with steps("evaluating", console) as progress:
             result = evaluate(
                 personaliser,
