@@ -42,7 +42,7 @@ def accuracies(person: Person, shot: str, kind: StreamKind) -> NDArray[np.float6
             logits.append(head.logits(aligner.aligned(z)))
         row = [(found.argmax(1) == y).mean() for found in logits]
         row.append((head.logits(person.features(_as(w.x[kept], w.x[shown]))).argmax(1) == y).mean()
-                   if kind == BALANCED else np.nan)  # fmt: skip
+                   if kind.name == BALANCED else np.nan)  # fmt: skip
         row.append(((adapt(anchor, z).head or head).logits(z).argmax(1) == y).mean())
         found.append(row)
     return np.array(found)

@@ -89,7 +89,7 @@ def test_failures_are_sentences(tmp_path, arguments, sentence):
     assert done.returncode not in (0, None)
     assert "Traceback" not in done.stdout + done.stderr
     assert sentence in (done.stdout + done.stderr).replace("\n", "")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "mistyped.db").exists()
 
 
 def test_synth_check_and_settings_from_environment_and_file(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from models.data.recordings import load_folder, save
@@ -57,7 +58,10 @@ def test_other_methods_have_rows_of_their_own(found, bundle, people):
     assert result.outcomes == found.outcomes
     for method in methods[1:]:
         assert list(result.table[f"{PERSONAL}, {method}"]) == CONDITIONS
-    assert result.users[f"{PERSONAL}, ncm"] != found.users[PERSONAL]
+    shown = next(plan("cycles", local.manifest, people).subjects()).conditions[-1].calibration
+    for method in ("map", "ncm"):
+        local.calibrate(method, shown.x, shown.y, shown.repetition, method)
+    assert not np.allclose(local.state("map")[1].weight, local.state("ncm")[1].weight)
 
 
 def test_json_holds_figures_and_what_they_were_made_of(found, bundle):

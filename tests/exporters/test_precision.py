@@ -146,4 +146,4 @@ def test_the_command_says_what_the_gate_measured(fp32, tmp_path):
     assert "1024 synthetic windows, 17 heads" in done.stdout
     refused = run("bundle", "convert", str(fp32), "--models", str(tmp_path / "out"), "--precision", "int4")
     assert refused.returncode != 0
-    assert "there is: fp16" in refused.stderr
+    assert "there are: fp16, int8" in refused.stderr
