@@ -75,24 +75,23 @@ def calibrate_regression(
         ValueError: as `RegressionStatistics.of`.
     """
     begin = time.perf_counter()
-    z, t = np.asarray(z, np.float64), np.asarray(t, np.float64)
+    features, values = np.asarray(z, np.float64), np.asarray(t, np.float64)
     first = max(before.parts, default=-1) + 1 if before is not None else 0
     repetition = np.unique(repetition, return_inverse=True)[1] + first
-    new = RepetitionSums.of(z, t, repetition)
+    new = RepetitionSums.of(features, values, repetition)
     again = {} if before is None else before.sent_before(new)
     earlier = None if before is None else before.without(again.values())
     whole = new if earlier is None else earlier + new
     candidate = _fitted(whole.total, prior)
     fitted = time.perf_counter()
-    shared = prior.generic.logits(z)
-    odd = _odd(prior, float(prior.errors(shared, t).mean()))
-    folds = plan_folds(np.zeros(len(z), np.int64), repetition, overlap)
+    odd = _odd(prior, float(prior.errors(prior.generic.logits(features), values).mean()))
+    folds = plan_folds(np.zeros(len(features), np.int64), repetition, overlap)
     if folds:
-        verdict = judge_held_out(_held_out(folds, whole.total, prior, z, t, repetition, previous), prior)
+        verdict = judge_held_out(_held_out(folds, whole.total, prior, features, values, repetition, previous), prior)
     else:
         verdict = judge_by_population(prior, whole.windows, len(whole), odd)
     head = blend(prior.generic, candidate, verdict.weight) if verdict.weight else None
-    seen = inspect(x, z, None).warnings
+    seen = inspect(x, features, None).warnings
     sent = (f"{len(again)} of the repetitions were sent before; each counts once",) if again else ()
     seconds = {"fit": fitted - begin, "evaluate": time.perf_counter() - fitted}
     return RegressionCalibration(head, candidate, whole.within_budget(), verdict, (*odd, *seen, *sent), seconds)

@@ -75,10 +75,10 @@ def fit_population(
         ValueError: fewer than three people, a person with a single repetition, more than 256 features, a target that
             does not vary, or arrays that do not fit each other or are not finite.
     """
-    z, t, user = np.asarray(z, np.float64), np.asarray(t, np.float64), np.asarray(user)
-    _check(z, t, user, repetition, targets)
-    people = _people(z, t, user, repetition)
-    spread = t.var(0)
+    features, values, who = np.asarray(z, np.float64), np.asarray(t, np.float64), np.asarray(user)
+    _check(features, values, who, repetition, targets)
+    people = _people(features, values, who, repetition)
+    spread = values.var(0)
     errors = {r: np.array([_errors(_solved(_others(people, i), r), p) for i, p in enumerate(people)]) for r in RIDGES}
     ridge = min(RIDGES, key=lambda r: float((errors[r] / spread).mean()))
     residual = np.maximum(errors[ridge].mean(0), 1e-9 * spread)

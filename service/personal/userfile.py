@@ -195,7 +195,7 @@ def _object(report: bytes, number: int) -> dict[str, Any]:
     except (ValueError, TypeError) as e:
         raise Unprocessable(f"the report of version {number} is not JSON: {e}") from e
     kinds = {"outcome": str, "method": str, "metrics": dict, "classes": dict}
-    regression = {"classes": {}}  # which has none
+    regression: dict[str, Any] = {"classes": {}}  # which has none
     if not isinstance(value, dict) or not all(
         isinstance({**regression, **value}.get(name), kind) for name, kind in kinds.items()
     ):
