@@ -34,7 +34,10 @@ Trained = Callable[[Windows, NDArray[np.float32]], NDArray[np.floating]]
 
 @dataclass(slots=True)
 class Evaluation:
-    """Figures and what they were measured on. `table[method][condition]`; `users[method][condition][user]`."""
+    """Figures and what they were measured on. `table[method][condition]`; `users[method][condition][user]`.
+
+    `labelled[condition]`: windows a class that calibrations had, mean over users.
+    """
 
     protocol: str
     description: str
@@ -47,6 +50,7 @@ class Evaluation:
     vote_ms: float
     made_of: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    labelled: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """As a JSON document."""
@@ -54,6 +58,7 @@ class Evaluation:
             "protocol": self.protocol,
             "description": self.description,
             "conditions": self.conditions,
+            "labelled": self.labelled,
             "recordings_scored": self.recordings_scored,
             "windows_scored": self.windows_scored,
             "outcomes": self.outcomes,
@@ -133,6 +138,7 @@ def evaluate(
         ((10 - 1) * spec.stride + spec.length) / fs * 1e3,
         made_of(personaliser, protocol, command, time.monotonic() - begin),
         tally.notes,
+        {c: round(float(np.mean(found)), 3) for c, found in tally.labelled.items()},
     )
 
 
@@ -144,6 +150,7 @@ class _Tally:
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     conditions: list[str] = field(default_factory=lambda: [ZERO_SHOT])
     notes: list[str] = field(default_factory=list)
+    labelled: dict[str, list[float]] = field(default_factory=dict)
     recordings: int = 0
     windows: int = 0
 
@@ -152,6 +159,9 @@ class _Tally:
         self.recordings += sum(subject.recordings.values())
         self.windows += sum(len(w) for w in subject.tests.values())
         self.conditions += [c.name for c in subject.conditions if c.name not in self.conditions]
+        for c in subject.conditions:
+            y = c.calibration.y
+            self.labelled.setdefault(c.name, []).append(len(y) / len(np.unique(y)))
         self.notes += subject.notes
         self.notes += [
             f"{subject.name}, {t}: {n} recordings shorter than a window" for t, n in subject.too_short.items() if n

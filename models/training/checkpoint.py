@@ -1,7 +1,6 @@
 """Checkpoints: weights, optimiser and random states in one safetensors file, replaced whole."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from models.files import write_atomically
 from models.training.config import TrainingError
 
 __all__ = ["restore", "store", "write_atomically"]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all: a temporary file beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def store(

@@ -23,15 +23,22 @@ Tick = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps of the stage."""
 WARM_UP = 0.1
 VALIDATION_WINDOWS = 400
+STEPS_A_POINT = 25
+Curves = dict[str, list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """How a network's training went: the step whose weights were kept, its validation log-loss, the steps taken."""
+    """How a network's training went: the step whose weights were kept, its validation log-loss, the steps taken.
+
+    `curves`: `loss` as `[step, mean loss since the point before]`, `validation` as `[step, log-loss, accuracy]`, each
+    in the order of steps.
+    """
 
     best_step: int
     best_loss: float
     steps: int
+    curves: Curves
 
 
 def fit_network(
@@ -60,32 +67,40 @@ def fit_network(
         optimiser = torch.optim.AdamW(branch.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         best: dict[str, Tensor] = {}
         step, best_step, best_loss, stale = 0, 0, math.inf, 0
+        curves: Curves = {"loss": [], "validation": []}
+        recent: list[float] = []  # empty at every checkpoint
         if checkpoint.is_file():
             best, state = restore(checkpoint, branch, optimiser, rng)
             step, best_step, stale = state["step"], state["best_step"], state["stale"]
             best_loss = state["best_loss"] if state["best_loss"] is not None else math.inf
+            curves = state.get("curves", curves)
         while step < steps and stale < config.patience:
-            _step(encoder, branch, optimiser, sampler, rng, _rate(step, steps, config.learning_rate))
+            recent.append(_step(encoder, branch, optimiser, sampler, rng, _rate(step, steps, config.learning_rate)))
             step += 1
-            if step % 25 == 0:
+            due = step % config.evaluate_every == 0 or step == steps
+            if step % STEPS_A_POINT == 0:
                 tick(name, step, steps)
-            if step % config.evaluate_every and step < steps:
+            if due or step % STEPS_A_POINT == 0:
+                curves["loss"].append([step, round(float(np.mean(recent)), 6)])
+                recent.clear()
+            if not due:
                 continue
             if valid:
-                loss = _validation_loss(encoder, people, valid)
+                loss, accuracy = _validation(encoder, people, valid)
+                curves["validation"].append([step, round(loss, 6), round(accuracy, 6)])
                 stale = 0 if loss < best_loss else stale + 1
                 if loss < best_loss:
                     best_loss, best_step, best = loss, step, _copy(branch)
             else:
                 best_step, best = step, _copy(branch)
-            state = {"step": step, "best_step": best_step, "stale": stale}
+            state = {"step": step, "best_step": best_step, "stale": stale, "curves": curves}
             state["best_loss"] = best_loss if math.isfinite(best_loss) else None
             store(checkpoint, branch, optimiser, best, rng, state)
     if best:
         branch.load_state_dict(best)
     encoder.eval()
     tick(name, steps, steps)
-    return Fitted(best_step, best_loss, step)
+    return Fitted(best_step, best_loss, step, curves)
 
 
 def _step(
@@ -95,7 +110,8 @@ def _step(
     sampler: Sampler,
     rng: np.random.Generator,
     rate: float,
-) -> None:
+) -> float:
+    """Take one gradient step and return the loss before it."""
     branch.train()
     for group in optimiser.param_groups:
         group["lr"] = rate
@@ -104,6 +120,7 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(branch.parameters(), 1.0)
     optimiser.step()
+    return float(loss.detach())
 
 
 def _rate(step: int, steps: int, peak: float) -> float:
@@ -119,16 +136,18 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _validation_loss(encoder: SignalEncoder, people: People, valid: Sequence[int]) -> float:
-    """Mean log-loss of the generic logits over left-out people, as worn and (a ring) turned by one electrode."""
+def _validation(encoder: SignalEncoder, people: People, valid: Sequence[int]) -> tuple[float, float]:
+    """Mean log-loss and accuracy of the network's logits on left-out people, as worn and (a ring) turned by one."""
     encoder.eval()
     turns = (0.0, 1.0, -1.0) if people.signal.channel_layout == "ring" else (0.0,)
-    losses = []
+    found = []
     for u in valid:
         m = people.members[u]
         keep = np.linspace(0, len(m.y) - 1, min(VALIDATION_WINDOWS, len(m.y))).astype(int)
         y = torch.from_numpy(m.y[keep])
         for turn in turns:
             _, logits = encoder.learned_logits(rotated(m.x[keep], turn))
-            losses.append(float(functional.cross_entropy(logits, y)))
-    return float(np.mean(losses))
+            hits = float((logits.argmax(1) == y).float().mean())
+            found.append((float(functional.cross_entropy(logits, y)), hits))
+    loss, accuracy = np.mean(found, 0)
+    return float(loss), float(accuracy)

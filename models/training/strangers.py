@@ -12,7 +12,7 @@ from models.backbones.signal import SignalEncoder
 from models.data.recordings import Recordings
 from models.heads.prior import Prior
 from models.training import generic
-from models.training.config import TrainConfig
+from models.training.config import TrainConfig, TrainingError
 from models.training.generic import GenericWeights
 from models.training.network import fit_network
 from models.training.people import fold_members
@@ -45,12 +45,23 @@ def strangers(run: Run, recordings: Sequence[Recordings]) -> Iterator[Stranger]:
         TrainingError: the recordings are not the run's, or its checkpoints are gone.
     """
     config = TrainConfig.model_validate(run.provenance["config"])
-    work = Training(recordings, config, run.folder, lambda stage, done, total: None)
+    # Folds are drawn by the order of people in training.
+    by_digest = {r.digest: r for r in recordings}
+    wanted = run.provenance["subjects"]
+    other = [s["stem"] for s in wanted if s["digest"] not in by_digest]
+    if other:
+        raise TrainingError(f"These are not the recordings of the run in {run.folder}: other, or none, of {other[0]}.")
+    work = Training([by_digest[s["digest"]] for s in wanted], config, run.folder, lambda stage, done, total: None)
+    if work.people.labels != run.labels:
+        raise TrainingError(f"The recordings name their labels in another order than the run in {run.folder}.")
     chosen = run.evaluation["zero_shot"]
     weights = GenericWeights(chosen["learned_share"], chosen["temperature"])
     for fold, (kept, out) in enumerate(fold_members(len(work.people), config)):
         encoder, _ = work.encoder(kept)
+        checkpoint = Path(run.folder) / CHECKPOINTS / f"fold{fold}.safetensors"
         if work.learned:
+            if not checkpoint.is_file():
+                raise TrainingError(f"{checkpoint} is gone: without it nobody's network leaves them out; train anew.")
             # A finished checkpoint: nothing is left to train, the best weights are put in.
             fit_network(
                 encoder,
@@ -61,7 +72,7 @@ def strangers(run: Run, recordings: Sequence[Recordings]) -> Iterator[Stranger]:
                 name="restored",
                 steps=config.steps,
                 seed=config.seed + 1 + fold,
-                checkpoint=Path(run.folder) / CHECKPOINTS / f"fold{fold}.safetensors",
+                checkpoint=checkpoint,
                 tick=lambda stage, done, total: None,
             )
         for u in out:

@@ -3,7 +3,8 @@
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from models.heads.prior import HyperParameters, Prior
 from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainConfig, TrainingError
-from models.training.network import Tick, fit_network
+from models.training.network import Curves, Tick, fit_network
 from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
 from models.training.population import (
@@ -42,7 +43,7 @@ from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
 __all__ = ["CHECKPOINTS", "Training", "train"]
 
 PARITY_WINDOWS = 96
-CHECKPOINTS, ASKED = "checkpoints", "asked.json"
+CHECKPOINTS, ASKED, HISTORY = "checkpoints", "asked.json", "history.json"
 PREPROCESSING = (
     "All in the graph: scaling by the population, hand-made features (log variance, log mean absolute value, "
     "log waveform length, zero crossings, slope-sign changes, log band powers, matrix logarithm of the channels' "
@@ -111,17 +112,21 @@ class Training:
     def __init__(self, recordings: Sequence[Recordings], config: TrainConfig, out: Path, tick: Tick) -> None:
         self.recipe = recipe(config.recipe)
         self.recordings, self.config, self.out, self.tick = recordings, config, out, tick
+        self.seconds: dict[str, float] = {}
+        self.curves: list[dict[str, Any]] = []
         tick("windows", 0, 1)
-        self.people: People = gather(recordings, config)
-        for i, rec in enumerate(recordings):
-            assert_disjoint([rec], [r for r in recordings[i + 1 :] if r.subject != rec.subject])
+        with self._timed("windows"):
+            self.people: People = gather(recordings, config)
+            for i, rec in enumerate(recordings):
+                assert_disjoint([rec], [r for r in recordings[i + 1 :] if r.subject != rec.subject])
         tick("windows", 1, 1)
         channels = self.people.signal.channels
         ring = self.people.signal.channel_layout == "ring"
         self.placements = ring_placements(channels) if ring else (Placement(0.0, False, 0.0),)
         self.learned = self.recipe.learned and config.steps > 0
-        self.features, self.moments = self._all_moments()
-        self.gains = gain_directions(self._blank(), self.people)
+        with self._timed("hand-made features"):
+            self.features, self.moments = self._all_moments()
+            self.gains = gain_directions(self._blank(), self.people)
 
     def run(self, begin: float, command: str) -> None:
         """Do everything and write the run."""
@@ -129,25 +134,28 @@ class Training:
         held, steps, stages = self._folds()
         classes = len(self.people.labels)
         weights, logits = generic.weigh(held, classes)
-        hyper, figures = self._personal(logits)
+        with self._timed("leave one out"):
+            hyper, figures = self._personal(logits)
         strangers = [(softmax(v), self.people.members[u].y) for u, v in logits.items()]
         floors = tuple(round(float(f), 6) for f in population_floors(strangers))
         hyper = hyper.model_copy(update={"set_floors": floors})
         encoder, prior = self.encoder(range(len(self.people)), hyper)
         if self.learned:
-            fitted = fit_network(
-                encoder,
-                self.people,
-                range(len(self.people)),
-                (),
-                self.config,
-                name="network",
-                steps=steps,
-                seed=self.config.seed,
-                checkpoint=self.out / CHECKPOINTS / "final.safetensors",
-                tick=self.tick,
-            )
+            with self._timed("network"):
+                fitted = fit_network(
+                    encoder,
+                    self.people,
+                    range(len(self.people)),
+                    (),
+                    self.config,
+                    name="network",
+                    steps=steps,
+                    seed=self.config.seed,
+                    checkpoint=self.out / CHECKPOINTS / "final.safetensors",
+                    tick=self.tick,
+                )
             stages.append({"stage": "final", "steps": fitted.steps})
+            self._note("network", (), fitted.curves)
         weight, bias = generic.generic_head(prior, weights, self.learned)
         prior = replace(prior, generic_weight=weight, generic_bias=bias)
         zero = np.array([(v.argmax(1) == self.people.members[u].y).mean() for u, v in logits.items()])
@@ -170,7 +178,21 @@ class Training:
             "provenance": self._provenance(started, begin, command, stages),
         }
         architecture = {"name": "signal", "settings": encoder.default_cfg.model_dump(mode="json")}
+        history = json.dumps({"networks": self.curves}, allow_nan=False)
+        write_atomically(self.out / HISTORY, history.encode() + b"\n")
         save_run(self.out, encoder, prior, self.people.signal, self._parity_windows(), record, architecture)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Note the seconds that a stage takes in this process."""
+        begin = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - begin, 2)
+
+    def _note(self, network: str, held_out: Sequence[int], curves: Curves) -> None:
+        """Note the curves of a network and whom it left out."""
+        names = [self.people.members[u].name for u in held_out]
+        self.curves.append({"network": network, "held_out": names, **curves})
 
     def _all_moments(self) -> tuple[list[NDArray[np.float32]], list[list[Moments]]]:
         encoder = self._blank()
@@ -226,20 +248,23 @@ class Training:
         folds = fold_members(len(self.people), self.config)
         for fold, (kept, out) in enumerate(folds):
             encoder, _ = self.encoder(kept)
+            name = f"fold {fold + 1} of {len(folds)}"
             if self.learned:
-                fitted = fit_network(
-                    encoder,
-                    self.people,
-                    kept,
-                    out,
-                    self.config,
-                    name=f"fold {fold + 1} of {len(folds)}",
-                    steps=self.config.steps,
-                    seed=self.config.seed + 1 + fold,
-                    checkpoint=self.out / CHECKPOINTS / f"fold{fold}.safetensors",
-                    tick=self.tick,
-                )
+                with self._timed(name):
+                    fitted = fit_network(
+                        encoder,
+                        self.people,
+                        kept,
+                        out,
+                        self.config,
+                        name=name,
+                        steps=self.config.steps,
+                        seed=self.config.seed + 1 + fold,
+                        checkpoint=self.out / CHECKPOINTS / f"fold{fold}.safetensors",
+                        tick=self.tick,
+                    )
                 best.append(fitted.best_step)
+                self._note(name, out, fitted.curves)
                 stages.append(
                     {
                         "stage": f"fold {fold}",
@@ -294,5 +319,6 @@ class Training:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - begin, 1),
             "stages": stages,
+            "timings": self.seconds,
             "thinning": self.people.thinning,
         }

@@ -34,7 +34,7 @@ def run(*arguments, **environment):
 
 def test_the_commands_are_there():
     top = {name.split()[0] for name in EVERY}
-    assert {"data", "train", "export", "evaluate", "serve", "calibrate", "predict", "demo", "bundle"} <= top
+    assert {"data", "train", "export", "evaluate", "report", "serve", "calibrate", "predict", "demo", "bundle"} <= top
     assert {"bundle list", "bundle verify", "bundle show", "data download", "data synth"} <= set(EVERY)
 
 
@@ -70,6 +70,7 @@ def test_help_imports_nothing_that_a_command_needs():
         (["train", "--data", "{tmp}/none", "--out", "{tmp}/run"], "none"),
         (["export", "{tmp}", "--models", "{tmp}/models"], "no finished training run"),
         (["evaluate", "--model", "{tmp}", "--data", "{tmp}"], "neither a bundle"),
+        (["report", "{tmp}"], "no finished training run"),
         (["bundle", "list", "--models", "{tmp}/none"], "does not exist"),
         (["bundle", "verify", "{tmp}"], "neither a bundle"),
         (["bundle", "show", "{tmp}"], "neither a bundle"),

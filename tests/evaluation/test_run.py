@@ -67,6 +67,9 @@ def test_other_methods_have_rows_of_their_own(found, bundle, people):
 def test_json_holds_figures_and_what_they_were_made_of(found, bundle):
     data = json.loads(found.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert data["table"][PERSONAL]["1 cycle"]["mean"]["accuracy"] == found.table[PERSONAL]["1 cycle"].mean.accuracy
+    assert data["labelled"]["1w"] == 1
+    assert list(data["labelled"]) == CONDITIONS
+    assert data["labelled"]["3 cycles"] > data["labelled"]["1 cycle"] > data["labelled"]["5w"] == 5
     made = data["made_of"]
     assert made["configuration"] == configuration_hash(LocalPersonaliser(bundle))
     assert [s["stem"] for s in made["subjects"]] == ["synth_5", "synth_6", "synth_7"]

@@ -73,6 +73,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, populati
     assert any(not torch.equal(v, weights(other)[k]) for k, v in weights(run).items())
 
 
+def history(run):
+    return json.loads((run.folder / "history.json").read_text())["networks"]
+
+
 @pytest.mark.parametrize("stop_at", [("fold 1 of 2", 20), ("fold 2 of 2", 10), ("network", 10)])
 def test_a_killed_run_resumes_to_the_same_weights(run, population, tmp_path, stop_at, monkeypatch):
     import models.training.network as network
@@ -96,6 +100,23 @@ def test_a_killed_run_resumes_to_the_same_weights(run, population, tmp_path, sto
     resumed = train(population, TrainConfig(**SMALL), tmp_path / "run", resume=True)
     assert all(torch.equal(v, weights(resumed)[k]) for k, v in weights(run).items())
     assert run.prior_bytes == resumed.prior_bytes
+    assert history(run) == history(resumed)
+
+
+def test_a_run_keeps_its_curves_and_the_seconds_of_its_stages(run):
+    folds = [n for n in history(run) if n["held_out"]]
+    assert [n["network"] for n in history(run)] == ["fold 1 of 2", "fold 2 of 2", "network"]
+    assert sorted(name for n in folds for name in n["held_out"]) == [s["subject"] for s in run.provenance["subjects"]]
+    for network, stage in zip(folds, run.provenance["stages"], strict=False):
+        assert [step for step, _ in network["loss"]] == [10, 20]
+        assert all(np.isfinite(loss) for _, loss in network["loss"])
+        best = min(network["validation"], key=lambda point: point[1])
+        assert best[0] == stage["best_step"]
+        assert best[1] == pytest.approx(stage["log_loss"], abs=1e-6)
+        assert all(0 <= accuracy <= 1 for _, _, accuracy in network["validation"])
+    assert set(run.provenance["timings"]) == {
+        "windows", "hand-made features", "fold 1 of 2", "fold 2 of 2", "leave one out", "network",
+    }  # fmt: skip
 
 
 def test_resuming_other_work_is_refused(run, population):

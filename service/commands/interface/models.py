@@ -1,4 +1,4 @@
-"""`headway train`, `export` and `evaluate`: from recordings to a bundle, and what it is worth."""
+"""`headway train`, `export`, `evaluate` and `report`: from recordings to a bundle, and what it is worth."""
 
 from __future__ import annotations
 
@@ -186,3 +186,21 @@ def evaluate(
         methods=methods,
         track=track,
     )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder that `headway train` wrote.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The recordings it was trained on, for confusion and map of its left-out people."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="What `headway evaluate --json` wrote of the exported bundle.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; by default RUN/report.html.")] = None,
+) -> None:
+    """Write one HTML page about a run: curves, accuracy by labelled windows, users, confusion, map, timings."""
+    from service.commands.report import run_report
+
+    run_report(run, data=data, evaluation=evaluation, out=out)
