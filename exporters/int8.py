@@ -17,7 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec
-from exporters.precision import FEWEST, PEOPLE, Agreement, PrecisionError, compare, drawn_heads, features, written
+from exporters.precision import PEOPLE, Agreement, PrecisionError, compare, drawn_heads, features, written
 from models.heads.calibration import shared_head
 from models.heads.fit import fit_map
 from models.heads.head import Head
@@ -26,6 +26,7 @@ from models.heads.statistics import Statistics
 
 LARGEST_LOSS = 0.01
 """Accuracy that the shared head and personal heads may lose, each as a mean over people."""
+FEWEST = 64
 RANGE_WINDOWS, RANGE_BATCH = 512, 16
 """Windows that the ranges of activations are taken from, so many at a time."""
 STEPS = {

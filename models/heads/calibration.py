@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from models.heads.doubts import doubts, turn_text
 from models.heads.fit import FITS, FITS_FROM_SUMS, placement_of, without
 from models.heads.folds import Fold, HeldOut, plan_folds
-from models.heads.guard import Shots, Verdict, judge_by_population, judge_held_out, judge_partial
+from models.heads.guard import (
+    RECORDED,
+    Shots,
+    Verdict,
+    judge_by_population,
+    judge_held_out,
+    judge_partial,
+    not_recorded,
+)
 from models.heads.head import Head, blend, leaning, log_losses
 from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
@@ -124,7 +132,7 @@ def calibrate(
     parts = (minus(whole, shown.earlier).first(known), shown.earlier.first(known)) if shown.earlier.n.any() else None
     looks = doubts(whole.first(known), population, witness, parts)
     held = _held_out(folds, shown, shared, logits / temperature, previous) if folds else None
-    verdict = _judge(whole, held, trust, prior, looks.against, margin, only_shown=only_shown)
+    verdict = _judge(whole, held, trust, prior, looks.against, margin, method=chosen, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
         head = leaning(head, ~whole.seen, verdict.lean)
@@ -170,6 +178,7 @@ def _judge(
     against: tuple[str, ...],
     margin: float,
     *,
+    method: str,
     only_shown: bool,
 ) -> Verdict:
     """Decide by the held-out windows; without any, by what others gained."""
@@ -187,7 +196,7 @@ def _judge(
             held, clean = replace(held, candidate=mixed), clean and held.previous is None
         return judge_partial(held, missing, rule, clean)
     if held is None:
-        return judge_by_population(prior, shots, against)
+        return judge_by_population(prior, shots, against) if method == RECORDED else not_recorded(method)
     return judge_held_out(held, prior, shots, margin, trust)
 
 

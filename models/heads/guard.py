@@ -10,7 +10,19 @@ from models.heads.label_noise import Trust
 from models.heads.prior import Partial, Prior
 from models.heads.transfer import Transfer, expected, measured
 
-__all__ = ["Score", "Shots", "Verdict", "judge_by_population", "judge_held_out", "judge_partial"]
+__all__ = [
+    "RECORDED",
+    "Score",
+    "Shots",
+    "Verdict",
+    "judge_by_population",
+    "judge_held_out",
+    "judge_partial",
+    "not_recorded",
+]
+
+RECORDED = "map"
+"""The method whose heads the population's record is of."""
 
 BLEND_WEIGHTS = (0.25, 0.5, 0.75)
 LEGIBLE, CLEARLY_LEGIBLE = 0.22, 0.42
@@ -188,6 +200,15 @@ def judge_partial(held: HeldOut | None, missing: Sequence[str], rule: Partial | 
         f"not shown ({rule.gain_unseen:+.1%} on average, {rule.worst_unseen:+.1%} at worst); on those shown {numbers}"
     )
     return replace(base, outcome="blended", weight=rule.weight, reason=text, lean=rule.lean)
+
+
+def not_recorded(method: str) -> Verdict:
+    """Return the verdict on a method of which the population has no record, where nothing is held out."""
+    text = (
+        f"nothing is held out, and what so few windows did for others is known of method {RECORDED!r} only, not of "
+        f"{method!r}: send two repetitions a class"
+    )
+    return Verdict("insufficient", "population", 0.0, text)
 
 
 def judge_by_population(prior: Prior, shots: Shots, warnings: Sequence[str]) -> Verdict:

@@ -94,7 +94,7 @@ def test_a_variant_that_is_wrong_too_often_is_refused_with_numbers(fp32, tmp_pat
 
 def test_what_cannot_be_converted(fp32, tmp_path):
     given = judged(fp32)
-    with pytest.raises(PrecisionError, match=r"needs 256 windows to take ranges from .* there are 20 and 360"):
+    with pytest.raises(PrecisionError, match=r"needs 64 windows to take ranges from .* there are 20 and 360"):
         quantise(fp32, tmp_path, windows(20), given)
     path, _, _ = quantise(fp32, tmp_path, windows(), given)
     with pytest.raises(PrecisionError, match="is int8; only fp32"):

@@ -57,6 +57,16 @@ def test_few_windows_of_one_repetition_rest_on_the_population(rng):
     assert (verdict.outcome, verdict.evidence) == ("promoted", "population")
 
 
+@pytest.mark.parametrize("method", ["ncm", "lda", "ridge", "logistic"])
+def test_the_population_s_record_is_of_the_default_method(rng, method):
+    z, y, _ = user(rng, per_class=1, offset=0.3)
+    result = calibrate(tiny_prior(), z, y, np.zeros(K, int), method=method)
+    assert (result.verdict.outcome, result.head) == ("insufficient", None)
+    assert f"of method 'map' only, not of '{method}'" in result.verdict.reason
+    held = calibrate(tiny_prior(), *user(rng), method=method).verdict
+    assert (held.outcome, held.evidence) == ("promoted", "held_out")
+
+
 def test_without_a_population_record_few_windows_are_insufficient(rng):
     prior = tiny_prior()
     from dataclasses import replace
