@@ -110,8 +110,11 @@ def quantise(
             told.append(f"there are no {what} with constant weights")
             continue
         z = features(graph, spec, judged.x)
+        if not np.isfinite(z).all():
+            told.append(f"{what}: features that are not finite")
+            continue
         task = _task(reference, z, judged, prior)
-        if np.isfinite(z).all() and task.loss <= LARGEST_LOSS:
+        if task.loss <= LARGEST_LOSS:
             found = compare(reference, z, heads)
             how = f"recorded windows of {task.people} people, {what} in 8 bits"
             return written(original, models, graph, found, how, "int8", {"task": asdict(task)}), found, task

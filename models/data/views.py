@@ -88,16 +88,16 @@ def _view(x: NDArray[Any], how: Views, axes: _Axes, rng: np.random.Generator) ->
         x = np.flip(x, axes.flip)
     if not (how.gain or how.channel_gain or noise):
         return x
-    limits = None if x.dtype.kind == "f" else np.iinfo(x.dtype)
-    y = x.astype(np.float32) * level
+    limits = np.finfo(x.dtype) if x.dtype.kind == "f" else np.iinfo(x.dtype)
+    y = x.astype(np.float64) * level
     if how.channel_gain and axes.channel is not None:
         shape = [1] * x.ndim
         shape[axes.channel] = x.shape[axes.channel]
-        y *= np.exp(rng.normal(size=shape) * how.channel_gain).astype(np.float32)
+        y *= np.exp(rng.normal(size=shape) * how.channel_gain)
     if noise:
         over = tuple(a for a in range(1, x.ndim) if a != axes.channel)
         y += noise * y.std(over, keepdims=True) * rng.standard_normal((1, *x.shape[1:]), dtype=np.float32)
-    return y if limits is None else np.clip(np.rint(y), limits.min, limits.max)
+    return np.clip(y if x.dtype.kind == "f" else np.rint(y), limits.min, limits.max)
 
 
 def _shifted(x: NDArray[Any], axis: int, by: int) -> NDArray[Any]:

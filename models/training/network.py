@@ -81,13 +81,15 @@ def fit_network(
             if step % STEPS_A_POINT == 0:
                 tick(name, step, steps)
             if due or step % STEPS_A_POINT == 0:
-                curves["loss"].append([step, round(float(np.mean(recent)), 6)])
+                if math.isfinite(mean := float(np.mean(recent))):  # a network that diverges leaves a gap
+                    curves["loss"].append([step, round(mean, 6)])
                 recent.clear()
             if not due:
                 continue
             if valid:
                 loss, accuracy = _validation(encoder, people, valid)
-                curves["validation"].append([step, round(loss, 6), round(accuracy, 6)])
+                if math.isfinite(loss):
+                    curves["validation"].append([step, round(loss, 6), round(accuracy, 6)])
                 stale = 0 if loss < best_loss else stale + 1
                 if loss < best_loss:
                     best_loss, best_step, best = loss, step, _copy(branch)

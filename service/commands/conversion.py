@@ -31,7 +31,7 @@ def run_conversion(
     """
     if precision == "int8":
         return _int8(model, models, data, subjects, held_out, seed)
-    some = None if data is None else _some(_recorded(bundles.load(bundles.resolve(model)), data, subjects).x, seed)
+    some = None if data is None else _some(_windows(bundles.load(bundles.resolve(model)), data, subjects), seed)
     path, found = convert(model, models, windows=some, seed=seed)
     kind = "synthetic" if some is None else "recorded"
     return f"{found.windows} {kind} windows, {_said(found)}\nwritten to {path}"
@@ -44,7 +44,7 @@ def _int8(model: Path, models: Path, data: Path | None, subjects: str, held_out:
     if bundle.manifest.input.media is None:
         if held_out is None:
             raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
-        ranges, judged = _recorded(bundle, data, subjects).x, _recorded(bundle, data, held_out)
+        ranges, judged = _windows(bundle, data, subjects, but=held_out), _recorded(bundle, data, held_out)
     else:
         ranges, judged = _files(bundle, data, seed)
     path, found, task = quantise(model, models, _some(ranges, seed), judged, seed=seed)
@@ -67,6 +67,19 @@ def _said(found: Agreement) -> str:
 
 def _some(x: np.ndarray, seed: int) -> np.ndarray:
     return x[np.sort(np.random.default_rng(seed).permutation(len(x))[:MOST_WINDOWS])]
+
+
+def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) -> np.ndarray:
+    """Windows of recordings, whatever their labels; `but`: globs of people who are left out."""
+    spec = bundle.manifest.input
+    left = {rec.stem for rec in load_folder(data, but)} if but is not None else set()
+    people = [rec for rec in load_folder(data, subjects) if rec.stem not in left]
+    for rec in people:
+        check_signal(rec, spec, rec.label_names)
+    if not people:
+        raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
+    cut = WindowSpec(spec.window_shape[-1], spec.stride)
+    return np.concatenate([windows(rec, cut).x for rec in people]).astype(spec.dtype)
 
 
 def _recorded(bundle: Bundle, data: Path, subjects: str) -> Labelled:

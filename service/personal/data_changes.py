@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,23 +108,19 @@ async def enrolled_of(c: AsyncConnection, scope: Scope, user: str, *, windows: b
     settings = await settings_of(c, scope, user)
     mine = owned(enrolled_windows, scope, user)
     counts = await c.scalars(select(enrolled_windows.c.counts).where(mine))
-    held = None
+    parts = []
     if windows:
         chosen = select(enrolled_windows.c.data).where(mine).order_by(enrolled_windows.c.id)
-        held = await asyncio.to_thread(_together, list(await c.scalars(chosen)))
+        parts = [Kept.from_bytes(data) for data in await c.scalars(chosen)]
     blob = None if row is None else row["statistics"]
     return Enrolled(
         0 if row is None else row["revision"],
         None if blob is None else statistics.from_bytes(blob),
         tuple((label, repetition, n) for each in counts for label, repetition, n in each),
         settings,
-        held,
+        joined(parts),
         await own_labels_of(c, scope, user),
     )
-
-
-def _together(parts: list[bytes]) -> Kept | None:
-    return joined([Kept.from_bytes(data) for data in parts])
 
 
 async def own_labels_of(c: AsyncConnection, scope: Scope, user: str) -> tuple[str, ...]:
@@ -195,7 +190,7 @@ async def add(
             f"{count} windows would be enrolled; at most {MOST_WINDOWS} are kept: calibrate with them first "
             "(POST …/calibrations without inputs), or DELETE …/samples"
         )
-    row = {**owner_values(scope, user), "counts": kept.counts(), "data": await asyncio.to_thread(kept.to_bytes)}
+    row = {**owner_values(scope, user), "counts": kept.counts(), "data": kept.to_bytes()}
     await c.execute(insert(enrolled_windows).values(**row))
     blob = None if held.statistics is None else statistics.to_bytes(held.statistics)
     await set_enrolled(c, scope, user, held.revision, blob)
@@ -264,18 +259,13 @@ async def _strip_inputs(c: AsyncConnection, scope: Scope, user: str) -> None:
         chosen = select(table).where(*_in_model(table, scope, user))
         for row in (await c.execute(chosen)).mappings().all():
             same = [column == row[column.name] for column in table.primary_key.columns]
-            stripped = await asyncio.to_thread(_stripped, row["data"])
+            stripped = Kept.from_bytes(row["data"]).without_inputs().to_bytes()
             await c.execute(update(table).where(*same).values(data=stripped))
-
-
-def _stripped(data: bytes) -> bytes:
-    return Kept.from_bytes(data).without_inputs().to_bytes()
 
 
 async def retain(c: AsyncConnection, scope: Scope, user: str, version: int, windows: Kept) -> None:
     """Keep all windows behind a version."""
-    data = await asyncio.to_thread(windows.to_bytes)
-    await c.execute(insert(retained).values(**owner_values(scope, user), version=version, data=data))
+    await c.execute(insert(retained).values(**owner_values(scope, user), version=version, data=windows.to_bytes()))
 
 
 async def forget_all(c: AsyncConnection, scope: Scope, user: str) -> None:
@@ -296,25 +286,18 @@ async def forget_class(c: AsyncConnection, scope: Scope, user: str, label: int) 
     for table in (enrolled_windows, retained):
         for row in (await c.execute(select(table).where(owned(table, scope, user)))).mappings().all():
             same = [column == row[column.name] for column in table.primary_key.columns]
-            left = await asyncio.to_thread(_left, row["data"], label)
-            if left is None:
+            kept = Kept.from_bytes(row["data"])
+            left = kept.at(np.flatnonzero(kept.y != label))
+            if not len(left):
                 await c.execute(delete(table).where(*same))
-            elif left["data"] is not row["data"]:
-                await c.execute(update(table).where(*same).values({k: v for k, v in left.items() if k in table.c}))
+            elif len(left) < len(kept):
+                values = {"data": left.to_bytes(), **({"counts": left.counts()} if "counts" in table.c else {})}
+                await c.execute(update(table).where(*same).values(**values))
     await c.execute(delete(sample_calls).where(owned(sample_calls, scope, user)))
     mine = owned(versions, scope, user) & versions.c.statistics.is_not(None)
     for number, data in (await c.execute(select(versions.c.version, versions.c.statistics).where(mine))).all():
         changed = _without(statistics.from_bytes(data), label)
         await c.execute(update(versions).where(mine, versions.c.version == number).values(statistics=changed))
-
-
-def _left(data: bytes, label: int) -> dict[str, Any] | None:
-    """What a row keeps of windows when those of a class go: `data` itself where there are none, None where all go."""
-    kept = Kept.from_bytes(data)
-    left = kept.at(np.flatnonzero(kept.y != label))
-    if not len(left):
-        return None
-    return {"data": data if len(left) == len(kept) else left.to_bytes(), "counts": left.counts()}
 
 
 def _without(stats: Statistics, label: int) -> bytes:

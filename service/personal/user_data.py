@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -54,7 +53,7 @@ class UserData:
         async with self._store.transaction() as c:
             where = owned(retained, scope, user), retained.c.version == version
             data = await c.scalar(select(retained.c.data).where(*where))
-        return None if data is None else await asyncio.to_thread(Kept.from_bytes, data)
+        return None if data is None else Kept.from_bytes(data)
 
     async def configure(
         self, scope: Scope, user: str, wanted: dict[str, Any], classes: int, personal: int

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import struct
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -137,14 +139,35 @@ def nested(values: Any) -> NDArray[Any]:
         return values
     if not isinstance(values, list):
         raise InvalidRequest(f"inputs must be a nested array of numbers, not {type(values).__name__}")
+    return _rectangle(values, "inputs")
+
+
+def _rectangle(values: list[Any], what: str) -> NDArray[np.float64]:
+    """Read nested lists of numbers.
+
+    numpy would make room for the longest text at each place before it said that there are texts.
+
+    Raises:
+        InvalidRequest: they are ragged, or hold something else.
+    """
+    shape = [len(values)]
+    while values and type(values[0]) is list:
+        if len(shape) == MAX_DIMENSIONS:
+            raise InvalidRequest(f"{what} must not be nested more than {MAX_DIMENSIONS} deep")
+        if set(map(type, values)) != {list} or len(set(map(len, values))) > 1:
+            raise InvalidRequest(f"{what} must be a nested array whose rows have equal lengths")
+        shape.append(len(values[0]))
+        values = list(chain.from_iterable(values))
+    kinds = set(map(type, values))
+    if list in kinds:
+        raise InvalidRequest(f"{what} must be a nested array whose rows have equal lengths")
+    if not kinds <= {int, float}:
+        raise InvalidRequest(f"{what} must hold numbers only")
     try:
-        data = np.asarray(values)
-    except ValueError as e:
-        raise InvalidRequest("inputs must be a nested array whose rows have equal lengths") from e
-    if data.dtype.kind not in "fiu":
-        raise InvalidRequest("inputs must hold numbers only")
-    # JSON knows no integers apart from numbers: 16777217 is rounded as 16777217.0 is.
-    return data.astype(np.float64) if data.dtype.kind in "iu" else data
+        # JSON knows no integers apart from numbers: 16777217 is rounded as 16777217.0 is.
+        return np.frombuffer(struct.pack(f"<{len(values)}d", *values), np.float64).reshape(shape)
+    except (struct.error, OverflowError) as e:
+        raise InvalidRequest(f"{what} must hold numbers that 64 bits can") from e
 
 
 def npy(body: bytes) -> NDArray[Any]:
@@ -258,10 +281,12 @@ def target_rows(values: Any, rows: int, targets: Sequence[str]) -> NDArray[np.fl
         Unprocessable: values that are not finite, or beyond 1e15.
     """
     wanted = f"[{rows}, {len(targets)}], one row of {', '.join(targets)} a window"
-    try:
-        data = np.asarray(values)
-    except ValueError as e:
-        raise InvalidRequest(f"targets must be numbers {wanted}; the rows have different lengths") from e
+    if isinstance(values, list):
+        try:
+            values = _rectangle(values, "they")
+        except InvalidRequest as e:
+            raise InvalidRequest(f"targets must be numbers {wanted}: {e}") from e
+    data = np.asarray(values)
     if data.dtype.kind not in "fiu" or data.shape != (rows, len(targets)):
         found = list(data.shape) if data.dtype.kind in "fiu" else "something else"
         raise InvalidRequest(f"targets must be numbers {wanted}, not {found}")

@@ -30,6 +30,7 @@ from service.personal.imports import (
     rows_key,
     statistics_of,
 )
+from service.personal.kept import UserSettings
 from service.personal.records import NewVersion, StoreError, head_from_bytes, head_to_bytes
 from service.personal.userfile import UserFile
 from service.protocol.body import json_bytes, json_response, read_body
@@ -172,7 +173,7 @@ async def import_user(
     file = await asyncio.to_thread(_checked, body, model)
     async with own.calibrator.exclusively(model, user):
         try:
-            await asyncio.shield(_restore(own, model, user, file, replace))
+            settings = await asyncio.shield(_restore(own, model, user, file, replace))
         except transfer.UserExists as e:
             raise Conflict(
                 f"user {user!r} is known to model {model.name!r}: erase them, or import with replace=true (--replace)"
@@ -181,20 +182,23 @@ async def import_user(
     answer = {
         "user": user,
         "versions": len(index.versions),
-        "statistics": sum(v.statistics is not None for v in index.versions),
+        "statistics": sum(v.statistics is not None for v in index.versions) if settings.keeps("statistics") else 0,
+        "retention": settings.retention,
         "active": index.active or "shared",
         "feature_space": index.feature_space,
     }
     return json_response(answer, 201)
 
 
-async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile, replace: bool) -> None:
+async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile, replace: bool) -> UserSettings:
     await transfer.bring_in(own.store, model.scope, user, file, replace=replace)
     for loaded in own.models.loaded():
         if loaded.scope == model.scope:
             own.resolver.forget(user, loaded)
     own.following.begin_anew(model.name, user)
-    own.following.set_mode(model.name, user, (await own.calibrator.data.settings(model.scope, user)).adapt)
+    settings = await own.calibrator.data.settings(model.scope, user)
+    own.following.set_mode(model.name, user, settings.adapt)
+    return settings
 
 
 def _checked(body: bytes, model: LoadedModel) -> UserFile:

@@ -70,6 +70,14 @@ def test_values_stay_in_the_range_of_their_type():
     assert set(np.sign(views(x, loud, 8)[1:, :, 0]).ravel()) <= {-1, 0, 1}
 
 
+def test_views_of_finite_windows_are_finite():
+    for datatype, size in (("FP32", 3e38), ("FP16", 6e4)):
+        spec = EMG.model_copy(update={"datatype": datatype, "views": Views(gain=0.5, noise=0.5)})
+        x = np.full((2, 4, 20), size).astype(spec.dtype)
+        x[:, :, ::2] *= -1
+        assert np.isfinite(views(x, spec, 8)).all()
+
+
 def test_tokens_have_none():
     assert usual(TOKENS) is None
     with pytest.raises(ValueError, match="no views"):

@@ -176,7 +176,7 @@ async def test_a_user_moves_to_another_cluster(tiny_models, tmp_path, rng):
         made = await there.post("/v2/models/tiny/users/ana/import", content=file)
         assert made.status_code == 201, made.text
         assert made.json() == {
-            "user": "ana", "versions": 4, "statistics": 2, "active": 3,
+            "user": "ana", "versions": 4, "statistics": 2, "retention": "statistics", "active": 3,
             "feature_space": (await here.get(URL)).json()["feature_space"],
         }  # fmt: skip
         x, _ = tiny_windows(3, rng, OFFSET)
@@ -388,7 +388,8 @@ async def test_a_file_does_not_relax_what_was_chosen_here(client, rng):
     file = (await client.get(f"{URL}/export")).content
     bob = "/v2/models/tiny/users/bob"
     await client.put(bob, json={"retention": "none"})
-    assert (await client.post(f"{bob}/import?replace=true", content=file)).is_success
+    made = (await client.post(f"{bob}/import?replace=true", content=file)).json()
+    assert (made["retention"], made["statistics"]) == ("none", 0)
     found = (await client.get(bob)).json()
     assert (found["retention"], found["metadata"]) == ("none", {"arm": "left"})
     kept = await client.get(f"{bob}/versions/1/weights?statistics=true")

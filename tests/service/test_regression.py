@@ -352,7 +352,7 @@ REFUSED = {
     "too few targets": (CALIBRATIONS, {**GOOD, "targets": T[:2]}, 400, "[3, 2], one row of elbow, wrist a window"),
     "too narrow": (CALIBRATIONS, {**GOOD, "targets": [[1.0]] * 3}, 400, "[3, 2]"),
     "flat": (CALIBRATIONS, {**GOOD, "targets": [1.0, 2.0, 3.0]}, 400, "[3, 2]"),
-    "ragged": (CALIBRATIONS, {**GOOD, "targets": [[1.0, 2.0], [1.0]]}, 400, "different lengths"),
+    "ragged": (CALIBRATIONS, {**GOOD, "targets": [[1.0, 2.0], [1.0]]}, 400, "equal lengths"),
     "words": (CALIBRATIONS, {**GOOD, "targets": [["a", "b"]] * 3}, 400, "numbers"),
     "null": (CALIBRATIONS, {**GOOD, "targets": [[1.0, None]] * 3}, 400, "numbers"),
     "huge": (CALIBRATIONS, {**GOOD, "targets": [[1.0, 2.0], [1e300, 2.0], [1.0, 2.0]]}, 422, "first in row 1"),
