@@ -25,6 +25,7 @@ from models.heads.regression_sums import RepetitionSums
 Array = NDArray[np.float64]
 FAR = 3.0
 """Error of the shared head on a user's windows, in units of the worst left-out person's, beyond which it is odd."""
+NOTHING_NEW = "all these windows were sent before and are in the sums already: none is left to judge by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +73,39 @@ def calibrate_regression(
         x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
-        ValueError: as `RegressionStatistics.of`.
+        ValueError: as `RegressionStatistics.of`, or sums would be too large to be kept.
     """
     begin = time.perf_counter()
     features, values = np.asarray(z, np.float64), np.asarray(t, np.float64)
+    before = None if before is None else before.remembered()
     first = max(before.parts, default=-1) + 1 if before is not None else 0
     repetition = np.unique(repetition, return_inverse=True)[1] + first
-    new = RepetitionSums.of(features, values, repetition)
+    new = RepetitionSums.of(features, values, repetition, x)
     again = {} if before is None else before.sent_before(new)
     earlier = None if before is None else before.without(again.values())
-    whole = new if earlier is None else earlier + new
+    fresh = new if earlier is None else new.without(earlier.merged_before(new))
+    whole = fresh if earlier is None else earlier if fresh is None else earlier + fresh
+    assert whole is not None  # without earlier ones all are fresh
+    kept = whole.within_budget()
+    kept.check_storable()
     candidate = _fitted(whole.total, prior)
     fitted = time.perf_counter()
     odd = _odd(prior, float(prior.errors(prior.generic.logits(features), values).mean()))
-    folds = plan_folds(np.zeros(len(features), np.int64), repetition, overlap)
-    if folds:
-        verdict = judge_held_out(_held_out(folds, whole.total, prior, features, values, repetition, previous), prior)
+    judged = np.isin(repetition, [] if fresh is None else list(fresh.parts))
+    z, t, ids = features[judged], values[judged], repetition[judged]
+    folds = plan_folds(np.zeros(len(z), np.int64), ids, overlap)
+    if fresh is None:
+        verdict = RegressionVerdict("insufficient", "none", 0.0, NOTHING_NEW, remember=False)
+    elif folds:
+        verdict = judge_held_out(_held_out(folds, whole.total, prior, z, t, ids, previous), prior)
     else:
         verdict = judge_by_population(prior, whole.windows, len(whole), odd)
     head = blend(prior.generic, candidate, verdict.weight) if verdict.weight else None
     seen = inspect(x, features, None).warnings
-    sent = (f"{len(again)} of the repetitions were sent before; each counts once",) if again else ()
+    repeated = len(again) + len(np.unique(repetition)) - (0 if fresh is None else len(fresh))
+    sent = (f"{repeated} of the repetitions were sent before; each counts once",) if repeated else ()
     seconds = {"fit": fitted - begin, "evaluate": time.perf_counter() - fitted}
-    return RegressionCalibration(head, candidate, whole.within_budget(), verdict, (*odd, *seen, *sent), seconds)
+    return RegressionCalibration(head, candidate, kept, verdict, (*odd, *seen, *sent), seconds)
 
 
 def refit_regression(prior: RegressionPrior, sums: RepetitionSums) -> RegressionVerdict:
@@ -103,7 +114,9 @@ def refit_regression(prior: RegressionPrior, sums: RepetitionSums) -> Regression
 
 
 def _fitted(sums: RegressionStatistics, prior: RegressionPrior) -> Head:
-    return fit_regression(sums, prior.generic, prior.second_moment, windows=prior.settings.windows)
+    """Fit a head, in the float32 that it is stored and served in."""
+    head = fit_regression(sums, prior.generic, prior.second_moment, windows=prior.settings.windows)
+    return Head(head.weight.astype(np.float32).astype(np.float64), head.bias.astype(np.float32).astype(np.float64))
 
 
 def _odd(prior: RegressionPrior, error: float) -> tuple[str, ...]:

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from models.heads.sums import Rest, Sums
 
 Array = NDArray[np.float64]
+MOST_COUNTED = 2**53
+"""Windows in all that statistics are of, below this: floats count no further."""
+LARGEST = 1e30
+"""Sums and weights stay below this; beyond it they overflow with the next window."""
 
 
 class Scalable(Protocol):

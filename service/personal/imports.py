@@ -24,7 +24,7 @@ from models.heads.refit import judge_statistics
 from models.heads.regression_calibration import refit_regression
 from models.heads.regression_prior import RegressionPrior
 from models.heads.regression_sums import RepetitionSums
-from models.heads.statistics import Statistics
+from models.heads.statistics import LARGEST, MOST_COUNTED, Statistics
 from service.errors import Conflict, InvalidRequest, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import data_changes, targets
@@ -34,9 +34,6 @@ from service.protocol.inputs import can_be_label
 STATISTICS = "statistics."
 """Prefix of the tensors of a user's statistics beside a head."""
 MOST_FLOORS = 64
-MOST_COUNTED = 2**53
-LARGEST = 1e30
-"""Weights beyond this are no head's: they overflow with the first window."""
 
 
 @dataclass(frozen=True, slots=True)

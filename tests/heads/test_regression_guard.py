@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from models.heads import regression_sums
 from models.heads.head import Head
@@ -139,6 +140,118 @@ def test_what_is_sent_again_counts_once_however_aged(prior):
         assert "3 of the repetitions were sent before" in again.warnings[-1]
     other = calibrate_regression(prior, z + 0.01, t, r, before=first.sums)
     assert len(other.sums) == 6
+
+
+@pytest.mark.parametrize("d", [180, D])
+def test_what_was_merged_and_is_sent_again_is_neither_added_nor_judged_by(d):
+    """Many features, or many repetitions, leave one part or eight."""
+    rng = np.random.default_rng(18)
+    count = 2 if d > D else 12
+    people = rng.standard_normal((900, d))
+    noise = rng.standard_normal((900, 1))
+    users = np.repeat(np.arange(9), 100)
+    prior = fit_population(people, people[:, :1] + noise + users[:, None] % 3, users, targets=("elbow",))
+    z, t = rng.standard_normal((40 * count, d)), rng.standard_normal((40 * count, 1))
+    r = np.repeat(np.arange(count), 40)
+    first = calibrate_regression(prior, z, t, r)
+    held = first.sums
+    for _ in range(2):
+        held = regression_sums.from_bytes(regression_sums.to_bytes(held), d, 1)
+        again = calibrate_regression(prior, z, t, r, before=held)
+        held = again.sums
+        assert held.windows == 40 * count
+        assert f"{count} of the repetitions were sent before" in again.warnings[-1]
+        assert (again.verdict.evidence == "none") == (d > D)  # of eight parts, seven can be left out still
+    merged = z[:40], t[:40], r[:40]
+    alone = calibrate_regression(prior, *merged, before=held)
+    assert (alone.verdict.outcome, alone.verdict.evidence, alone.head) == ("insufficient", "none", None)
+    assert not alone.verdict.remember
+    assert alone.sums.windows == 40 * count
+    shuffled = rng.permutation(40)
+    assert calibrate_regression(prior, z[:40][shuffled], t[:40][shuffled], r[:40], before=held).head is None
+    twice = np.concatenate([z[:40], z[:40]]), np.concatenate([t[:40], t[:40]]), np.repeat([0, 1], 40)
+    assert calibrate_regression(prior, *twice).sums.windows == 40
+    aged = calibrate_regression(prior, z, t, r, before=held.scaled(1e-170))
+    assert aged.sums.windows == 40 * count
+    assert aged.verdict.candidate.n == 40 * count
+
+
+def test_digests_are_bounded_and_statistics_of_earlier_releases_are_read(prior):
+    rng = np.random.default_rng(19)
+    z, t, r = recorded(rng, person(rng), 2, 100)
+    sums = calibrate_regression(prior, z, t, r).sums
+    assert len(sums.seen) == regression_sums.MAX_SEEN
+    tensors = safetensors.numpy.load(regression_sums.to_bytes(sums))
+    old = {n: v if v.dtype == np.int64 else v.astype(np.float32) for n, v in tensors.items() if n != "seen"}
+    back = regression_sums.from_bytes(safetensors.numpy.save(old), D, 3)
+    assert (back.windows, dict(back.seen)) == (200, {})
+    again = calibrate_regression(prior, z[-2:], t[-2:], r[-2:], before=back)
+    assert again.sums.windows == 200
+
+
+def test_sums_too_large_to_be_added_to_are_refused(prior):
+    rng = np.random.default_rng(20)
+    z, t, r = recorded(rng, person(rng))
+    z[3, 1] = 1e20
+    with pytest.raises(ValueError, match=r"features squared .* reach 1e.40"):
+        calibrate_regression(prior, z, t, r)
+    z[3, 1], t[5, 2] = 1.0, 1e31
+    with pytest.raises(ValueError, match="features and targets"):
+        calibrate_regression(prior, z, t, r)
+
+
+BROKEN = {
+    "ids of floats": ("repetitions", lambda v: v.astype(np.float64), "int64"),
+    "ids beyond": ("repetitions", lambda v: np.array([0, 2**62]), "between"),
+    "ids that wrap": ("repetitions", lambda v: np.array([2**63 - 1, -(2**63)]), "ascending"),
+    "ids twice": ("repetitions", lambda v: v * 0, "ascending"),
+    "no windows": ("count", lambda v: v * 0, "empty or huge"),
+    "huge counts": ("count", lambda v: v + 2.0**53, "empty or huge"),
+    "counts of other sums": ("count", lambda v: v * 1.01, "as many windows"),
+    "whole counts": ("count", lambda v: v.astype(np.int64), "floats"),
+    "not finite": ("cross", lambda v: v * np.nan, "not finite"),
+    "huge": ("moment", lambda v: v * 1e30, "beyond 1e.30"),
+    "negative squares": ("moment", lambda v: np.where(np.arange(v.shape[1]) == 0, -v, v), "negative"),
+    "digests of nothing": ("seen", lambda v: v + 7, "digests"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_statistics_that_are_no_sums_over_windows_are_refused(name):
+    rng = np.random.default_rng(21)
+    sums = RepetitionSums.of(rng.standard_normal((6, 4)), rng.standard_normal((6, 2)), np.repeat([0, 1], 3))
+    tensors = safetensors.numpy.load(regression_sums.to_bytes(sums))
+    tensor, change, message = BROKEN[name]
+    tensors[tensor] = change(tensors[tensor])
+    with pytest.raises(ValueError, match=message):
+        regression_sums.from_bytes(safetensors.numpy.save(tensors), 4, 2)
+
+
+def test_large_offsets_lose_nothing_in_storage():
+    rng = np.random.default_rng(22)
+    weight, offset = rng.standard_normal((D, 1)), 1e4
+
+    def windows(n, extra=0.0):
+        z = rng.standard_normal((n, D)) + offset
+        return z, (z - offset) @ weight + extra + offset + 0.3 * rng.standard_normal((n, 1))
+
+    parts = [windows(60, rng.standard_normal()) for _ in range(8)]
+    z, t = (np.concatenate(each) for each in zip(*parts, strict=True))
+    prior = fit_population(z, t, np.repeat(np.arange(8), 60), targets=("elbow",))
+    held = None
+    for _ in range(6):
+        result = calibrate_regression(prior, *windows(60, 2.0), np.zeros(60), before=held)
+        held = regression_sums.from_bytes(regression_sums.to_bytes(result.sums), D, 1)
+    assert held.windows == 360
+    z, t = windows(500, 2.0)
+    assert np.sqrt(np.mean((result.candidate.logits(z) - t) ** 2)) < 0.5
+
+
+def test_what_is_judged_is_what_is_stored(prior):
+    rng = np.random.default_rng(23)
+    head = calibrate_regression(prior, *recorded(rng, person(rng))).candidate
+    assert np.array_equal(head.weight, head.weight.astype(np.float32))
+    assert np.array_equal(head.bias, head.bias.astype(np.float32))
 
 
 def test_odd_targets_are_warned_of_and_need_held_out_evidence(prior):

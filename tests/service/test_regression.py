@@ -12,6 +12,7 @@ from service.app import create_app
 from service.client import Client
 from service.commands.process import running_service
 from service.config import Settings
+from service.personal.imports import metadata_of
 from tests.conftest import running
 from tests.tiny import tiny_windows, write_tiny_bundle
 from tests.tiny_regression import NAMES, TRUTH, person, raw, recorded, write_tiny_regression
@@ -218,6 +219,41 @@ async def test_updates_add_up_replace_begins_anew_and_what_is_sent_again_counts_
     assert second["metrics"]["previous"]["n"] == 80
     third = await calibrate(client, rng, ana, mode="replace")
     assert (third["windows"], third["repetitions"], third["version"]) == (80, 2, 4)
+
+
+async def test_what_was_merged_and_is_sent_again_counts_once_too(client, rng, ana):
+    given = body(rng, ana, repetitions=12, windows=10, activate="always")
+    await client.post(f"{URL}/calibrations", json=given)
+    again = (await client.post(f"{URL}/calibrations", json=given)).json()
+    assert (again["windows"], again["repetitions"]) == (120, 8)
+    assert "12 of the repetitions were sent before" in " ".join(again["warnings"])
+    merged = {name: given[name][:20] for name in ("inputs", "targets", "repetitions")}
+    nothing = (await client.post(f"{URL}/calibrations", json=merged)).json()
+    assert (nothing["outcome"], nothing["evidence"], nothing["remembered"]) == ("insufficient", "none", False)
+    assert "sent before" in nothing["reason"]
+    assert nothing["active_version"] == again["active_version"]
+    assert (await calibrate(client, rng, ana, activate="always"))["windows"] == 200
+
+
+async def test_windows_whose_sums_cannot_be_kept_are_refused_and_updates_go_on(client, rng, ana):
+    await calibrate(client, rng, ana)
+    given = body(rng, ana)
+    given["inputs"][0][0][0] = 1e20
+    answer = await client.post(f"{URL}/calibrations", json=given)
+    assert answer.status_code == 422, answer.text
+    assert "features squared" in answer.json()["error"]
+    assert (await calibrate(client, rng, ana, activate="always"))["windows"] == 160
+
+
+async def test_statistics_that_are_no_sums_are_not_imported(client, rng, ana):
+    await calibrate(client, rng, ana)
+    file = (await client.get(f"{URL}/versions/1/weights?statistics=true")).content
+    tensors = safetensors.numpy.load(file)
+    tensors["statistics.count"] = tensors["statistics.count"] * 2
+    sent = safetensors.numpy.save(tensors, metadata_of(file))
+    answer = await client.post(f"{MODEL}/users/bob/versions", content=sent)
+    assert answer.status_code == 422, answer.text
+    assert "as many windows" in answer.json()["error"]
 
 
 async def test_streamed_calibration_gives_the_same_head_as_one_call(client, rng, ana):
