@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from models.heads.regression_prior import RegressionPrior
 from models.heads.regression_sums import RepetitionSums
 
 Array = NDArray[np.float64]
+HARDLY_VARY = "the targets hardly vary, and a single posture tells nothing: send windows with targets further apart"
+ODD = "the targets look like another order or unit than the model's"
 FAR = 3.0
 """Error of the shared head on a user's windows, in units of the worst left-out person's, beyond which it is odd."""
 NOTHING_NEW = "all these windows were sent before and are in the sums already: none is left to judge by"
@@ -98,14 +100,27 @@ def calibrate_regression(
         verdict = RegressionVerdict("insufficient", "none", 0.0, NOTHING_NEW, remember=False)
     elif folds:
         verdict = judge_held_out(_held_out(folds, whole.total, prior, z, t, ids, previous), prior)
+    elif float(prior.errors(np.broadcast_to(t.mean(0), t.shape), t).mean()) < 1.0:
+        verdict = RegressionVerdict("insufficient", "population", 0.0, HARDLY_VARY)
     else:
         verdict = judge_by_population(prior, whole.windows, len(whole), odd)
+    verdict = _cautious(verdict, bool(odd), earlier=before is not None)
     head = blend(prior.generic, candidate, verdict.weight) if verdict.weight else None
     seen = inspect(x, features, None).warnings
     repeated = len(again) + len(np.unique(repetition)) - (0 if fresh is None else len(fresh))
     sent = (f"{repeated} of the repetitions were sent before; each counts once",) if repeated else ()
     seconds = {"fit": fitted - begin, "evaluate": time.perf_counter() - fitted}
     return RegressionCalibration(head, candidate, kept, verdict, (*odd, *seen, *sent), seconds)
+
+
+def _cautious(verdict: RegressionVerdict, odd: bool, *, earlier: bool) -> RegressionVerdict:
+    """Neither serve nor remember targets of what looks like another order or unit, and say how to begin anew."""
+    if odd:
+        outcome = verdict.outcome if verdict.outcome == "insufficient" else "kept"
+        verdict = replace(verdict, outcome=outcome, weight=0.0, remember=False, reason=f"{ODD}: {verdict.reason}")
+    if earlier and verdict.outcome == "kept":
+        verdict = replace(verdict, reason=f"{verdict.reason}; if earlier calls were wrong, mode 'replace' begins anew")
+    return verdict
 
 
 def refit_regression(prior: RegressionPrior, sums: RepetitionSums) -> RegressionVerdict:

@@ -109,6 +109,7 @@ def run_evaluation(
     for method in asked:
         if method not in METHODS:
             raise ProtocolError(f"--methods names {method!r}; the methods are {', '.join(METHODS)}")
+    asked = [DEFAULT_METHOD, *(method for method in asked if method != DEFAULT_METHOD)]
     if track != INDUCTIVE:
         if via != "local":
             raise ProtocolError(f"the {track} track is scored in this process only: leave --via at local")

@@ -107,6 +107,9 @@ def friendly_data(body: bytes, content_type: str, spec: InputSpec | None = None)
         message = parse_json_object(body)
         if "inputs" not in message:
             raise InvalidRequest('the body has no "inputs"; a nested array of numbers was expected there')
+        if len(message) > 1:
+            other = next(name for name in message if name != "inputs")
+            raise InvalidRequest(f"unknown field {other[:64]!r}: beside inputs, parameters are the query's")
         if spec is not None and encoded.is_encoded(message["inputs"], spec):
             return encoded.items_of(message["inputs"], spec)
         return nested(message["inputs"])

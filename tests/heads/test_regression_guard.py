@@ -260,7 +260,28 @@ def test_odd_targets_are_warned_of_and_need_held_out_evidence(prior):
     assert calibrate_regression(prior, z, t, r).verdict.outcome == "promoted"
     odd = calibrate_regression(prior, z, t[:, [1, 0, 2]], r)
     assert odd.verdict.outcome == "insufficient"
+    assert not odd.verdict.remember
     assert "order and units" in odd.warnings[0]
+
+
+def test_odd_targets_are_neither_served_nor_remembered_whatever_is_held_out(prior):
+    rng = np.random.default_rng(24)
+    z, t, r = recorded(rng, person(rng), 60, 2)
+    odd = calibrate_regression(prior, z, t[:, [1, 0, 2]], r)
+    assert (odd.verdict.outcome, odd.head, odd.verdict.remember) == ("kept", None, False)
+    assert "another order or unit" in odd.verdict.reason
+    before = odd.sums  # as `activate: always` would have them
+    stuck = calibrate_regression(prior, z + 1e-3, t, r, before=before)
+    assert stuck.verdict.outcome == "kept"
+    assert "mode 'replace' begins anew" in stuck.verdict.reason
+
+
+def test_a_single_posture_tells_nothing(prior):
+    rng = np.random.default_rng(25)
+    z, t, r = recorded(rng, person(rng), 5, 1)
+    one = calibrate_regression(prior, z[[0] * 5], t[[0] * 5], r)
+    assert (one.verdict.outcome, one.head) == ("insufficient", None)
+    assert "hardly vary" in one.verdict.reason
 
 
 def test_the_units_of_targets_change_nothing(prior):

@@ -46,6 +46,7 @@ CASES = {
     "wrong name": (f"{URL}/infer", {"json": infer(name="emg")}, 400, "called 'input', not 'emg'"),
     "two inputs": (f"{URL}/infer", {"json": {"inputs": [GOOD, {**GOOD, "name": "b"}]}}, 400, "one input tensor"),
     "NaN": (f"{URL}/infer", nan_binary(), 422, "NaN"),
+    "a parameter in the body": (f"{URL}/predict", {"json": {"inputs": [[1] * 4] * 2, "tta": 8}}, 400, "'tta': beside inputs"),
     "texts among numbers": (f"{URL}/predict", {"json": {"inputs": ["a" * 60_000, *"b" * 3000]}}, 400, "numbers only"),
     "numbers as texts": (f"{URL}/predict", {"json": {"inputs": [["1.5"] * 4] * 2}}, 400, "numbers only"),
     "an integer of 400 digits": (f"{URL}/predict", {"json": {"inputs": [[10.0] * 4, [10**308, 1, 1, 1]]}}, 422, "beyond float32"),
