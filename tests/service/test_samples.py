@@ -1,6 +1,7 @@
 """Enrol bit by bit: verdicts, what remains, what is kept at each retention level, and forgetting."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,19 @@ async def test_nothing_enrolled_and_nobody_known(client):
     assert (await client.post(f"{URL}/calibrations", json={})).status_code == 422
     assert (await client.get(SAMPLES)).status_code == 404
     assert (await client.delete(SAMPLES)).status_code == 404
+
+
+async def test_others_change_while_every_thread_is_busy(client, rng):
+    """A transaction that writes waits for no thread: the one writer of a SQLite file would wait with it."""
+    await configure(client, retention="features")
+    await enrol(client, rng)
+    busy, loop = threading.Event(), asyncio.get_running_loop()
+    taken = [loop.run_in_executor(None, busy.wait) for _ in range(64)]
+    try:
+        enrolling = asyncio.create_task(enrol(client, rng))
+        await asyncio.sleep(0.3)
+        for user in ("bob", "eve"):
+            await asyncio.wait_for(configure(client, url=URL.replace("ana", user), metadata={"a": 1}), 5)
+    finally:
+        busy.set()
+        await asyncio.gather(*taken, enrolling)
