@@ -9,7 +9,7 @@ from exporters.bundle import InputSpec, Manifest
 
 def model_card(manifest: Manifest) -> str:
     """Write the card of a bundle from its manifest."""
-    spec, made, parity = manifest.input, manifest.provenance, manifest.parity
+    spec, made = manifest.input, manifest.provenance
     lines = [
         f"# {manifest.name}, version {manifest.version}",
         "",
@@ -30,31 +30,7 @@ def model_card(manifest: Manifest) -> str:
     subjects = made.get("subjects", [])
     if subjects:
         lines.append(f"* {len(subjects)} population subjects: {', '.join(s['stem'] for s in subjects)}")
-    lines += ["", "## Checked", f"* opset {manifest.opset}, {manifest.precision}."]
-    if parity:
-        lines.append(
-            f"* ONNX Runtime against torch on {parity['windows']} real windows, batches {parity['batches']}: "
-            f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
-            f"lowest cosine {parity['min_cosine']:.7f}."
-        )
-    variant = made.get("precision")
-    if variant:
-        lines.append(
-            f"* {manifest.precision} against version {variant['from']['version']} on {variant['windows']} "
-            f"{variant['how']}: "
-            f"largest error {variant['max_error']:.1e} standard deviations, {variant['decisions_agree']:.3%} of the "
-            f"decisions of {variant['heads']} heads the same; feature space "
-            f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
-        )
-    if variant and (task := variant.get("task")):
-        lines += [f"* Right in fp32 and {manifest.precision}: {_task(task)}; {task['people']} people."]
-    for space, entry in manifest.bridges.items():
-        worth = entry.parity
-        lines.append(
-            f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "
-            f"heads that came over it, {worth.inputs:.2%} by heads fitted anew from windows, {worth.generic:.2%} by "
-            f"the shared head, for {worth.users} people it was not fitted on."
-        )
+    lines += ["", "## Checked", *_checked(manifest)]
     if manifest.head.evidence:
         lines += [
             "",
@@ -85,6 +61,36 @@ def model_card(manifest: Manifest) -> str:
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _checked(manifest: Manifest) -> list[str]:
+    """What was measured of the graph: parity with torch, a variant beside its original, bridges."""
+    parity, variant = manifest.parity, manifest.provenance.get("precision")
+    lines = [f"* opset {manifest.opset}, {manifest.precision}."]
+    if parity:
+        lines.append(
+            f"* ONNX Runtime against torch on {parity['windows']} real windows, batches {parity['batches']}: "
+            f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
+            f"lowest cosine {parity['min_cosine']:.7f}."
+        )
+    if variant:
+        lines.append(
+            f"* {manifest.precision} against version {variant['from']['version']} on {variant['windows']} "
+            f"{variant['how']}: "
+            f"largest error {variant['max_error']:.1e} standard deviations, {variant['decisions_agree']:.3%} of the "
+            f"decisions of {variant['heads']} heads the same; feature space "
+            f"{'kept' if variant['feature_space_kept'] else 'of its own'}."
+        )
+    if variant and (task := variant.get("task")):
+        lines += [f"* Right in fp32 and {manifest.precision}: {_task(task)}; {task['people']} people."]
+    for space, entry in manifest.bridges.items():
+        worth = entry.parity
+        lines.append(
+            f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "
+            f"heads that came over it, {worth.inputs:.2%} by heads fitted anew from windows, {worth.generic:.2%} by "
+            f"the shared head, for {worth.users} people it was not fitted on."
+        )
+    return lines
 
 
 def _task(task: dict[str, Any]) -> str:

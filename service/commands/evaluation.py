@@ -83,6 +83,15 @@ def _personaliser(path: Path, via: str, url: str | None) -> Iterator[Personalise
         yield HttpPersonaliser(client, manifest)
 
 
+def _asked(methods: str) -> list[str]:
+    """Read names with commas between; the default method always comes first, for its row is the product's."""
+    names = [method.strip() for method in methods.split(",")]
+    for name in names:
+        if name not in METHODS:
+            raise ProtocolError(f"--methods names {name!r}; the methods are {', '.join(METHODS)}")
+    return [DEFAULT_METHOD, *(name for name in names if name != DEFAULT_METHOD)]
+
+
 def run_evaluation(
     model: Path,
     data: Path,
@@ -105,11 +114,7 @@ def run_evaluation(
 ) -> None:
     """Evaluate, print the table and write what was asked for."""
     path = bundles.resolve(model)
-    asked = [method.strip() for method in methods.split(",")]
-    for method in asked:
-        if method not in METHODS:
-            raise ProtocolError(f"--methods names {method!r}; the methods are {', '.join(METHODS)}")
-    asked = [DEFAULT_METHOD, *(method for method in asked if method != DEFAULT_METHOD)]
+    asked = _asked(methods)
     if track != INDUCTIVE:
         if via != "local":
             raise ProtocolError(f"the {track} track is scored in this process only: leave --via at local")

@@ -123,6 +123,7 @@ async def test_a_calibration_begins_the_stream_anew(client, rng):
         return (await state(client))["adaptation"]["anchor"] == 2
 
     await until(anew)
+    assert (await state(client))["adaptation"]["published_version"] in (0, None)
 
 
 async def test_far_windows_advise_a_calibration(client, rng):
@@ -171,6 +172,7 @@ async def test_who_is_followed_is_known_again_after_a_restart(settings, rng):
     async with running(create_app(settings)) as client:
         await predict(client, rng, 60)
         await until(lambda: followed(client))
+        assert (await state(client))["adaptation"]["anchor"] == 1
 
 
 def rows(n, value=0.0):

@@ -257,7 +257,8 @@ async def test_others_change_while_every_thread_is_busy(client, rng):
         enrolling = asyncio.create_task(enrol(client, rng))
         await asyncio.sleep(0.3)
         for user in ("bob", "eve"):
-            await asyncio.wait_for(configure(client, url=URL.replace("ana", user), metadata={"a": 1}), 5)
+            made = await asyncio.wait_for(configure(client, url=URL.replace("ana", user), metadata={"a": 1}), 5)
+            assert made["metadata"] == {"a": 1}
     finally:
         busy.set()
         await asyncio.gather(*taken, enrolling)

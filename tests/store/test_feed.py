@@ -73,6 +73,7 @@ async def test_without_notifications_changes_are_heard_too(url, monkeypatch):
     async with following(url) as a, following(url) as b:
         await a.store.commit(SCOPE, "ana", version(1))
         await b.hears(("ana", Kind.MOVED))
+        assert (a.losses, b.losses) == (0, 0)
 
 
 async def test_a_commit_that_becomes_visible_late_is_heard_and_holds_nobody_back(url):
@@ -101,6 +102,8 @@ async def test_many_at_once_are_heard_once_each(url):
         )
         expected = [(u, Kind.MOVED) for u in users]
         await asyncio.gather(a.hears(*expected), b.hears(*expected))
+        await asyncio.sleep(3 * feed.POLL_SECONDS)
+        assert (a.heard, b.heard) == ([], [])  # once
 
 
 async def test_old_rows_are_deleted_and_hold_no_name(url, monkeypatch):
