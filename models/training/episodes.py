@@ -1,7 +1,7 @@
 """Episodes: several people a step, each with a few labelled windows and others to classify with them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from models.data.augmentation import Augmentation
 from models.training.config import TrainConfig
 from models.training.people import People, Person
 
-__all__ = ["Sampler", "augmentation_for", "episode_loss"]
+__all__ = ["Episode", "Sampler", "augmentation_for", "episode_loss"]
 
 SMOOTHING = 0.05
 SUPPORT_STEP = 3
@@ -30,8 +30,7 @@ def augmentation_for(people: People) -> Augmentation:
     return Augmentation(ring=people.signal.channel_layout == "ring", jitter=jitter)
 
 
-@dataclass(frozen=True, eq=False)
-class Episode:
+class Episode(NamedTuple):
     """One person's windows `x (n, C, T)`, labels `y (n,)` and which of them are `support (n,)`."""
 
     x: Tensor

@@ -13,6 +13,7 @@ from models.data.recordings import Recordings
 from models.heads.prior import Prior
 from models.training import generic
 from models.training.config import TrainConfig, TrainingError
+from models.training.devices import one_process
 from models.training.generic import GenericWeights
 from models.training.network import fit_network
 from models.training.people import fold_members
@@ -64,6 +65,7 @@ def strangers(run: Run, recordings: Sequence[Recordings]) -> Iterator[Stranger]:
                 raise TrainingError(f"{checkpoint} is gone: without it nobody's network leaves them out; train anew.")
             # A finished checkpoint: nothing is left to train, the best weights are put in.
             fit_network(
+                one_process(),
                 encoder,
                 work.people,
                 kept,
@@ -73,7 +75,6 @@ def strangers(run: Run, recordings: Sequence[Recordings]) -> Iterator[Stranger]:
                 steps=config.steps,
                 seed=config.seed + 1 + fold,
                 checkpoint=checkpoint,
-                tick=lambda stage, done, total: None,
             )
         for u in out:
             others = [v for v in range(len(work.people)) if v != u]

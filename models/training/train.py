@@ -23,6 +23,7 @@ from models.heads.prior import HyperParameters, Prior
 from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainConfig, TrainingError
+from models.training.devices import one_process
 from models.training.network import Curves, Tick, fit_network
 from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
@@ -143,6 +144,7 @@ class Training:
         if self.learned:
             with self._timed("network"):
                 fitted = fit_network(
+                    one_process(),
                     encoder,
                     self.people,
                     range(len(self.people)),
@@ -252,6 +254,7 @@ class Training:
             if self.learned:
                 with self._timed(name):
                     fitted = fit_network(
+                        one_process(),
                         encoder,
                         self.people,
                         kept,

@@ -1,5 +1,6 @@
 """Training end to end on small synthetic populations: what a run holds, that it repeats, resumes and refuses."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from models.data.windows import WindowSpec, windows
 from models.heads.fit import fit_lda, fit_map
 from models.heads.statistics import Statistics
 from models.training import RunError, TrainConfig, TrainingError, load_run, train
+from models.training.episodes import Sampler
 from models.training.population import ring_placements
 
 SMALL = {"steps": 20, "folds": 2, "evaluate_every": 10, "personal": 24, "users_per_step": 3}
@@ -77,30 +79,43 @@ def history(run):
     return json.loads((run.folder / "history.json").read_text())["networks"]
 
 
-@pytest.mark.parametrize("stop_at", [("fold 1 of 2", 20), ("fold 2 of 2", 10), ("network", 10)])
-def test_a_killed_run_resumes_to_the_same_weights(run, population, tmp_path, stop_at, monkeypatch):
-    import models.training.network as network
+@pytest.mark.parametrize("killed_at", [1, 13, 20, 21, 37, 44])
+def test_a_run_killed_at_any_step_resumes_to_the_same_weights(run, population, tmp_path, killed_at, monkeypatch):
+    drawn = itertools.count()
+    real = Sampler.step
 
-    calls = []
-    real = network.store
-
-    def die(path, *args):
-        real(path, *args)
-        calls.append((path.stem, args[-1]["step"]))
-        stem = {"fold 1 of 2": "fold0", "fold 2 of 2": "fold1", "network": "final"}[stop_at[0]]
-        if calls[-1] == (stem, stop_at[1]):
+    def die(sampler, rng):
+        if next(drawn) == killed_at:
             raise KeyboardInterrupt
+        return real(sampler, rng)
 
-    monkeypatch.setattr(network, "store", die)
+    monkeypatch.setattr(Sampler, "step", die)
     with pytest.raises(KeyboardInterrupt):
         train(population, TrainConfig(**SMALL), tmp_path / "run")
     with pytest.raises(RunError, match="no finished training run"):
         load_run(tmp_path / "run")
-    monkeypatch.setattr(network, "store", real)
+    monkeypatch.setattr(Sampler, "step", real)
     resumed = train(population, TrainConfig(**SMALL), tmp_path / "run", resume=True)
     assert all(torch.equal(v, weights(resumed)[k]) for k, v in weights(run).items())
     assert run.prior_bytes == resumed.prior_bytes
     assert history(run) == history(resumed)
+
+
+def test_a_damaged_checkpoint_is_a_sentence(population, tmp_path, monkeypatch):
+    real = Sampler.step
+    drawn = itertools.count()
+
+    def die(sampler, rng):
+        if next(drawn) == 15:
+            raise KeyboardInterrupt
+        return real(sampler, rng)
+
+    monkeypatch.setattr(Sampler, "step", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(population, TrainConfig(**SMALL), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "fold0.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=r"fold0\.safetensors cannot be resumed from"):
+        train(population, TrainConfig(**SMALL), tmp_path / "run", resume=True)
 
 
 def test_a_run_keeps_its_curves_and_the_seconds_of_its_stages(run):
