@@ -1,6 +1,7 @@
 """Which part of a backbone may change in training, and that the rest does not."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -26,7 +27,17 @@ class FreezePlan:
 
     def learns(self, name: str) -> bool:
         """Whether the parameter or module of that name learns."""
-        return any(not p or name == p or name.startswith(f"{p}.") for p in self.learning)
+        if "" in self._prefixes:
+            return True
+        while name not in self._prefixes:
+            name, dot, _ = name.rpartition(".")
+            if not dot:
+                return False
+        return True
+
+    @cached_property
+    def _prefixes(self) -> frozenset[str]:
+        return frozenset(self.learning)
 
     def train(self, module: nn.Module) -> list[nn.Parameter]:
         """Put a module into training as planned, and return the parameters for the optimiser.

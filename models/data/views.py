@@ -69,6 +69,13 @@ def views(x: NDArray[Any], spec: InputSpec, count: int) -> NDArray[Any]:
     return made.reshape(-1, *x.shape[1:])
 
 
+def varied(row: NDArray[Any], spec: InputSpec, how: Views, rng: np.random.Generator) -> NDArray[Any]:
+    """Return one random view of a window `(…)`, by the generator: for the augmentation of training."""
+    batch = row[None]
+    changed: NDArray[Any] = _view(batch, how, _axes(batch, spec), rng)[0]
+    return changed.astype(row.dtype)
+
+
 def averaged(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Average `(n * count, m)` over the views of each window: `(n, m)`."""
     if count == 1:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from models.backbones.module import EncoderModule
 from models.data.collections import Collection
 from models.data.media import MediaError, reader_of
+from models.data.views import views as made
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainingError
+from models.training.inputs import check_kind
 
 __all__ = ["backbone_digest", "features_of"]
 
@@ -42,26 +44,27 @@ def features_of(
     collection: Collection,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    views: int = 1,
 ) -> tuple[NDArray[np.float32], int]:
     """Features `(n, d)` of everything in a collection, and how many of the n were not in the cache.
 
     Deterministic only: the encoder is run in inference mode on inputs as serving would read them, with no augmentation.
+    With `views` > 1 they are `(n, views, d)`, of each input and of fixed views of it (`models.data.views`).
 
     Raises:
         TrainingError: an item cannot be read, or the backbone reads another kind.
     """
-    media = encoder.input.media
-    if media is None or media.kind != collection.kind:
-        reads = "tensors only" if media is None else f"{media.kind}s"
-        raise TrainingError(f"The data are {collection.kind}s, and the backbone reads {reads}.")
+    check_kind(encoder.input, collection)
     digests = [collection.digest_of(i) for i in range(len(collection))]
+    if views > 1:
+        digests = [f"{d}.{views}" for d in digests]
     folder = None if cache is None else cache / backbone_digest(encoder)[:32]
     known = {} if folder is None else _shards(folder)
     missing = [i for i in range(len(collection)) if digests[i] not in known]
     fresh: dict[str, NDArray[np.float32]] = {}
     for start in range(0, len(missing), BLOCK):
         block = missing[start : start + BLOCK]
-        for i, z in zip(block, _computed(encoder, collection, block), strict=True):
+        for i, z in zip(block, _computed(encoder, collection, block, views), strict=True):
             fresh[digests[i]] = z
         if folder is not None and (len(fresh) >= SHARD or start + BLOCK >= len(missing)):
             _keep(folder, fresh)
@@ -74,7 +77,7 @@ def features_of(
 
 
 @torch.inference_mode()
-def _computed(encoder: EncoderModule, collection: Collection, block: list[int]) -> NDArray[np.float32]:
+def _computed(encoder: EncoderModule, collection: Collection, block: list[int], views: int) -> NDArray[np.float32]:
     encoder.eval()
     reader = reader_of(encoder.input, encoder.files)
     assert reader is not None
@@ -88,8 +91,10 @@ def _computed(encoder: EncoderModule, collection: Collection, block: list[int]) 
             except MediaError as e:
                 raise TrainingError(f"{collection.name(i)}: {e}") from e
         raise
-    features: NDArray[np.float32] = encoder(torch.from_numpy(x)).numpy()
-    return features
+    features: NDArray[np.float32] = encoder(
+        torch.from_numpy(x if views == 1 else made(x, encoder.input, views))
+    ).numpy()
+    return features if views == 1 else features.reshape(len(block), views, -1)
 
 
 def _shards(folder: Path) -> dict[str, NDArray[np.float32]]:

@@ -1,7 +1,10 @@
 """The learned branch of a signal encoder: trained on episodes, validated on left-out people."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,15 +12,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.backbones.signal import SignalEncoder
+from models.backbones.signal import SignalConfig, SignalEncoder
 from models.data.augmentation import rotated
 from models.training.config import TrainConfig
+from models.training.devices import Devices, fabric_on
 from models.training.episodes import Episode, Sampler, episode_loss
+from models.training.loggers import loggers_of
 from models.training.loop import Curves, Fitted, Loop, Tick, fit
 from models.training.people import People
 from models.training.timetable import Layer, Timetable, warm_cosine
 
-__all__ = ["Curves", "Fitted", "Tick", "fit_network"]
+__all__ = ["BranchJob", "BranchOutcome", "Curves", "Fitted", "Tick", "fit_branch", "fit_network"]
 
 VALIDATION_WINDOWS = 400
 
@@ -68,6 +73,80 @@ class _Branch:
                 found.append((float(functional.cross_entropy(logits, y)), hits))
         loss, accuracy = np.mean(found, 0)
         return float(loss), float(accuracy)
+
+
+@dataclass(frozen=True, eq=False)
+class BranchJob:
+    """One learned branch to train: all that another process needs for it.
+
+    Attributes:
+        name: of the network, for progress, logs and the curves.
+        cfg, state: of the encoder that it starts from.
+        people: the population, of whom those in `train` teach and those in `valid` judge.
+        steps: gradient steps, at most.
+        seed: of its own.
+        checkpoint: file to resume from.
+        logs: folder and kinds of logs.
+    """
+
+    name: str
+    cfg: SignalConfig
+    state: dict[str, Tensor]
+    people: People
+    train: tuple[int, ...]
+    valid: tuple[int, ...]
+    config: TrainConfig
+    steps: int
+    seed: int
+    checkpoint: Path
+    devices: Devices
+    logs: tuple[Path, tuple[str, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class BranchOutcome:
+    """A trained branch: the encoder's weights, how training went, and its seconds."""
+
+    state: dict[str, Tensor]
+    fitted: Fitted
+    seconds: float
+
+
+def fit_branch(job: BranchJob, tick: Tick | None = None) -> BranchOutcome:
+    """Train a job's branch, in this process or in as many as its devices say.
+
+    Raises:
+        TrainingError: the checkpoint is damaged, or a logger is missing.
+        ValueError: the devices are not there.
+    """
+    fabric = fabric_on(job.devices, loggers_of(job.logs[1], job.logs[0], job.name))
+    if job.devices.count == 1:
+        return _fit_branch(fabric, job, tick)
+    launch: Any = fabric.launch  # annotated without the arguments that it passes on
+    outcome: BranchOutcome = launch(_fit_branch, job)
+    return outcome
+
+
+def _fit_branch(fabric: Fabric, job: BranchJob, tick: Tick | None = None) -> BranchOutcome:
+    begin = time.monotonic()
+    torch.set_num_threads(job.config.threads)
+    encoder = SignalEncoder(job.cfg)
+    encoder.load_state_dict(job.state)
+    fitted = fit_network(
+        fabric,
+        encoder.eval(),
+        job.people,
+        job.train,
+        job.valid,
+        job.config,
+        name=job.name,
+        steps=job.steps,
+        seed=job.seed,
+        checkpoint=job.checkpoint,
+        tick=tick,
+    )
+    state = {name: value.cpu().clone() for name, value in encoder.state_dict().items()}
+    return BranchOutcome(state, fitted, round(time.monotonic() - begin, 2))
 
 
 def fit_network(

@@ -105,19 +105,30 @@ def _repetition(z: Array, y: Labels, repetition: Labels, jitter: Array, within: 
     return np.asarray((vectors * np.maximum(values, 1e-6)) @ vectors.T)
 
 
-def pooled_temperature(z: Array, collection: Collection, hyper: HyperParameters, seed: int) -> HyperParameters:
-    """Choose the temperature of personal heads by parts of the population: five items a class shown, others scored."""
+def pooled_temperature(
+    seen: Sequence[tuple[Array, NDArray[np.bool_]]], collection: Collection, hyper: HyperParameters, seed: int
+) -> HyperParameters:
+    """Choose the temperature of personal heads: five items a class are shown, others scored.
+
+    `seen`: personal features `(n, p)` of everything, and which examples `(n,)` are strangers to what made them: those
+    are shown and scored, under the prior of all others.
+    """
     rng, y, k = np.random.default_rng(seed), collection.y, len(collection.labels)
     losses = np.zeros(len(TEMPERATURES))
-    for _ in range(4):
-        shown = np.zeros(len(y), bool)
-        for c in range(k):
-            where = rng.permutation(np.flatnonzero(y == c))
-            shown[where[: min(SHOWN, max(1, len(where) // 2))]] = True
-        rest = ~shown
-        one = np.zeros(len(y), np.int64)
-        prior = probe_prior(z[rest], y[rest], one[rest], collection.repetition[rest], collection.labels, hyper)
-        statistics = Statistics.of(z[shown], y[shown], one[shown], k)
-        logits = fit_map(statistics, prior).logits(np.concatenate([z[rest], np.zeros((int(rest.sum()), k))], 1))
-        losses += [float(log_loss(logits / t, y[rest]).mean()) for t in TEMPERATURES]
+    for z, out in seen:
+        for _ in range(4):
+            shown = np.zeros(len(y), bool)
+            for c in np.unique(y[out]):
+                where = rng.permutation(np.flatnonzero(out & (y == c)))
+                shown[where[: min(SHOWN, max(1, len(where) // 2))]] = True
+            scored = out & ~shown
+            known = scored if out.all() else ~out
+            if not scored.any():
+                continue
+            one = np.zeros(len(y), np.int64)
+            prior = probe_prior(z[known], y[known], one[known], collection.repetition[known], collection.labels, hyper)
+            statistics = Statistics.of(z[shown], y[shown], one[shown], k)
+            features = np.concatenate([z[scored], np.zeros((int(scored.sum()), k))], 1)
+            logits = fit_map(statistics, prior).logits(features)
+            losses += [float(log_loss(logits / t, y[scored]).mean()) for t in TEMPERATURES]
     return hyper.model_copy(update={"temperature": TEMPERATURES[int(losses.argmin())]})

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from models.heads.head import log_loss
 
-__all__ = ["fit_probe", "folds_of", "left_out_logits"]
+__all__ = ["fit_probe", "folds_of", "left_out_logits", "stacked"]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -45,17 +45,22 @@ def fit_probe(z: Array, y: Labels, classes: int, pull: float) -> tuple[Array, Ar
     return w, b
 
 
-def folds_of(y: Labels, user: Labels, by_user: bool, seed: int) -> list[NDArray[np.bool_]]:
+def stacked(z: Array, y: Labels) -> tuple[Array, Labels]:
+    """Features `(n, q)` or `(n, views, q)` and labels as rows `(n * views, q)` with a label each."""
+    return (z, y) if z.ndim == 2 else (z.reshape(-1, z.shape[2]), np.repeat(y, z.shape[1]))
+
+
+def folds_of(y: Labels, user: Labels, by_user: bool, seed: int, count: int = FOLDS) -> list[NDArray[np.bool_]]:
     """Masks of what each fold leaves out: people, where there are some; else a part of every class."""
     rng = np.random.default_rng(seed)
     if by_user:
         people = rng.permutation(np.unique(user))
-        return [np.isin(user, part) for part in np.array_split(people, min(FOLDS, len(people)))]
+        return [np.isin(user, part) for part in np.array_split(people, min(count, len(people)))]
     fold = np.zeros(len(y), np.int64)
     for c in np.unique(y):
         where = rng.permutation(np.flatnonzero(y == c))
-        fold[where] = np.arange(len(where)) % FOLDS
-    return [fold == f for f in range(FOLDS) if (fold == f).any()]
+        fold[where] = np.arange(len(where)) % count
+    return [fold == f for f in range(count) if (fold == f).any()]
 
 
 def left_out_logits(
@@ -63,14 +68,15 @@ def left_out_logits(
 ) -> tuple[float, float, Array]:
     """Choose the pull by log-loss on what folds leave out; return it, the temperature, and the logits `(n, K)`.
 
-    The logits are each fold's probe's on what it did not see, divided by the temperature.
+    `z` is `(n, q)`, or `(n, views, q)`: probes learn from all views and are judged on the first. The logits are each
+    fold's probe's on what it did not see, divided by the temperature.
     """
     best: tuple[float, float, float, Array] | None = None
     for pull in PULLS:
         logits = np.zeros((len(y), classes))
         for out in folds:
-            w, b = fit_probe(z[~out], y[~out], classes, pull)
-            logits[out] = z[out] @ w.T + b
+            w, b = fit_probe(*stacked(z[~out], y[~out]), classes, pull)
+            logits[out] = (z[out] if z.ndim == 2 else z[out, 0]) @ w.T + b
         for t in (0.7, 1.0, 1.4, 2.0):
             loss = float(log_loss(logits / t, y).mean())
             if best is None or loss < best[0]:

@@ -1,4 +1,4 @@
-"""Recipes: how the learned branch comes about. Names that `TrainConfig.recipe` may hold."""
+"""Recipes for recordings: how the learned branch comes about. Names that `TrainConfig.recipe` may hold."""
 
 from dataclasses import dataclass
 

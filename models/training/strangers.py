@@ -12,6 +12,7 @@ from models.backbones.signal import SignalEncoder
 from models.data.recordings import Recordings
 from models.heads.prior import Prior
 from models.training import generic
+from models.training.claim import CHECKPOINTS
 from models.training.config import TrainConfig, TrainingError
 from models.training.devices import one_process
 from models.training.generic import GenericWeights
@@ -19,7 +20,7 @@ from models.training.network import fit_network
 from models.training.people import fold_members
 from models.training.population import population_prior
 from models.training.run import Run
-from models.training.train import CHECKPOINTS, Training
+from models.training.train import Training
 
 __all__ = ["Stranger", "strangers"]
 

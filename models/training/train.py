@@ -1,7 +1,6 @@
 """Training: recordings of a population to a finished run."""
 
 import json
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +21,9 @@ from models.heads.head import softmax
 from models.heads.prior import HyperParameters, Prior
 from models.training import generic
 from models.training.checkpoint import write_atomically
-from models.training.config import TrainConfig, TrainingError
-from models.training.devices import one_process
-from models.training.network import Curves, Tick, fit_network
+from models.training.claim import CHECKPOINTS, check, claim
+from models.training.config import TrainConfig
+from models.training.network import BranchJob, BranchOutcome, Tick, fit_branch
 from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
 from models.training.population import (
@@ -36,15 +35,16 @@ from models.training.population import (
     ring_placements,
     set_placements,
 )
-from models.training.provenance import commit
+from models.training.provenance import provenance
 from models.training.recipe import recipe
 from models.training.run import Run, load_run, save_run
+from models.training.runners import Where
 from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
 
-__all__ = ["CHECKPOINTS", "Training", "train"]
+__all__ = ["Training", "train"]
 
 PARITY_WINDOWS = 96
-CHECKPOINTS, ASKED, HISTORY = "checkpoints", "asked.json", "history.json"
+HISTORY = "history.json"
 PREPROCESSING = (
     "All in the graph: scaling by the population, hand-made features (log variance, log mean absolute value, "
     "log waveform length, zero crossings, slope-sign changes, log band powers, matrix logarithm of the channels' "
@@ -60,57 +60,45 @@ def train(
     *,
     resume: bool = False,
     command: str = "",
+    where: Where | None = None,
 ) -> Run:
     """Train a backbone and its population prior, and write the run to `out`.
 
     People are split into folds; a network for each fold is judged on its left-out people, which gives the number of
     steps and the generic head. The final network is trained on everyone. Personal heads' settings come from
-    leave-one-user-out. `progress(stage, done, total)` is called as it goes.
+    leave-one-user-out. `progress(stage, done, total)` is called as it goes; `where` says on what networks are trained.
 
     Raises:
         TrainingError: too few people or classes, an unknown recipe, a folder in use, or a run that cannot be resumed.
     """
     begin = time.monotonic()
     tick = progress or (lambda stage, done, total: None)
-    asked = _claim(out, recordings, config, resume)
+    asked = {"config": config.model_dump(mode="json"), "data": sorted(r.digest for r in recordings)}
+    check(out, asked, resume=resume)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        work = Training(recordings, config, out, tick)
+        work = Training(recordings, config, out, tick, where)
         # Only now: recordings that cannot be trained on leave no folder behind.
-        write_atomically(out / ASKED, json.dumps(asked, indent=2).encode())
+        claim(out, asked)
         work.run(begin, command)
     finally:
         torch.set_num_threads(threads)
     return load_run(out)
 
 
-def _claim(out: Path, recordings: Sequence[Recordings], config: TrainConfig, resume: bool) -> dict[str, Any]:
-    """Check that the folder is free, or holds the same work when resuming; return what is asked."""
-    asked = {"config": config.model_dump(mode="json"), "data": sorted(r.digest for r in recordings)}
-    file = out / ASKED
-    if resume:
-        if not file.is_file():
-            raise TrainingError(f"There is nothing to resume in {out}.")
-        try:
-            before = json.loads(file.read_text())
-        except ValueError as e:
-            raise TrainingError(
-                f"{file} is damaged, so the run cannot be resumed; begin again in another --out."
-            ) from e
-        if before != asked:
-            raise TrainingError(
-                f"The run in {out} was begun with other settings or recordings; resume it with the same."
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise TrainingError(f"The folder {out} is not empty; take another --out, or resume the run in it.")
-    return asked
-
-
 class Training:
     """One run's work in order; every part is a method."""
 
-    def __init__(self, recordings: Sequence[Recordings], config: TrainConfig, out: Path, tick: Tick) -> None:
+    def __init__(
+        self,
+        recordings: Sequence[Recordings],
+        config: TrainConfig,
+        out: Path,
+        tick: Tick,
+        where: Where | None = None,
+    ) -> None:
+        self.where = where or Where()
         self.recipe = recipe(config.recipe)
         self.recordings, self.config, self.out, self.tick = recordings, config, out, tick
         self.seconds: dict[str, float] = {}
@@ -142,22 +130,12 @@ class Training:
         hyper = hyper.model_copy(update={"set_floors": floors})
         encoder, prior = self.encoder(range(len(self.people)), hyper)
         if self.learned:
-            with self._timed("network"):
-                fitted = fit_network(
-                    one_process(),
-                    encoder,
-                    self.people,
-                    range(len(self.people)),
-                    (),
-                    self.config,
-                    name="network",
-                    steps=steps,
-                    seed=self.config.seed,
-                    checkpoint=self.out / CHECKPOINTS / "final.safetensors",
-                    tick=self.tick,
-                )
-            stages.append({"stage": "final", "steps": fitted.steps})
-            self._note("network", (), fitted.curves)
+            everyone = tuple(range(len(self.people)))
+            job = self._job("network", encoder, everyone, (), steps, self.config.seed, "final")
+            (outcome,) = self.where.runner.map(fit_branch, [job], self.tick)
+            encoder.load_state_dict(outcome.state)
+            stages.append({"stage": "final", "steps": outcome.fitted.steps})
+            self._note("network", (), outcome)
         weight, bias = generic.generic_head(prior, weights, self.learned)
         prior = replace(prior, generic_weight=weight, generic_bias=bias)
         zero = np.array([(v.argmax(1) == self.people.members[u].y).mean() for u, v in logits.items()])
@@ -191,10 +169,36 @@ class Training:
         yield
         self.seconds[stage] = round(time.monotonic() - begin, 2)
 
-    def _note(self, network: str, held_out: Sequence[int], curves: Curves) -> None:
-        """Note the curves of a network and whom it left out."""
+    def _note(self, network: str, held_out: Sequence[int], outcome: BranchOutcome) -> None:
+        """Note the curves of a network, whom it left out, and its seconds."""
         names = [self.people.members[u].name for u in held_out]
-        self.curves.append({"network": network, "held_out": names, **curves})
+        self.curves.append({"network": network, "held_out": names, **outcome.fitted.curves})
+        self.seconds[network] = outcome.seconds
+
+    def _job(
+        self,
+        name: str,
+        encoder: SignalEncoder,
+        train: Sequence[int],
+        valid: Sequence[int],
+        steps: int,
+        seed: int,
+        file: str,
+    ) -> BranchJob:
+        return BranchJob(
+            name=name,
+            cfg=encoder.default_cfg,
+            state=encoder.state_dict(),
+            people=self.people,
+            train=tuple(train),
+            valid=tuple(valid),
+            config=self.config,
+            steps=steps,
+            seed=seed,
+            checkpoint=self.out / CHECKPOINTS / f"{file}.safetensors",
+            devices=self.where.devices,
+            logs=(self.out / "logs", self.where.loggers),
+        )
 
     def _all_moments(self) -> tuple[list[NDArray[np.float32]], list[list[Moments]]]:
         encoder = self._blank()
@@ -244,41 +248,32 @@ class Training:
 
     def _folds(self) -> tuple[list[generic.HeldOutEvidence], int, list[dict[str, Any]]]:
         """Evidence about everyone from encoders made without them, and the number of steps that served them best."""
-        held: list[generic.HeldOutEvidence] = []
+        folds = fold_members(len(self.people), self.config)
+        encoders = [self.encoder(kept)[0] for kept, _ in folds]
         stages: list[dict[str, Any]] = []
         best: list[int] = []
-        folds = fold_members(len(self.people), self.config)
-        for fold, (kept, out) in enumerate(folds):
-            encoder, _ = self.encoder(kept)
-            name = f"fold {fold + 1} of {len(folds)}"
-            if self.learned:
-                with self._timed(name):
-                    fitted = fit_network(
-                        one_process(),
-                        encoder,
-                        self.people,
-                        kept,
-                        out,
-                        self.config,
-                        name=name,
-                        steps=self.config.steps,
-                        seed=self.config.seed + 1 + fold,
-                        checkpoint=self.out / CHECKPOINTS / f"fold{fold}.safetensors",
-                        tick=self.tick,
-                    )
+        if self.learned:
+            steps, seed = self.config.steps, self.config.seed + 1
+            jobs = [
+                self._job(f"fold {i + 1} of {len(folds)}", encoders[i], *folds[i], steps, seed + i, f"fold{i}")
+                for i in range(len(folds))
+            ]
+            for i, outcome in enumerate(self.where.runner.map(fit_branch, jobs, self.tick)):
+                encoders[i].load_state_dict(outcome.state)
+                fitted, out = outcome.fitted, folds[i][1]
                 best.append(fitted.best_step)
-                self._note(name, out, fitted.curves)
+                self._note(jobs[i].name, out, outcome)
                 stages.append(
                     {
-                        "stage": f"fold {fold}",
+                        "stage": f"fold {i}",
                         "held_out": [self.people.members[u].name for u in out],
                         "best_step": fitted.best_step,
                         "log_loss": fitted.best_loss,
                         "steps": fitted.steps,
                     }
                 )
-            for u in out:
-                held += generic.held_out_evidence(encoder, self.people, u)
+        judged = [(encoders[i], u) for i, (_, out) in enumerate(folds) for u in out]
+        held = [e for encoder, u in judged for e in generic.held_out_evidence(encoder, self.people, u)]
         return held, int(np.median(best)) if best else 0, stages
 
     def _personal(self, logits: dict[int, NDArray[np.float64]]) -> tuple[HyperParameters, list[dict[str, float]]]:
@@ -313,14 +308,8 @@ class Training:
         self, started: datetime, begin: float, command: str, stages: list[dict[str, Any]]
     ) -> dict[str, Any]:
         return {
-            "command": command,
-            "config": self.config.model_dump(mode="json"),
+            **provenance(command, self.config, started, begin),
             "subjects": [{"stem": r.stem, "subject": r.subject, "digest": r.digest} for r in self.recordings],
-            "commit": commit(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            "started": started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - begin, 1),
             "stages": stages,
             "timings": self.seconds,
             "thinning": self.people.thinning,

@@ -8,7 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from models.data.recordings import Recordings, load_folder
-from models.training import Run, TrainConfig, train
+from models.training import Run, TrainConfig, TrainingError, train
+from models.training.devices import Devices
+from models.training.loggers import LOGGERS
+from models.training.runners import OnRay, Serial, Where
+from service.commands.configured import configured
 from service.commands.progress import stages
 from service.commands.tables import counted
 
@@ -26,13 +30,25 @@ def run_training(
     quick: bool,
     resume: bool,
     seed: int,
+    settings: Sequence[str],
+    where: Where,
     command: str,
 ) -> None:
     """Train on a folder of recordings and say what left-out people would get."""
     recordings = load_folder(data, subjects)
     console.print(f"{len(recordings)} people in {data}", highlight=False)
     run = train_on(
-        recordings, out, recipe=recipe, steps=steps, unit=unit, quick=quick, resume=resume, seed=seed, command=command
+        recordings,
+        out,
+        recipe=recipe,
+        steps=steps,
+        unit=unit,
+        quick=quick,
+        resume=resume,
+        seed=seed,
+        settings=settings,
+        where=where,
+        command=command,
     )
     zero = run.evaluation["zero_shot"]
     console.print(
@@ -58,10 +74,36 @@ def train_on(
     quick: bool = False,
     resume: bool = False,
     seed: int = 0,
+    settings: Sequence[str] = (),
+    where: Where | None = None,
     command: str = "",
 ) -> Run:
     """Train with a progress bar a stage."""
-    settings = {"recipe": recipe, "seed": seed, "unit": unit, **({} if steps is None else {"steps": steps})}
-    config = TrainConfig.quick(**settings) if quick else TrainConfig.model_validate(settings)
+    given = {"recipe": recipe, "seed": seed, "unit": unit, **({} if steps is None else {"steps": steps})}
+    few = TrainConfig.QUICK if quick else {}
+    config = configured(TrainConfig, {**few, **given}, settings)
     with stages(console) as tick:
-        return train(recordings, config, out, tick, resume=resume, command=command)
+        return train(recordings, config, out, tick, resume=resume, command=command, where=where)
+
+
+def where_of(
+    devices: int,
+    accelerator: str,
+    precision: str,
+    *,
+    ray: bool,
+    ray_address: str | None,
+    loggers: Sequence[str],
+) -> Where:
+    """How a run is made, of flags.
+
+    Raises:
+        TrainingError: there is no such accelerator, precision, logger or cluster.
+    """
+    given = {"count": devices, "accelerator": accelerator, "precision": precision}
+    found = configured(Devices, given, ())
+    unknown = [name for name in loggers if name not in LOGGERS]
+    if unknown:
+        raise TrainingError(f"There is no logger '{unknown[0]}'; there are: {', '.join(LOGGERS)}.")
+    runner = OnRay(ray_address, cpus=devices) if ray or ray_address else Serial()
+    return Where(found, runner, tuple(loggers))

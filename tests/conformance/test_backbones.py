@@ -20,8 +20,6 @@ SETTINGS = {
 }
 KNOWN = [name for name in names() if name != "probe"]  # which is around another
 CASES = [pytest.param(name, s, id=f"{name}-{s['channels']}ch") for name in KNOWN for s in SETTINGS[name]]
-    pytest.param(name, s, id=f"{name}-{s['channels']}ch") for name in names() if name != "probe" for s in SETTINGS[name]
-]
 each = pytest.mark.parametrize(("name", "settings"), CASES)
 
 

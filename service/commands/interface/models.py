@@ -20,8 +20,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="episodic (recordings, the default), handmade (no learned branch), "
-            "or linear-probe (images, texts, sounds; the default with --backbone)."
+            help="Recordings: episodic (the default), handmade. With --backbone: lp-ft (the default), linear-probe, "
+            "cached-features, gradual, freezeout, full, scratch."
         ),
     ] = None,
     backbone: Annotated[
@@ -39,17 +39,33 @@ def train(
     unit: Annotated[
         str, typer.Option(help="Unit of the samples, for the model card: 'mV', 'armband counts'.")
     ] = "counts",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, as dropout=0.2 (docs/training.md)."),
+    ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes that share every batch of a network, each with a device of its own.")
+    ] = 1,
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto: what a network is trained on.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
+    ray: Annotated[bool, typer.Option("--ray", help="Train the networks of a run side by side as Ray tasks.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, as auto or ray://host:10001; without it one is started here.")
+    ] = None,
+    logger: Annotated[list[str] | None, typer.Option(help="Keep logs, too: csv, tensorboard, mlflow.")] = None,
     quick: Annotated[bool, typer.Option(help="A small budget: minutes become seconds, for demos and tests.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Train a backbone and its prior on recordings; or a probe of a pre-trained one on images, texts, sounds.
+    """Train a backbone and its prior on recordings; or fine-tune a pre-trained one on images, texts, sounds.
 
     For the latter --data is FOLDER/<label>/*, FOLDER/<user>/<label>/*, or a table with columns text and label.
     """
-    if backbone is not None or recipe == "linear-probe":
-        from service.commands.probing import run_probe
+    from service.commands.probing import media_recipes, run_probe
+    from service.commands.training import run_training, where_of
 
+    where = where_of(devices, accelerator, precision, ray=ray, ray_address=ray_address, loggers=logger or ())
+    if backbone is not None or recipe in media_recipes():
         run_probe(
             data,
             out,
@@ -57,12 +73,14 @@ def train(
             backbone=backbone,
             personal=personal,
             cache=cache,
+            steps=steps,
+            settings=settings or (),
+            resume=resume,
             seed=seed,
+            where=where,
             command=command_line(),
         )
         return
-    from service.commands.training import run_training
-
     run_training(
         data,
         out,
@@ -73,6 +91,8 @@ def train(
         quick=quick,
         resume=resume,
         seed=seed,
+        settings=settings or (),
+        where=where,
         command=command_line(),
     )
 

@@ -1,0 +1,87 @@
+"""Logs of training for tools that draw them: CSV files, TensorBoard, MLflow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers.csv_logs import CSVLogger
+from lightning_fabric.loggers.logger import Logger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+from models.training.config import TrainingError
+
+__all__ = ["LOGGERS", "MLflowLogger", "loggers_of"]
+
+LOGGERS = ("csv", "tensorboard", "mlflow")
+
+
+class MLflowLogger(Logger):
+    """Metrics of one network as a run of MLflow, where `MLFLOW_TRACKING_URI` says, or else under `folder`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        try:
+            import mlflow
+        except ImportError as e:
+            raise TrainingError("The logger mlflow needs: pip install mlflow-skinny") from e
+        self._name, self._folder = name, folder
+        kept = mlflow.environment_variables.MLFLOW_TRACKING_URI.get()
+        self._client = mlflow.MlflowClient(kept or f"file://{folder.resolve()}")
+        found = self._client.get_experiment_by_name("headway")
+        experiment = found.experiment_id if found else self._client.create_experiment("headway")
+        self._run = self._client.create_run(experiment, run_name=name).info.run_id
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """MLflow's id of the run."""
+        return str(self._run)
+
+    @property
+    def root_dir(self) -> str:
+        """Where a local store is."""
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log numbers of a step."""
+        for key, value in metrics.items():
+            self._client.log_metric(self._run, key.replace(" ", "_"), float(value), step=step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log settings."""
+        for key, value in params.items():
+            self._client.log_param(self._run, key, value)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run."""
+        self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+
+
+def loggers_of(kinds: Sequence[str], folder: Path, name: str) -> list[Logger]:
+    """Loggers by name, each writing under `folder/<kind>`.
+
+    Raises:
+        TrainingError: there is no logger of that name, or its package is missing.
+    """
+    found: list[Logger] = []
+    plain = name.replace(" ", "-")
+    for kind in kinds:
+        if kind == "csv":
+            found.append(CSVLogger(folder / "csv", name=plain, version="", flush_logs_every_n_steps=1))
+        elif kind == "tensorboard":
+            try:
+                found.append(TensorBoardLogger(folder / "tensorboard", name=plain, version=""))
+            except ModuleNotFoundError as e:
+                raise TrainingError("The logger tensorboard needs: pip install tensorboard") from e
+        elif kind == "mlflow":
+            found.append(MLflowLogger(folder / "mlflow", plain))
+        else:
+            raise TrainingError(f"There is no logger '{kind}'; there are: {', '.join(LOGGERS)}.")
+    return found
