@@ -91,6 +91,26 @@ def text_encoder(folder: Path) -> str:
     return f"hf:{folder}"
 
 
+def vision_encoder(folder: Path) -> str:
+    """A small vision transformer with random weights, for images of 16 x 16, as a folder of transformers."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    folder = folder / "vit"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTModel(ViTConfig(**VIT), add_pooling_layer=False).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "image_size": SIDE,
+    "patch_size": 8,
+}
 BERT = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.backbones.encoder import AudioConfig, AudioEncoder, ImageConfig, ImageEncoder, TextConfig, TextEncoder
@@ -49,10 +50,17 @@ def _network(name: str, own: Any, weights: bool) -> nn.Module:
         network: nn.Module = AutoModel.from_config(own, attn_implementation="eager")
         return network
     logging.disable_progress_bar()
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        network = AutoModel.from_pretrained(name, config=own, attn_implementation="eager")
+        # Parts that the file does not have, as a pooler that no feature is made from, are random: always the same.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(0)
+            network = AutoModel.from_pretrained(name, config=own, attn_implementation="eager")
     except (OSError, ValueError) as e:
         raise BackboneError(f"The weights of '{name}' cannot be loaded: {e}") from e
+    finally:
+        logging.set_verbosity(told)
     return network
 
 

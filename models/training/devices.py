@@ -1,6 +1,8 @@
 """Where and how a loop runs: Lightning Fabric with our checkpoints, on one process or several."""
 
-from typing import Any, Literal
+import pickle
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
@@ -8,9 +10,11 @@ from lightning_fabric.strategies.strategy import Strategy
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.training.checkpoint import SafetensorsIO
+from models.training.config import TrainingError
 
-__all__ = ["Devices", "Precision", "fabric_on", "one_process"]
+__all__ = ["Devices", "Precision", "one_process", "run_on"]
 
+R = TypeVar("R")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -42,6 +46,35 @@ def fabric_on(devices: Devices, loggers: Any = None) -> Fabric:
         plugins=[SafetensorsIO()],
         loggers=loggers or [],
     )
+
+
+def run_on(devices: Devices, loggers: Any, function: Callable[..., R], job: object, *more: object) -> R:
+    """Return `function(fabric, job, …)`, in this process, or the first one's of as many as there are devices.
+
+    `more` is for this process only: bars do not go to others.
+
+    Raises:
+        TrainingError: as the function.
+        ValueError: the devices are not there.
+    """
+    fabric = fabric_on(devices, loggers)
+    if devices.count == 1:
+        return function(fabric, job, *more)
+    launch: Any = fabric.launch  # annotated without the arguments that it passes on
+    # As bytes: what is handed over is looked through for modules otherwise, which frozen dataclasses do not allow.
+    result = pickle.loads(launch(_spawned, pickle.dumps((function, job))))  # noqa: S301 - made by us, a moment ago
+    if isinstance(result, TrainingError):
+        raise result
+    found: R = result
+    return found
+
+
+def _spawned(fabric: Fabric, work: bytes) -> bytes:
+    function, job = pickle.loads(work)  # noqa: S301 - made by us, a moment ago
+    try:
+        return pickle.dumps(function(fabric, job))
+    except TrainingError as error:  # of all processes alike
+        return pickle.dumps(error)
 
 
 def one_process() -> Fabric:

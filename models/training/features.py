@@ -17,6 +17,7 @@ from models.data.views import views as made
 from models.training.checkpoint import write_atomically
 from models.training.config import TrainingError
 from models.training.inputs import check_kind
+from models.training.memory import keep_freed
 
 __all__ = ["backbone_digest", "features_of"]
 
@@ -78,6 +79,7 @@ def features_of(
 
 @torch.inference_mode()
 def _computed(encoder: EncoderModule, collection: Collection, block: list[int], views: int) -> NDArray[np.float32]:
+    keep_freed()
     encoder.eval()
     reader = reader_of(encoder.input, encoder.files)
     assert reader is not None

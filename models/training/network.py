@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional
 from models.backbones.signal import SignalConfig, SignalEncoder
 from models.data.augmentation import rotated
 from models.training.config import TrainConfig
-from models.training.devices import Devices, fabric_on
+from models.training.devices import Devices, run_on
 from models.training.episodes import Episode, Sampler, episode_loss
 from models.training.loggers import loggers_of
 from models.training.loop import Curves, Fitted, Loop, Tick, fit
@@ -119,12 +118,7 @@ def fit_branch(job: BranchJob, tick: Tick | None = None) -> BranchOutcome:
         TrainingError: the checkpoint is damaged, or a logger is missing.
         ValueError: the devices are not there.
     """
-    fabric = fabric_on(job.devices, loggers_of(job.logs[1], job.logs[0], job.name))
-    if job.devices.count == 1:
-        return _fit_branch(fabric, job, tick)
-    launch: Any = fabric.launch  # annotated without the arguments that it passes on
-    outcome: BranchOutcome = launch(_fit_branch, job)
-    return outcome
+    return run_on(job.devices, loggers_of(job.logs[1], job.logs[0], job.name), _fit_branch, job, tick)
 
 
 def _fit_branch(fabric: Fabric, job: BranchJob, tick: Tick | None = None) -> BranchOutcome:

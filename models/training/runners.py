@@ -1,6 +1,7 @@
 """Who trains the networks of a run: this process one after the other, or a Ray cluster side by side."""
 
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -74,9 +75,21 @@ def _connected(address: str | None) -> Any:
         import ray
     except ImportError as e:
         raise TrainingError("--ray needs: pip install ray") from e
+    _reachable(address)
     if not ray.is_initialized():
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as e:
             raise TrainingError(f"No Ray cluster can be reached at '{address}': {e}") from e
     return ray
+
+
+def _reachable(address: str | None) -> None:
+    """Raise `TrainingError` where nothing listens at `[ray://]host:port`; Ray itself would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as e:
+        raise TrainingError(f"No Ray cluster can be reached at '{address}': {e.strerror or e}.") from e

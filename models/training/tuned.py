@@ -19,10 +19,11 @@ from models.backbones.layers import layer_groups
 from models.backbones.module import EncoderModule, create_encoder
 from models.data.collections import Collection
 from models.training.config import TrainingError
-from models.training.devices import Devices, fabric_on
+from models.training.devices import Devices, run_on
 from models.training.inputs import Augment, Inputs
 from models.training.loggers import loggers_of
 from models.training.loop import Fitted, Loop, Tick, fit
+from models.training.memory import keep_freed
 from models.training.timetable import Timetable, discriminative, freezing_out, lp_then_all, together
 
 __all__ = ["SCALE", "TUNED", "Job", "Outcome", "TuneConfig", "fit_job", "timetable_of"]
@@ -209,6 +210,8 @@ class _Tuning:
             return None
         _, logits = encoded(self.objective, self.inputs, self.job.out)
         y = self.job.collection.y[self.job.out]
+        if not np.isfinite(logits).all():
+            return math.inf, 0.0
         share = 1.0 / np.bincount(y)[y]
         log_posterior = logits - np.logaddexp.reduce(logits, 1, keepdims=True)
         losses = -log_posterior[np.arange(len(y)), y]
@@ -247,16 +250,12 @@ def fit_job(job: Job, tick: Tick | None = None) -> Outcome:
         TrainingError: an item cannot be read, the encoder cannot learn, or the checkpoint is damaged.
         ValueError: the devices are not there.
     """
-    fabric = fabric_on(job.devices, loggers_of(job.logs[1], job.logs[0], job.name))
-    if job.devices.count == 1:
-        return _fit_job(fabric, job, tick)
-    launch: Any = fabric.launch  # annotated without the arguments that it passes on
-    outcome: Outcome = launch(_fit_job, job)
-    return outcome
+    return run_on(job.devices, loggers_of(job.logs[1], job.logs[0], job.name), _fit_job, job, tick)
 
 
 def _fit_job(fabric: Fabric, job: Job, tick: Tick | None = None) -> Outcome:
     begin = time.monotonic()
+    keep_freed()
     torch.set_num_threads(job.config.threads)
     config, encoder = job.config, job.encoder()
     tuned = Tuned(encoder, len(job.collection.labels), config.dropout, config.label_smoothing)

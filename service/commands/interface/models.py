@@ -98,6 +98,23 @@ def train(
 
 
 @app.command()
+def extract(
+    data: DataDir,
+    out: Annotated[Path, typer.Option("--out", help="File to write, .npz.")],
+    model: Annotated[Path | None, typer.Option("--model", help="Bundle: DIR/NAME or DIR/NAME/VERSION.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Or a pre-trained encoder by name.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Compute blocks side by side as Ray tasks.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, as auto or ray://host:10001; without it one is started here.")
+    ] = None,
+) -> None:
+    """Compute the features of images, sounds or texts, by what is served or by an encoder, into one file."""
+    from service.commands.extraction import run_extract
+
+    run_extract(data, out, model=model, backbone=backbone, ray=ray, ray_address=ray_address, command=command_line())
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder that `headway train` wrote.")],
     models: Annotated[Path, typer.Option("--models", help="Folder of bundles to export into.")],
