@@ -1,7 +1,9 @@
 """Where and how a loop runs: Lightning Fabric with our checkpoints, on one process or several."""
 
 import pickle
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from lightning_fabric import Fabric
@@ -61,20 +63,26 @@ def run_on(devices: Devices, loggers: Any, function: Callable[..., R], job: obje
     if devices.count == 1:
         return function(fabric, job, *more)
     launch: Any = fabric.launch  # annotated without the arguments that it passes on
-    # As bytes: what is handed over is looked through for modules otherwise, which frozen dataclasses do not allow.
-    result = pickle.loads(launch(_spawned, pickle.dumps((function, job))))  # noqa: S301 - made by us, a moment ago
-    if isinstance(result, TrainingError):
-        raise result
-    found: R = result
-    return found
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        # As bytes: what is handed over is looked through for modules otherwise, which frozen dataclasses do not allow.
+        # And by a file: the launcher waits for processes to end before it reads the pipe, which a network would fill.
+        launch(_spawned, pickle.dumps((function, job)), result)
+        found = pickle.loads(result.read_bytes())  # noqa: S301 - made by our own process, a moment ago
+    if isinstance(found, TrainingError):
+        raise found
+    answer: R = found
+    return answer
 
 
-def _spawned(fabric: Fabric, work: bytes) -> bytes:
-    function, job = pickle.loads(work)  # noqa: S301 - made by us, a moment ago
+def _spawned(fabric: Fabric, work: bytes, result: Path) -> None:
+    function, job = pickle.loads(work)  # noqa: S301 - made by the process that started this one
     try:
-        return pickle.dumps(function(fabric, job))
+        found = function(fabric, job)
     except TrainingError as error:  # of all processes alike
-        return pickle.dumps(error)
+        found = error
+    if fabric.is_global_zero:
+        result.write_bytes(pickle.dumps(found))
 
 
 def one_process() -> Fabric:

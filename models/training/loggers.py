@@ -11,22 +11,23 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from models.training.config import TrainingError
 
-__all__ = ["LOGGERS", "MLflowLogger", "loggers_of"]
+__all__ = ["LOGGERS", "MLflowLogger", "loggers_of", "store_in"]
 
 LOGGERS = ("csv", "tensorboard", "mlflow")
 
 
 class MLflowLogger(Logger):
-    """Metrics of one network as a run of MLflow, where `MLFLOW_TRACKING_URI` says, or else under `folder`."""
+    """Metrics of one network as a run of MLflow, where `MLFLOW_TRACKING_URI` says, or else in SQLite in `folder`."""
 
     def __init__(self, folder: Path, name: str) -> None:
         try:
             import mlflow
         except ImportError as e:
-            raise TrainingError("The logger mlflow needs: pip install mlflow-skinny") from e
+            raise TrainingError("The logger mlflow needs: pip install mlflow") from e
         self._name, self._folder = name, folder
+        folder.mkdir(parents=True, exist_ok=True)
         kept = mlflow.environment_variables.MLFLOW_TRACKING_URI.get()
-        self._client = mlflow.MlflowClient(kept or f"file://{folder.resolve()}")
+        self._client = mlflow.MlflowClient(kept or store_in(folder))
         found = self._client.get_experiment_by_name("headway")
         experiment = found.experiment_id if found else self._client.create_experiment("headway")
         self._run = self._client.create_run(experiment, run_name=name).info.run_id
@@ -62,6 +63,11 @@ class MLflowLogger(Logger):
     def finalize(self, status: str) -> None:
         """End the run."""
         self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+
+
+def store_in(folder: Path) -> str:
+    """URI of MLflow's own store in a folder; `mlflow ui --backend-store-uri` takes it."""
+    return f"sqlite:///{folder.resolve()}/mlflow.db"
 
 
 def loggers_of(kinds: Sequence[str], folder: Path, name: str) -> list[Logger]:

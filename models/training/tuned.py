@@ -26,7 +26,19 @@ from models.training.loop import Fitted, Loop, Tick, fit
 from models.training.memory import keep_freed
 from models.training.timetable import Timetable, discriminative, freezing_out, lp_then_all, together
 
-__all__ = ["SCALE", "TUNED", "Job", "Outcome", "TuneConfig", "fit_job", "timetable_of"]
+__all__ = [
+    "SCALE",
+    "TUNED",
+    "Job",
+    "Outcome",
+    "TuneConfig",
+    "Tuned",
+    "Tuning",
+    "encoded",
+    "fit_job",
+    "loop_of",
+    "timetable_of",
+]
 
 SCALE = 16.0
 """Features of length 1 are stretched before the head, so that its weights are of the size that optimisers expect."""
@@ -174,7 +186,7 @@ def timetable_of(encoder: EncoderModule, config: TuneConfig, steps: int) -> Time
     return together(layers, steps, config.rate)
 
 
-class _Tuning:
+class Tuning:
     """What the loop trains."""
 
     def __init__(self, tuned: Tuned, inputs: Inputs, job: Job) -> None:
@@ -243,6 +255,20 @@ def encoded(
     return np.concatenate(z).astype(np.float64), np.concatenate(logits).astype(np.float64)
 
 
+def loop_of(job: Job) -> Loop:
+    """Settings of the loop for a job."""
+    config = job.config
+    return Loop(
+        steps=job.steps,
+        evaluate_every=min(config.evaluate_every, job.steps),
+        patience=config.patience,
+        seed=job.seed,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        batch_norm=config.batch_norm,
+    )
+
+
 def fit_job(job: Job, tick: Tick | None = None) -> Outcome:
     """Train a job's network, in this process or in as many as its devices say.
 
@@ -264,17 +290,8 @@ def _fit_job(fabric: Fabric, job: Job, tick: Tick | None = None) -> Outcome:
         tuned.head.bias.data.copy_(torch.from_numpy(job.head[1]))
     tuned.eval()
     inputs = Inputs(encoder, job.collection)
-    loop = Loop(
-        steps=job.steps,
-        evaluate_every=min(config.evaluate_every, job.steps),
-        patience=config.patience,
-        seed=job.seed,
-        weight_decay=config.weight_decay,
-        ema=config.ema,
-        batch_norm=config.batch_norm,
-    )
-    table = timetable_of(encoder, config, job.steps)
-    fitted = fit(fabric, _Tuning(tuned, inputs, job), table, loop, name=job.name, checkpoint=job.checkpoint, tick=tick)
+    table, loop = timetable_of(encoder, config, job.steps), loop_of(job)
+    fitted = fit(fabric, Tuning(tuned, inputs, job), table, loop, name=job.name, checkpoint=job.checkpoint, tick=tick)
     features, logits = encoded(tuned, inputs, np.arange(len(job.collection)))
     if not (np.isfinite(features).all() and math.isfinite(float(np.abs(logits).max()))):
         raise TrainingError(

@@ -180,18 +180,18 @@ def test_a_run_killed_at_a_random_step_resumes_to_the_same_weights(
 ):
     whole = arrays(runs(recipe))
     killed_at = int(np.random.default_rng((seed, len(recipe))).integers(1, 26))
-    drawn, real = itertools.count(), tuned._Tuning.batch
+    drawn, real = itertools.count(), tuned.Tuning.batch
 
     def die(self, *args):
         if next(drawn) == killed_at:
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(tuned._Tuning, "batch", die)
+    monkeypatch.setattr(tuned.Tuning, "batch", die)
     with pytest.raises(KeyboardInterrupt):
         fine_tune(pictures, small(recipe), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
-    monkeypatch.setattr(tuned._Tuning, "batch", real)
+    monkeypatch.setattr(tuned.Tuning, "batch", real)
     assert same(whole, arrays(fine_tune(pictures, small(recipe), tmp_path / "run", resume=True)))
 
 
@@ -199,17 +199,17 @@ def test_averaged_weights_resume_too(small, pictures, tmp_path, monkeypatch):
     config = small("full", ema=0.9, folds=1, balance="none")
     whole = arrays(fine_tune(pictures, config, tmp_path / "whole"))
     assert not same(whole, arrays(fine_tune(pictures, small("full", folds=1, balance="none"), tmp_path / "plain")))
-    drawn, real = itertools.count(), tuned._Tuning.batch
+    drawn, real = itertools.count(), tuned.Tuning.batch
 
     def die(self, *args):
         if next(drawn) == 9:
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(tuned._Tuning, "batch", die)
+    monkeypatch.setattr(tuned.Tuning, "batch", die)
     with pytest.raises(KeyboardInterrupt):
         fine_tune(pictures, config, tmp_path / "run")
-    monkeypatch.setattr(tuned._Tuning, "batch", real)
+    monkeypatch.setattr(tuned.Tuning, "batch", real)
     assert same(whole, arrays(fine_tune(pictures, config, tmp_path / "run", resume=True)))
 
 
