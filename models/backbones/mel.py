@@ -36,7 +36,7 @@ class MelConfig(BaseModel):
     by_width: bool = Field(True, description="whether bands are divided by their width (Slaney), or peak at 1")
     edges: Literal["zeros", "reflect", "none"] = Field(
         "zeros",
-        description="what the first and last frame, centred on the ends, see beyond them; `none`: no such frames",
+        description="what frames centred on the first and last samples see beyond; `none`: no such frames",
     )
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class MelConfig(BaseModel):
 
 
 def hz_to_mel(hz: Array, scale: Scale = "slaney") -> Array:
-    """Pitch in mel of frequencies in Hz: O'Shaughnessy's formula as HTK has it, or that of Slaney's Auditory Toolbox."""
+    """Pitch in mel of frequencies in Hz: O'Shaughnessy's formula as HTK has it, or Slaney's (Auditory Toolbox)."""
     if scale == "htk":
         return np.asarray(2595.0 * np.log10(1.0 + hz / 700.0))
     beyond = BREAK_HZ + np.log(np.maximum(hz, LINEAR_HZ) / LINEAR_HZ) / LOG_STEP

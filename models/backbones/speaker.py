@@ -1,7 +1,8 @@
 """Who speaks, not what is said: Resemblyzer's voice encoder (`package:resemblyzer`) with its preprocessing inside.
 
 The network is the speaker encoder of Wan et al. 2018 (Generalized End-to-End Loss) as Resemblyzer trained it: three
-LSTM layers over the mel spectrogram of 1.6 s. A clip's features are the mean over such pieces, which begin 0.77 s apart.
+LSTM layers over the mel spectrogram of 1.6 s. A clip's features are the mean over such pieces, 0.77 s from one to the
+next.
 """
 
 import importlib.util
@@ -56,7 +57,7 @@ class _Network(nn.Module):
         return nn.functional.normalize(torch.relu(self.linear(last)), dim=1)
 
     def _in_onnx(self, mels: Tensor) -> Tensor:
-        """Last hidden state `(n, 256)` as ONNX's own LSTM operators: the exporter unrolls torch's to find its shapes."""
+        """Last hidden state `(n, 256)` by ONNX's own operators; torch's would be unrolled step by step to be traced."""
         y, rows = mels.transpose(0, 1), mels.shape[0]
         last = y
         for layer in range(LAYERS):
