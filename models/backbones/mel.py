@@ -28,6 +28,7 @@ class MelConfig(BaseModel):
 
     rate: float = Field(16_000.0, gt=0, description="of the samples, Hz")
     frame: int = Field(400, ge=2, description="samples of a frame, all of them under the window")
+    fft: int | None = Field(None, ge=2, description="samples that a frame is filled up to on both sides; default: none")
     hop: int = Field(160, ge=1, description="samples from one frame to the next")
     bands: int = Field(80, ge=1)
     low: float = Field(0.0, ge=0, description="Hz at which the first band begins")
@@ -45,6 +46,8 @@ class MelConfig(BaseModel):
             raise ValueError(
                 f"bands from {self.low:g} to {self.top:g} Hz do not lie below half the rate, {self.rate:g}"
             )
+        if self.length < self.frame:
+            raise ValueError(f"a frame of {self.frame} samples does not fit in a transform of {self.length}")
         return self
 
     @property
@@ -52,9 +55,14 @@ class MelConfig(BaseModel):
         """Hz at which the last band ends."""
         return self.rate / 2 if self.high is None else self.high
 
+    @property
+    def length(self) -> int:
+        """Samples of a Fourier transform."""
+        return self.frame if self.fft is None else self.fft
+
     def frames(self, samples: int) -> int:
         """Number of frames of so many samples."""
-        return 1 + (samples - (self.frame if self.edges == "none" else self.frame % 2)) // self.hop
+        return 1 + (samples - (self.length if self.edges == "none" else self.length % 2)) // self.hop
 
 
 def hz_to_mel(hz: Array, scale: Scale = "slaney") -> Array:
@@ -73,11 +81,11 @@ def mel_to_hz(mel: Array, scale: Scale = "slaney") -> Array:
 
 
 def mel_filters(cfg: MelConfig) -> Array:
-    """Triangular filters `(bands, frame // 2 + 1)` over the bins of a frame's spectrum, evenly spaced in mel."""
+    """Triangular filters `(bands, length // 2 + 1)` over the bins of a frame's spectrum, evenly spaced in mel."""
     ends = hz_to_mel(np.array([cfg.low, cfg.top]), cfg.scale)
     corners = mel_to_hz(np.linspace(ends[0], ends[1], cfg.bands + 2), cfg.scale)
     left, middle, right = (corners[i : i + cfg.bands, None] for i in range(3))
-    bins = np.fft.rfftfreq(cfg.frame, 1.0 / cfg.rate)
+    bins = np.fft.rfftfreq(cfg.length, 1.0 / cfg.rate)
     filters = np.maximum(0.0, np.minimum((bins - left) / (middle - left), (right - bins) / (right - middle)))
     return np.asarray(filters * (2.0 / (right - left)) if cfg.by_width else filters)
 
@@ -85,7 +93,7 @@ def mel_filters(cfg: MelConfig) -> Array:
 class Mel(nn.Module):
     """Power mel spectrogram `(n, bands, frames)` of samples `(n, t)`, under a periodic Hann window.
 
-    The definition is librosa's `melspectrogram` with `n_fft` equal to the frame.
+    The definition is librosa's `melspectrogram`, whose `n_fft` is `fft` here and whose `win_length` is `frame`.
     """
 
     waves: Tensor
@@ -94,9 +102,10 @@ class Mel(nn.Module):
     def __init__(self, cfg: MelConfig) -> None:
         super().__init__()
         self.default_cfg = cfg
-        n = cfg.frame
-        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
-        # Phases modulo the frame: exact for any bin, where an angle of thousands of radians is not.
+        n, before = cfg.length, (cfg.length - cfg.frame) // 2
+        window = np.zeros(n)
+        window[before : before + cfg.frame] = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(cfg.frame) / cfg.frame)
+        # Phases modulo the length: exact for any bin, where an angle of thousands of radians is not.
         angle = 2 * np.pi / n * (np.arange(n // 2 + 1)[:, None] * np.arange(n)[None] % n)
         waves = np.concatenate([np.cos(angle), np.sin(angle)]) * window
         # Constants, not weights: rebuilt from the configuration, so not in the state.
@@ -104,13 +113,13 @@ class Mel(nn.Module):
         self.register_buffer("filters", torch.tensor(mel_filters(cfg), dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Power `(n, bands, frames)` of samples `(n, t)`; t at least a frame, or half a frame where ends are filled."""
+        """Power `(n, bands, frames)` of samples `(n, t)`; t at least a frame, or half of one where ends are filled."""
         cfg = self.default_cfg
         if cfg.edges != "none":
-            half = (cfg.frame // 2, cfg.frame // 2)
+            half = (cfg.length // 2, cfg.length // 2)
             x = nn.functional.pad(x, half, mode="constant" if cfg.edges == "zeros" else "reflect")
         spectrum = nn.functional.conv1d(x.unsqueeze(1), self.waves, stride=cfg.hop)
-        bins = cfg.frame // 2 + 1
+        bins = cfg.length // 2 + 1
         real, imaginary = spectrum[:, :bins], spectrum[:, bins:]
         power: Tensor = torch.matmul(self.filters, real * real + imaginary * imaginary)
         return power
