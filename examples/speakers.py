@@ -14,11 +14,17 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from examples.few_shot import FEWEST, run
-from models.data.collections import load_collection
+from examples.few_shot import FEWEST, SHOTS, probe_accuracy, pull_of, run, tasks, unit
+from models.backbones import create_encoder
+from models.backbones.mel import LogMel, MelConfig
+from models.data.collections import Collection, load_collection
+from models.data.media import reader_of
+from models.training.features import features_of
 
 KLETTRES = Path("/usr/share/klettres")
+BACKBONE = "package:resemblyzer"
 EACH = 30
 
 
@@ -39,6 +45,36 @@ def voices(source: Path, folder: Path) -> Path:
     return folder
 
 
+def colour(collection: Collection) -> np.ndarray:
+    """Mean and deviation over time of 40 bands, `(n, 80)`: what a microphone and a room would give away, too."""
+    encoder = create_encoder(BACKBONE, {"weights": False})
+    reader, log_mel = reader_of(encoder.input, {}), LogMel(MelConfig(bands=40))
+    found = []
+    for i in range(len(collection)):
+        (clip,) = reader.read([collection.read(i)])
+        with torch.no_grad():
+            bands = log_mel(torch.from_numpy(np.trim_zeros(clip, "b"))[None])[0].numpy()
+        found.append(np.concatenate([bands.mean(1), bands.std(1)]))
+    z = np.array(found)
+    return (z - z.mean(0)) / z.std(0)
+
+
+def compare(collection: Collection, cache: Path, people: int) -> None:
+    """Print what linear probes on a few clips make of the encoder's features, and of the recordings' colour alone."""
+    spaces = {
+        "speaker encoder": features_of(create_encoder(BACKBONE), collection, cache)[0],
+        "colour": colour(collection),
+    }
+    for shots in SHOTS:
+        told = []
+        for name, z in ((name, unit(z)) for name, z in spaces.items()):
+            pull = pull_of(z, tasks(collection, people, np.random.default_rng(99)), shots)
+            drawn = tasks(collection, people, np.random.default_rng(1))
+            score = np.mean([probe_accuracy(z, shown[:, :shots], asked, pull) for shown, asked in drawn])
+            told.append(f"{name} {score:.1%}")
+        print(f"{shots} of 5 out of all {len(collection.labels)} labels, linear probe: {', '.join(told)}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--klettres", type=Path, default=KLETTRES)
@@ -47,4 +83,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         collection = load_collection(voices(options.klettres, Path(made) / "voices"))
-        run(collection, "package:resemblyzer", options.cache, people=options.people)
+        compare(collection, options.cache, 2 * options.people)
+        run(collection, BACKBONE, options.cache, people=options.people)

@@ -6,14 +6,15 @@ next.
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from exporters.input_spec import InputSpec
+from exporters.input_spec import InputSpec, Views
 from exporters.media_spec import AudioMedia
 from models.backbones.encoder import TappedEncoder
 from models.backbones.mel import Mel, MelConfig
@@ -95,7 +96,13 @@ class SpeakerEncoder(TappedEncoder):
         self.mel, self.network = Mel(MEL), _Network()
         samples = round(cfg.seconds * RATE)
         self.input = InputSpec(
-            shape=(-1, samples), unit="full scale", sample_rate=RATE, modality="audio", media=AudioMedia()
+            shape=(-1, samples),
+            unit="full scale",
+            sample_rate=RATE,
+            modality="audio",
+            media=AudioMedia(),
+            # Noise or a shift would make sound of the silence that fills a clip up.
+            views=Views(gain=0.3),
         )
         last = max(0.0, samples / MEL.hop - COVERAGE * PIECE)
         starts = range(0, int(last) + 1, STEP)
@@ -137,7 +144,7 @@ class SpeakerEncoder(TappedEncoder):
 
 def _length(x: Tensor) -> Tensor:
     """Samples `(n, 1)` of clips `(n, t)` up to the last that is not zero; at least 1."""
-    position = torch.arange(1, x.shape[1] + 1, dtype=torch.float32)
+    position = torch.arange(1, x.shape[1] + 1, dtype=torch.float32, device=x.device)
     return torch.where(x == 0, 0.0, position).amax(1, keepdim=True).clamp(min=1.0)
 
 
@@ -151,11 +158,11 @@ def resemblyzer(**settings: object) -> SpeakerEncoder:
     """
     encoder = SpeakerEncoder(SpeakerConfig.model_validate(settings))
     if encoder.default_cfg.weights:
-        encoder.network.load_state_dict(_weights(encoder.network.state_dict()))
+        _load(encoder.network)
     return encoder
 
 
-def _weights(wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _load(network: nn.Module) -> None:
     found = importlib.util.find_spec("resemblyzer")
     if found is None or found.origin is None:
         raise BackboneError("package:resemblyzer needs: pip install --no-deps resemblyzer")
@@ -163,6 +170,6 @@ def _weights(wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
         # The checkpoint also has two numbers of the loss that it was trained by.
-        return {name: state[name] for name in wanted}
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as e:
+        network.load_state_dict({name: state[name] for name in network.state_dict()})
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as e:
         raise BackboneError(f"{file} does not hold the weights of Resemblyzer's voice encoder: {e}") from e

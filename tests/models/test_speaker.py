@@ -9,7 +9,9 @@ import torch
 
 from models.backbones import BackboneError, create_encoder
 from models.backbones.mel import MelConfig, mel_filters
+from models.data.views import views
 
+RANDOM = {"weights": False}
 SECONDS = 4.0
 SAMPLES = 64_000
 # The eight largest of `VoiceEncoder("cpu").embed_utterance(normalize_volume(voice(44_000), -30, increase_only=True))`
@@ -23,7 +25,7 @@ installed = pytest.mark.skipif(importlib.util.find_spec("resemblyzer") is None, 
 def encoder():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return create_encoder("package:resemblyzer", {"weights": False, "seconds": SECONDS})
+        return create_encoder("package:resemblyzer", {**RANDOM, "seconds": SECONDS})
 
 
 def voice(samples, gain=0.01):
@@ -90,10 +92,16 @@ def test_silence_and_neighbours_do_no_harm(encoder):
     assert np.abs(both[0] - features(encoder, x[:1])).max() < 1e-5
 
 
+def test_views_of_a_clip_leave_the_silence_behind_it(encoder):
+    made = views(filled(voice(30_000)).numpy(), encoder.input, 4)
+    assert np.abs(made[1:, :30_000] - made[0, :30_000]).max() > 1e-4
+    assert not made[:, 30_000:].any()
+
+
 def test_taps_are_averaged_over_what_counts(encoder):
     """A filled-up clip of one piece: the second piece, silence only, must not come into the average."""
     clip = voice(25_600)
-    short = create_encoder("package:resemblyzer", {"weights": False, "seconds": 1.6})
+    short = create_encoder("package:resemblyzer", {**RANDOM, "seconds": 1.6})
     short.load_state_dict(encoder.state_dict())
     with torch.no_grad():
         found = encoder.forward_taps(filled(clip), ["lstm", "linear"])
@@ -106,7 +114,7 @@ def test_taps_are_averaged_over_what_counts(encoder):
 def test_clips_too_short_for_a_piece_and_other_settings_are_refused():
     for settings in ({"seconds": 1.0}, {"rate": 8000.0}):
         with pytest.raises(BackboneError, match="cannot be built so"):
-            create_encoder("package:resemblyzer", {"weights": False, **settings})
+            create_encoder("package:resemblyzer", {**RANDOM, **settings})
 
 
 def test_a_missing_or_damaged_package_is_a_sentence(tmp_path, monkeypatch):
@@ -117,10 +125,18 @@ def test_a_missing_or_damaged_package_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "resemblyzer").mkdir()
     (tmp_path / "resemblyzer" / "__init__.py").write_text("raise ImportError('its code is not to be run')")
-    torch.save({"model_state": {"linear.bias": torch.zeros(256)}}, tmp_path / "resemblyzer" / "pretrained.pt")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BackboneError, match=r"pretrained\.pt does not hold the weights"):
-        create_encoder("package:resemblyzer")
+    file = tmp_path / "resemblyzer" / "pretrained.pt"
+    other = {name: torch.zeros(3) for name in create_encoder("package:resemblyzer", RANDOM).network.state_dict()}
+    for held in (
+        b"",
+        b"nothing of the kind",
+        {"model_state": {"linear.bias": torch.zeros(256)}},
+        {"model_state": other},
+    ):
+        file.write_bytes(held) if isinstance(held, bytes) else torch.save(held, file)
+        with pytest.raises(BackboneError, match=r"pretrained\.pt does not hold the weights"):
+            create_encoder("package:resemblyzer")
 
 
 @installed
