@@ -1,4 +1,4 @@
-"""Personal labels of voices, on the letters and syllables that twenty people speak in KLettres (Debian).
+"""Personal labels of voices, on the letters and syllables of KLettres (Debian): twenty languages, a speaker each.
 
 apt-get install klettres-data
 pip install --no-deps resemblyzer
