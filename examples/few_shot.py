@@ -105,7 +105,7 @@ def run(collection: Collection, backbone: str, cache: Path, *, splits: int = 2, 
         order = rng.permutation(len(collection.labels))
         half = len(order) // 2
         known, own = (some(collection, sorted(part.tolist())) for part in (order[:half], order[half:]))
-        z = {name: _unit(features_of(encoder, part, cache)[0]) for name, part in (("known", known), ("own", own))}
+        z = {name: unit(features_of(encoder, part, cache)[0]) for name, part in (("known", known), ("own", own))}
         with tempfile.TemporaryDirectory() as folder:
             trained = train_probe(known, LinearProbeConfig(backbone=backbone), Path(folder) / "run", cache=cache)
             generic.append(trained.evaluation["zero_shot"]["mean"])
@@ -115,7 +115,7 @@ def run(collection: Collection, backbone: str, cache: Path, *, splits: int = 2, 
                 httpx.Client(base_url=service.url, timeout=120) as client,
             ):
                 for shots in SHOTS:
-                    pull = _pull(z["known"], tasks(known, people, np.random.default_rng(99)), shots)
+                    pull = pull_of(z["known"], tasks(known, people, np.random.default_rng(99)), shots)
                     for n, (shown, asked) in enumerate(tasks(own, people, rng)):
                         shown = shown[:, :shots]
                         begin = time.monotonic()
@@ -136,11 +136,12 @@ def run(collection: Collection, backbone: str, cache: Path, *, splits: int = 2, 
         )
 
 
-def _unit(z: np.ndarray) -> np.ndarray:
+def unit(z: np.ndarray) -> np.ndarray:
+    """Features brought to length 1."""
     return z.astype(np.float64) / np.linalg.norm(z, axis=1, keepdims=True)
 
 
-def _pull(z: np.ndarray, drawn: list[tuple[Any, Any]], shots: int) -> float:
+def pull_of(z: np.ndarray, drawn: list[tuple[Any, Any]], shots: int) -> float:
     """The probe's best strength on people with labels of the half that the model knows."""
     scores = {p: np.mean([probe_accuracy(z, shown[:, :shots], asked, p) for shown, asked in drawn]) for p in PULLS}
     return max(scores, key=lambda p: scores[p])

@@ -130,14 +130,14 @@ def picture(colour: tuple[int, int, int], rng: np.random.Generator, form: str = 
     return buffer.getvalue()
 
 
-def sound(pitch: float, rng: np.random.Generator, rate: int = int(RATE), channels: int = 1) -> bytes:
-    """A tenth of a second of a noisy tone, as a WAV file."""
+def sound(pitch: float, rng: np.random.Generator, rate: int = int(RATE), channels: int = 1, form: str = "WAV") -> bytes:
+    """A tenth of a second of a noisy tone, as a file."""
     import soundfile
 
     t = np.arange(rate // 10) / rate
     wave = 0.4 * np.sin(2 * np.pi * (pitch * rng.uniform(0.95, 1.05)) * t) + rng.normal(0, 0.02, len(t))
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.stack([wave] * channels, 1), rate, format="WAV")
+    soundfile.write(buffer, np.stack([wave] * channels, 1), rate, format=form)
     return buffer.getvalue()
 
 

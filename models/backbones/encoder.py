@@ -11,7 +11,7 @@ from exporters.input_spec import InputSpec, Padding
 from exporters.media_spec import TOKENIZER, AudioMedia, ImageMedia, TextMedia
 from models.backbones.module import EncoderModule
 
-__all__ = ["AudioConfig", "AudioEncoder", "ImageConfig", "ImageEncoder", "TextConfig", "TextEncoder"]
+__all__ = ["AudioConfig", "AudioEncoder", "ImageConfig", "ImageEncoder", "TappedEncoder", "TextConfig", "TextEncoder"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Network = Callable[..., Tensor]
@@ -56,7 +56,7 @@ class AudioConfig(BaseModel):
     config: dict[str, Any] | None = None
 
 
-class _Tapped(EncoderModule):
+class TappedEncoder(EncoderModule):
     """An encoder whose `network` has named layers to look at."""
 
     network: nn.Module
@@ -98,7 +98,7 @@ def _pooled(output: Tensor) -> Tensor:
     return output.mean(1) if output.ndim == 3 else output
 
 
-class ImageEncoder(_Tapped):
+class ImageEncoder(TappedEncoder):
     """Images `(n, H, W, 3)` uint8 to features: values to [0, 1], normalised, through `network`, averaged over space."""
 
     default_cfg: ImageConfig
@@ -134,7 +134,7 @@ class ImageEncoder(_Tapped):
         return _pooled(y)
 
 
-class TextEncoder(_Tapped):
+class TextEncoder(TappedEncoder):
     """Token ids `(n, t)` int64, filled up with `pad`, to features: the mean over tokens, or the first one's."""
 
     default_cfg: TextConfig
@@ -172,7 +172,7 @@ class TextEncoder(_Tapped):
         return nn.functional.normalize(z, dim=1) if self.default_cfg.normalise else z
 
 
-class AudioEncoder(_Tapped):
+class AudioEncoder(TappedEncoder):
     """Samples `(n, t)` to features: mean 0 and deviation 1 by clip, through `network`, averaged over time."""
 
     default_cfg: AudioConfig

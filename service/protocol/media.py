@@ -15,7 +15,7 @@ TENSORS = ("application/json", "application/x-npy")
 CONTENT_TYPES: dict[str, tuple[str, ...]] = {
     "image": ("image/jpeg", "image/png"),
     "text": ("text/plain",),
-    "audio": ("audio/wav", "audio/x-wav", "audio/wave"),
+    "audio": ("audio/wav", "audio/x-wav", "audio/wave", "audio/flac", "audio/x-flac", "audio/ogg"),
 }
 """What one image, text or sound may be sent as, by the kind of media that a model reads."""
 

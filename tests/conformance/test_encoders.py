@@ -25,9 +25,11 @@ WAV2VEC2 = {
     "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
 }  # fmt: skip
 RANDOM = {"weights": False}
+SPEAKER = {"seconds": 2.5, "weights": importlib.util.find_spec("resemblyzer") is not None}
 CASES = [
     ("package:efficientnet-lite0", {}),
     ("package:minilm-l6", {}),
+    ("package:resemblyzer", SPEAKER),
     ("hf:tiny-bert", {"config": {"model_type": "bert", "vocab_size": 50, **tiny_media.BERT}, **RANDOM}),
     ("hf:tiny-vit", {"config": VIT, "size": 32, "resize": 32, **RANDOM}),
     ("hf:tiny-wav2vec2", {"config": WAV2VEC2, "seconds": 0.1, **RANDOM}),
@@ -49,7 +51,9 @@ BUILT = {}
 def build(name, settings):
     """One of each, built once: the tests leave them as they were."""
     family = name.split(":")[0]
-    package = NEEDED.get(name, {"hf": "transformers", "timm": "timm", "torchvision": "torchvision"}.get(family))
+    package = NEEDED.get(
+        name, {"hf": "transformers", "timm": "timm", "torchvision": "torchvision"}.get(family, "torch")
+    )
     if importlib.util.find_spec(package) is None or (family in ("timm", "torchvision") and not TORCHVISION):
         pytest.skip(f"{package} is not installed")
     if name not in BUILT:
@@ -181,7 +185,7 @@ def test_a_freeze_plan_that_names_nothing_is_refused():
 
 def test_what_cannot_be_built_is_a_sentence(tmp_path):
     for name, words in (
-        ("package:nope", "package:nope'; there are: efficientnet-lite0, minilm-l6"),
+        ("package:nope", "package:nope'; there are: efficientnet-lite0, minilm-l6, resemblyzer"),
         ("magic:nope", "There is no backbone named 'magic:nope'; there are: "),
         ("signal", "cannot be built so"),
         (f"onnx:{tmp_path}/none.onnx", "which says what the graph takes"),

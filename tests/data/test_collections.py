@@ -34,6 +34,15 @@ def test_a_folder_of_users_has_people_and_their_own_repetitions(tmp_path):
     assert not set(c.repetition[c.user == 0]) & set(c.repetition[c.user == 1])
 
 
+def test_sounds_of_every_format_are_one_collection(tmp_path):
+    for label in ("high", "low"):
+        (tmp_path / label).mkdir()
+        for suffix in ("wav", "flac", "OGG", "opus"):
+            (tmp_path / label / f"1.{suffix}").write_bytes(b"")
+    c = load_collection(tmp_path)
+    assert (c.kind, c.labels, len(c)) == ("audio", ("high", "low"), 8)
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 def test_tables_of_texts(tmp_path, kind):
     rows = [("good soup, hot", "food"), ("high sea", "sea"), ("bread", "food"), ("a boat", "sea")]

@@ -194,18 +194,79 @@ def test_resampling_keeps_what_both_rates_hold_and_drops_the_rest():
     assert resampled(low.astype(np.float32), 48_000, 48_000) is not None
 
 
+FORMS = [
+    ("WAV", "PCM_16"),
+    ("WAV", "FLOAT"),
+    ("RF64", "PCM_24"),
+    ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+]
+
+
+def stored(samples, rate=8000, form="WAV", subtype=None):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=form, subtype=subtype)
+    return buffer.getvalue()
+
+
+def tone(samples=800, seed=0):
+    t = np.arange(samples) / 8000
+    return 0.5 * np.sin(2 * np.pi * 440 * t) + np.random.default_rng(seed).normal(0, 0.005, samples)
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMS)
+def test_each_format_gives_the_sound_that_was_stored(form, subtype):
+    row = sounds().read([stored(tone(), form=form, subtype=subtype)])[0]
+    away = np.abs(row[100:700] - tone()[100:700]).max()
+    assert away < (0.1 if form == "OGG" else 1e-4), "lossy at the most"
+
+
 def test_sounds_that_cannot_be_read_are_refused():
-    flac = io.BytesIO()
-    soundfile.write(flac, np.zeros(100), 8000, format="FLAC")
-    rng = np.random.default_rng(0)
+    flac, ogg = stored(tone(), form="FLAC"), stored(tone(80_000), form="OGG")
+    hole = ogg[: len(ogg) // 2] + bytes(100) + ogg[len(ogg) // 2 + 100 :]
+    endless = flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]  # as an encoder that could not go back
     for bad, words in (
-        (b"nothing", "sound 0 is not a WAV file"),
-        (flac.getvalue(), "sound 0 is FLAC"),
-        (tiny_media.sound(500.0, rng)[:44], "sound 0 has no samples"),
-        (tiny_media.sound(500.0, rng), "at most 0.01 s"),
+        (b"", "sound 0 is not a WAV, FLAC or OGG file"),
+        (b"nothing", "sound 0 is not a WAV, FLAC or OGG file"),
+        (stored(tone(), form="AIFF"), "sound 0 is not a WAV, FLAC or OGG file"),
+        (b"RIFF", "sound 0 is damaged"),
+        (flac[: len(flac) // 2], "sound 0 is damaged: Error : flac decoder lost sync"),
+        (ogg[:60], "sound 0 is damaged: Supported file format but file is malformed"),
+        (hole, r"sound 0 is damaged: [\d,]+ of its 80,000 samples can be read"),
+        (endless, "sound 0 does not say how long it is"),
+        (stored([]), "sound 0 has no samples"),
+        (stored([0.0, np.nan], subtype="FLOAT"), "some that are not finite"),
     ):
-        with pytest.raises(MediaError, match=words):
-            sounds(0.01 if "at most" in words else 2.0).read([bad])
+        with pytest.raises(MediaError, match=words) as raised:
+            sounds(12.0).read([bad])
+        assert "0x" not in str(raised.value), "no addresses of the machine"
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG"])
+def test_long_sounds_are_refused_by_their_header(form):
+    with pytest.raises(MediaError, match=r"sound 1 is 3\.0 s long; at most 2 s are taken"):
+        sounds().read([stored(tone()), stored(tone(24_000), form=form)])
+
+
+def test_a_bomb_of_silence_is_refused_by_its_header():
+    """Eight channels of a minute at 192 kHz in 100 KB: 370 MB were they decoded."""
+    flac = bytearray(stored(np.zeros((100, 8), np.int16), 192_000, "FLAC"))
+    flac[22:26] = (60 * 192_000).to_bytes(4, "big")
+    with pytest.raises(MediaError, match="11,520,000 samples in each of 8 channels; at most 24,000,000 in all"):
+        sounds(60.0).read([bytes(flac)])
+
+
+@pytest.mark.parametrize(("form", "subtype"), FORMS)
+@given(junk=st.binary(max_size=60), at=st.floats(0, 1), cut=st.floats(0, 1))
+def test_damaged_sounds_never_do_more_than_be_refused(form, subtype, junk, at, cut):
+    data = bytearray(stored(tone(), form=form, subtype=subtype))
+    where = int(at * len(data))
+    data[where : where + len(junk)] = junk
+    with contextlib.suppress(MediaError):
+        row = sounds().read([bytes(data[: int(len(data) * (1 - cut / 2))])])
+        assert row.shape == (1, 800)
+        assert np.isfinite(row).all()
 
 
 @pytest.mark.parametrize(

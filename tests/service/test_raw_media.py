@@ -95,7 +95,8 @@ async def test_texts_and_sounds_are_predicted_as_they_are(client, rng):
     for label in tiny_media.WORDS:
         assert await predicted(client, "words", tiny_media.sentence(label, rng).encode(), "text/plain") == label
     for label, pitch in tiny_media.PITCHES.items():
-        assert await predicted(client, "pitch", tiny_media.sound(pitch, rng), "audio/wav") == label
+        for form, kind in (("WAV", "audio/wav"), ("FLAC", "audio/flac"), ("OGG", "audio/ogg")):
+            assert await predicted(client, "pitch", tiny_media.sound(pitch, rng, form=form), kind) == label
 
 
 async def test_json_takes_one_or_many(client, rng):
@@ -170,7 +171,8 @@ async def test_another_media_type_is_a_415_that_names_what_is_read(client):
         ("words", b'{"inputs": ["soup", 3]}', "application/json", 400, "number 1 is of type int"),
         ("words", b'{"inputs": ["soup", " "]}', "application/json", 422, "text 1 is empty"),
         ("words", b"\xff\xff", "text/plain", 422, "text 0 is not UTF-8"),
-        ("pitch", b"RIFF", "audio/wav", 422, "sound 0 is not a WAV file"),
+        ("pitch", b"RIFF", "audio/wav", 422, "sound 0 is damaged"),
+        ("pitch", b"ID3", "audio/ogg", 422, "sound 0 is not a WAV, FLAC or OGG file"),
         ("colours", b'{"inputs": []}', "application/json", 400, "must have shape"),
     ],
 )
