@@ -64,7 +64,8 @@ class Bench:
             z = (self.work.features[u] - centre) @ a
             blank = np.zeros((len(member.y), self.classes))
             self.left.append(LeftOut(prior, z, member.y, member.session, member.repetition, blank))
-            self.trials += [t for t in trials_of(u, self.left[-1]) if not t.hidden and not t.elsewhere]
+            trials = trials_of(u, self.left[-1])
+            self.trials += [t for t in trials if t.shot in SHOTS.values() and not t.hidden and not t.elsewhere]
 
     def held(self, variant: Variant, seed: int) -> list[HeldOutEvidence]:
         """Evidence about everyone from networks trained without them."""
@@ -107,7 +108,8 @@ class Bench:
             if logits is not None:
                 found = found + shared_share(t.stats, self.hyper) * logits[t.person][t.scored]
             hits[names[t.shot]][t.person].append(float((found.argmax(1) == person.y[t.scored]).mean()))
-        return {name: [float(np.mean(h)) for h in by_person] for name, by_person in hits.items()}
+        everyone = {name: by_person for name, by_person in hits.items() if all(by_person)}
+        return {name: [float(np.mean(h)) for h in by_person] for name, by_person in everyone.items()}
 
     def priors(self, logits: dict[int, Array]) -> dict[str, dict[str, list[float]]]:
         """Personal heads by what they know of the population; the same evidence beside those that know any."""
@@ -158,10 +160,11 @@ def _cell(column: str, runs: list[dict[str, list[float]]], shipped: list[dict[st
 
 def prior_table(rows: dict[str, dict[str, list[float]]]) -> str:
     """A row a prior: mean over people, and the worst."""
-    lines = ["| prior | " + " | ".join(SHOTS) + " |", "|--|" + "--|" * len(SHOTS)]
+    shots = [name for name in SHOTS if all(name in found for found in rows.values())]
+    lines = ["| prior | " + " | ".join(shots) + " |", "|--|" + "--|" * len(shots)]
     for name, found in rows.items():
         lines.append(
-            f"| {name} | " + " | ".join(f"{np.mean(found[c]):.2f} ({min(found[c]):.1f})" for c in SHOTS) + " |"
+            f"| {name} | " + " | ".join(f"{np.mean(found[c]):.2f} ({min(found[c]):.1f})" for c in shots) + " |"
         )
     return "\n".join(lines)
 
@@ -211,7 +214,7 @@ def run(data: Path, subjects: str, hyper: HyperParameters, seeds: int, variants:
             if first and seed:
                 rows["mean of the seeds' networks"] = [bench.figures(average(shipped))]
                 record["averaged"] = seed + 1
-            write_atomically(file, json.dumps(record, indent=1).encode() + b"\n")
+            write_atomically(file, json.dumps(record).encode() + b"\n")
             write_atomically(out.with_suffix(".md"), page(record, len(bench.left)).encode())
 
 
