@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.machine import describe
-from examples.few_shot import some
+from examples.few_shot import some, unit
 from models.backbones import create_encoder
 from models.backbones.probe import recorded
 from models.data.collections import Collection, load_collection
@@ -51,11 +51,6 @@ def parts(y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         where = rng.permutation(np.flatnonzero(y == c))
         asked[where[: max(1, round(0.3 * len(where)))]] = True
     return np.flatnonzero(~asked), np.flatnonzero(asked)
-
-
-def unit(z: np.ndarray) -> np.ndarray:
-    """Features brought to length 1."""
-    return z.astype(np.float64) / np.linalg.norm(z, axis=1, keepdims=True)
 
 
 def accuracy(z: np.ndarray, y: np.ndarray, head: tuple[np.ndarray, np.ndarray]) -> float:

@@ -36,7 +36,7 @@ WHAT = {
     "text": "The service tokenises by the bundle's tokenizer; in the graph: the mask of what is filled up, the "
     "network, pooling, its projection and a linear probe. Send plain text.",
     "audio": "The service decodes, mixes down and resamples; in the graph: scaling by clip, the network, pooling, "
-    "its projection and a linear probe. Send WAV files.",
+    "its projection and a linear probe. Send WAV, FLAC or OGG files.",
 }
 
 

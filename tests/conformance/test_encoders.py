@@ -11,6 +11,7 @@ import torch
 from exporters.export import LARGEST_BATCH, to_onnx
 from models.backbones import Backbone, BackboneError, Encoder, FreezePlan, create_encoder, families
 from models.backbones.freezing import FrozenChanged
+from models.backbones.layers import layer_groups
 from tests import tiny_media, torchvision_ops
 
 TORCHVISION = torchvision_ops.prepare()
@@ -145,6 +146,16 @@ def test_what_is_frozen_stays_bit_identical_and_the_rest_learns(name, settings):
     with pytest.raises(FrozenChanged, match="is frozen and has changed"):
         plan.check(encoder, before)
     encoder.load_state_dict(saved)
+
+
+@each
+def test_its_layers_hold_every_parameter_once(name, settings):
+    encoder = build(name, settings)
+    groups = layer_groups(encoder)
+    assert list(groups) == [tap for tap in encoder.taps if tap in groups]
+    assert len(groups) > 1
+    for parameter, _ in encoder.named_parameters():
+        assert sum(FreezePlan(names).learns(parameter) for names in groups.values()) == 1, parameter
 
 
 @each
