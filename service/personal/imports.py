@@ -231,7 +231,7 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
     """
     stats, own = imported.statistics, imported.head.own
     outcome, evidence, warnings = "kept", "none", list[str]()
-    reason = "imported, not judged: no statistics came with it; PUT …/active serves it"
+    reason = "imported, not judged: no statistics came with it"
     if isinstance(stats, RepetitionSums):
         judged = refit_regression(model.bundle.regression, stats)
         outcome, evidence, reason = judged.outcome, judged.evidence, judged.reason
@@ -240,8 +240,11 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
         verdict, doubts = judge_statistics(shown, placed(shown, model.prior_of(own)))
         outcome, evidence, reason, warnings = verdict.outcome, verdict.evidence, verdict.reason, list(doubts)
     if activate == "always":
-        outcome, reason = "promoted", f"activated as demanded; {reason}"
+        told = f"; the guard: {reason}" if stats is not None else f", {reason.removeprefix('imported, ')}"
+        outcome, reason = "promoted", f"activated as demanded{told}"
     serves = outcome == "promoted" and activate != "never"
+    if not serves and stats is None:
+        reason += "; PUT …/active serves it"
     identifier = str(uuid.uuid4())
     report = {
         "calibration_id": identifier,

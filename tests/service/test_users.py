@@ -71,6 +71,26 @@ async def test_binary_calibration_equals_json(client, rng):
     assert one["outcome"] == two["outcome"]
 
 
+@pytest.mark.parametrize("retention", ["statistics", "features"])
+async def test_windows_whose_squares_cannot_be_summed_are_refused_and_nothing_is_kept(client, rng, retention):
+    await client.put(URL, json={"retention": retention})
+    await calibrate(client, rng)
+    before = (await client.get(URL)).json()
+    given = body(rng)
+    given["inputs"][7] = (np.array(given["inputs"][7]) * 1e20).tolist()
+    refused = await client.post(f"{URL}/calibrations", json=given)
+    assert refused.status_code == 422, refused.text
+    assert "window 7 has features up to" in refused.json()["error"]
+    enrolled = {k: given[k] for k in ("inputs", "labels", "repetitions")}
+    refused = await client.post(f"{URL}/samples", json={**enrolled, "accept": ["off_distribution"]})
+    assert refused.status_code == 422, refused.text
+    assert "window 7 has features up to" in refused.json()["error"]
+    assert (await client.get(f"{URL}/samples")).json()["samples"] == 0
+    after = (await client.get(URL)).json()
+    assert {k: v for k, v in after.items() if k != "updated"} == {k: v for k, v in before.items() if k != "updated"}
+    assert (await calibrate(client, rng))["classes"]["rest"]["samples"] == 40
+
+
 async def test_updates_add_up_and_replace_begins_anew(client, rng):
     await calibrate(client, rng)
     second = await calibrate(client, rng)
