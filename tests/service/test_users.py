@@ -292,6 +292,33 @@ async def test_the_same_windows_count_once(client, rng):
     assert any("sent before" in w for w in again["warnings"])
 
 
+async def test_windows_that_are_merged_with_others_count_once_too(client, rng):
+    calls = [body(rng, per_class=5, repetitions=1) for _ in range(10)]
+    for call in calls:
+        made = await client.post(f"{URL}/calibrations", json={**call, "activate": "always"})
+    assert made.json()["classes"]["rest"]["samples"] == 50
+    for old in (0, 2, 9):  # of ten repetitions the first three are one sum
+        answer = await client.post(f"{URL}/calibrations", json={**calls[old], "activate": "always"})
+        if old < 3:
+            assert answer.status_code == 422
+            assert "sent before and are in the statistics already" in answer.json()["error"]
+        else:
+            assert answer.json()["classes"]["rest"]["samples"] == 50
+    fresh = body(rng, per_class=5, repetitions=1)
+    both = {
+        "inputs": calls[1]["inputs"] + fresh["inputs"],
+        "labels": calls[1]["labels"] + fresh["labels"],
+        "repetitions": [0] * 15 + [1] * 15,
+    }
+    report = (await client.post(f"{URL}/calibrations", json={**both, "activate": "always"})).json()
+    assert report["classes"]["rest"]["samples"] == 55
+    assert "1 of the repetitions were sent before; each counts once" in report["warnings"]
+    # A label that is forgotten counts again when it is sent again.
+    await client.delete(f"{URL}/samples?label=fist")
+    back = (await client.post(f"{URL}/calibrations", json={**calls[0], "activate": "always"})).json()
+    assert back["classes"]["fist"]["samples"] == 5
+
+
 async def test_no_head_is_promoted_before_every_label_was_shown(client, rng):
     x, labels = tiny_windows(20, rng, OFFSET)
     two = [i for i, label in enumerate(labels) if label != "open"]
