@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["score_media"]
 
-FROZEN = "linear-probe"
-"""The recipe that leaves the encoder as it is; those of others have seen everybody, and nobody is left out of them."""
+FROZEN = ("linear-probe", "cached-features")
+"""Recipes that leave the encoder as it is; those of others have seen everybody, and nobody is left out of them."""
 
 
 def score_media(
@@ -40,8 +40,8 @@ def score_media(
     from models.training.pooling import probe_prior, space_of
     from models.training.probe_fit import folds_of, left_out_logits
 
-    recipe = run.provenance.config.get("recipe", run.provenance.recipe or FROZEN)
-    if recipe != FROZEN:
+    recipe = run.provenance.config.get("recipe", run.provenance.recipe or FROZEN[0])
+    if recipe not in FROZEN:
         raise ReportError(
             f"{run.folder} was trained by the recipe {recipe}, which changed the encoder on everybody's data: nothing "
             "of them is left out. Leave --data away."
