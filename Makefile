@@ -26,7 +26,8 @@ demo: install ## the whole loop: DATA=watch (default), synth, or a folder (with 
 	$(BIN)/headway demo --data $(DATA)
 
 serve: install ## serve the shipped bundle on port 8000 (ARGS='--port 8001 --metrics-port 9091')
-	$(BIN)/headway serve $(ARGS)
+	@trap 'kill -TERM $$child; wait $$child; exit 0' INT TERM; $(BIN)/headway serve $(ARGS) & child=$$!; \
+	  wait $$child; code=$$?; [ $$code -eq 143 ] || exit $$code
 
 test: install ## the whole test suite
 	$(BIN)/pytest

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from models.evaluation.personaliser import DEFAULT_METHOD, LocalPersonaliser, Pe
 from models.evaluation.protocols import Protocol, Subject
 from models.evaluation.scores import Scores, Summary, mean_scores, score, summarise
 from models.heads.head import softmax
+from models.heads.prior import HyperParameters
 
 ZERO_SHOT = "0-shot"
 GENERIC = "generic (0-shot)"
@@ -237,9 +238,21 @@ def _trained(
 
 def configuration_hash(personaliser: Personaliser) -> str:
     """Digest of every setting that personal heads depend on: recorded before test subjects are scored."""
-    manifest = personaliser.manifest
-    text = json.dumps([manifest.feature_space, manifest.head.model_dump(mode="json")], sort_keys=True)
+    return configuration_of(personaliser.manifest.feature_space, personaliser.manifest.head)
+
+
+def configuration_of(feature_space: str, head: HyperParameters) -> str:
+    """The same digest from its parts."""
+    text = json.dumps([feature_space, head.model_dump(mode="json")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def training_of(provenance: Mapping[str, Any]) -> str:
+    """Digest of the training that a bundle or a run is of: the same for both, and for variants of the bundle."""
+    known = {
+        k: provenance[k] for k in ("command", "config", "subjects", "data", "started", "finished") if k in provenance
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def made_of(p: Personaliser, protocol: Protocol, command: str, seconds: float) -> dict[str, Any]:
@@ -248,6 +261,7 @@ def made_of(p: Personaliser, protocol: Protocol, command: str, seconds: float) -
         "model": f"{p.manifest.name}/{p.manifest.version}",
         "feature_space": p.manifest.feature_space,
         "configuration": configuration_hash(p),
+        "training": training_of(p.manifest.provenance),
         "subjects": [{"stem": r.stem, "digest": r.digest} for r in protocol.test],
         "population": [r.stem for r in protocol.population],
         "command": command,

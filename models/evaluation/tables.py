@@ -66,13 +66,17 @@ def _names(users: tuple[str, ...]) -> str:
 
 
 def to_table(evaluation: Evaluation) -> Table:
-    """Accuracy by method and condition, for the terminal."""
+    """Accuracy by method and condition, for the terminal; with all seven conditions it fits into 80 columns."""
     users = evaluation.table[GENERIC][ZERO_SHOT].users
-    table = Table(title=f"window accuracy, %, mean ± sd over {users} users ({evaluation.recordings_scored} recordings)")
-    table.add_column("method")
+    title = (
+        f"window accuracy, %, mean over {users} users, and below it ± sd ({evaluation.recordings_scored} recordings)"
+    )
+    table = Table(title=title, box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, title_justify="left")
+    table.add_column("method", overflow="fold", min_width=20)
     for condition in evaluation.conditions:
-        table.add_column(condition, justify="right")
+        table.add_column(condition, justify="right", min_width=5)
     for method, row in evaluation.table.items():
         style = "bold" if method == PERSONAL else None
-        table.add_row(method, *(_cell(row.get(c)) for c in evaluation.conditions), style=style)
+        cells = (_cell(row.get(c)).replace(" ±", "\n±") for c in evaluation.conditions)
+        table.add_row(method, *cells, style=style)
     return table

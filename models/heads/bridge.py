@@ -78,6 +78,7 @@ class Bridge:
             stats.total @ self.weight.T + stats.count[..., None] * self.offset,
             self._moments(stats.class_moment, stats.total.sum(1), stats.count.sum(1)),
             self._moments(stats.repetition_moment, stats.total.sum(0), stats.count.sum(0)),
+            stats.seen_before,
         )
 
     def _moments(self, moment: Array, total: Array, count: Array) -> Array:

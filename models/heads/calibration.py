@@ -27,7 +27,7 @@ from models.heads.inputs import inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
-from models.heads.shown import Shown, together
+from models.heads.shown import Shown, merged_before, together
 from models.heads.statistics import Statistics, minus
 from models.heads.sums import Sums
 
@@ -108,10 +108,17 @@ def calibrate(
         x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
 
     Raises:
-        CalibrationError: one class only, or a method that needs features where only statistics were kept.
+        CalibrationError: one class only, no new windows, or a method that needs features where only statistics were
+            kept.
     """
     started = time.perf_counter()
-    shown = together(prior, np.asarray(z, np.float64), y, repetition, before)
+    merged = merged_before(before, x, y, repetition)
+    if merged:
+        new = ~np.isin(repetition, merged)
+        z, y, repetition, x = z[new], y[new], repetition[new], None if x is None else x[new]
+    if merged and not len(y):
+        raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
+    shown = together(prior, np.asarray(z, np.float64), y, repetition, before, x)
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
@@ -138,7 +145,14 @@ def calibrate(
         head = leaning(head, ~whole.seen, verdict.lean)
     turn = (turn_text(placement, placements),) if placement else ()
     seen = _inspected(x, shown, population)
-    warnings = (*looks.against, *looks.beside, *seen, *turn, *_contradictions(trust), *_sent_before(shown.again))
+    warnings = (
+        *looks.against,
+        *looks.beside,
+        *seen,
+        *turn,
+        *_contradictions(trust),
+        *_sent_before(len(shown.again) + len(merged)),
+    )
     seconds = {
         "fit": fitted - evaluated + begin - started,
         "evaluate": time.perf_counter() - fitted + evaluated - begin,
@@ -200,10 +214,10 @@ def _judge(
     return judge_held_out(held, prior, shots, margin, trust)
 
 
-def _sent_before(again: dict[int, int]) -> tuple[str, ...]:
+def _sent_before(again: int) -> tuple[str, ...]:
     if not again:
         return ()
-    return (f"{len(again)} of the repetitions were sent before; each counts once",)
+    return (f"{again} of the repetitions were sent before; each counts once",)
 
 
 def _held_out(folds: Sequence[Fold], shown: Shown, shared: Array, candidate: Array, previous: Head | None) -> HeldOut:

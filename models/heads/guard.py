@@ -228,8 +228,8 @@ def judge_by_population(prior: Prior, shots: Shots, warnings: Sequence[str]) -> 
         text = "a warning on the input needs held-out evidence: send two repetitions a class"
         return Verdict("insufficient", "population", 0.0, text, transfer=transfer)
     text = (
-        f"{record.windows} windows a class gained {record.gain:+.1%} (at least {record.lower:+.1%}) "
-        f"for {record.users} left-out users"
+        f"{record.windows} windows a class gained {record.gain:+.1%} (at least {record.lower:+.1%}, "
+        f"a one-sided 95 % bound) for {record.users} left-out users"
     )
     if record.lower > 0:
         return Verdict("promoted", "population", 1.0, text, transfer=transfer)

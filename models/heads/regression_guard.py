@@ -145,8 +145,8 @@ def judge_by_population(
         text = "a warning on the input needs held-out evidence: send two repetitions"
         return RegressionVerdict("insufficient", "population", 0.0, text, transfer=transfer)
     text = (
-        f"{record.windows} windows lowered the mean squared error by {record.gain:.3g} (at least {record.lower:.3g}, "
-        f"the shared head's being 1) for {record.users} left-out users"
+        f"{record.windows} windows lowered the mean squared error by {record.gain:.3g} (at least {record.lower:.3g}, a "
+        f"one-sided 95 % bound, the shared head's being 1) for {record.users} left-out users"
     )
     if record.lower > 0:
         return RegressionVerdict("promoted", "population", 1.0, text, transfer=transfer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.heads.folds import Fold
 from models.heads.label_noise import Trust, trusted
 from models.heads.prior import Prior
-from models.heads.statistics import Statistics, minus
+from models.heads.statistics import MERGED, Statistics, digests, minus
 from models.heads.sums import Rest
 
 Array = NDArray[np.float64]
@@ -72,13 +72,23 @@ class Shown:
 
 
 def together(
-    prior: Prior, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], before: Statistics | None
+    prior: Prior,
+    z: Array,
+    y: NDArray[np.integer],
+    repetition: NDArray[np.integer],
+    before: Statistics | None,
+    x: NDArray[np.generic] | None = None,
 ) -> Shown:
-    """Add the windows to what earlier calls brought; what is sent again counts once."""
+    """Add the windows to what earlier calls brought; what is sent again counts once.
+
+    `x (n, …)`: the raw windows, by which repetitions are known again once they are merged.
+    """
     classes, dim = prior.classes, prior.personal
     base = before if before is not None else Statistics.empty(classes, dim)
     repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
     new = Statistics.of(z[:, :dim], y, repetition, classes)
+    if x is not None:
+        new = replace(new, seen_before=digests(x, y, repetition))
     again = repeated(base, new)
     for later, earlier in again.items():
         # Left in, the earlier copy would be in the fit that judges the later one. It may have aged.
@@ -88,6 +98,15 @@ def together(
         base = minus(base, copy.scaled(weight))
     whole = base + new if base.repetitions else new
     return Shown(z, y, repetition, base, whole, again, whole.pooled())
+
+
+def merged_before(
+    before: Statistics | None, x: NDArray[np.generic] | None, y: NDArray[np.integer], repetition: NDArray[np.integer]
+) -> list[int]:
+    """Find repetitions whose windows are in a sum of merged ones already, from which they cannot be taken out."""
+    if before is None or x is None or MERGED not in before.seen_before.values():
+        return []
+    return [r for digest, r in digests(x, y, repetition).items() if before.seen_before.get(digest) == MERGED]
 
 
 def repeated(base: Statistics, new: Statistics) -> dict[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol, Self, TypeVar
 
@@ -19,6 +20,13 @@ MOST_COUNTED = 2**53
 """Windows in all that statistics are of, below this: floats count no further."""
 LARGEST = 1e30
 """Sums and weights stay below this; beyond it they overflow with the next window."""
+
+MAX_SEEN = 64
+"""Repetitions that are known again after they were merged, the newest."""
+MERGED = -(2**62)
+"""Instead of a repetition's id: its windows are in a sum with others'."""
+MOST_DIGESTED = 64
+"""Windows of a repetition that its digest is of, evenly spread, beside all labels: more would take as long as a fit."""
 
 
 class Scalable(Protocol):
@@ -44,6 +52,7 @@ class Statistics(Sums):
         total: `(K, R, d)` sum of features.
         class_moment: `(K, d, d)` sum of z zᵀ over a class.
         repetition_moment: `(R, d, d)` sum of z zᵀ over a repetition.
+        seen_before: digests of repetitions' windows, the newest last, and the id of each, or `MERGED`.
     """
 
     repetitions: tuple[int, ...]
@@ -51,6 +60,7 @@ class Statistics(Sums):
     total: Array
     class_moment: Array
     repetition_moment: Array
+    seen_before: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, classes: int, dim: int) -> Statistics:
@@ -125,7 +135,8 @@ class Statistics(Sums):
             )
         ids = tuple(sorted({*self.repetitions, *other.repetitions}))
         a, b = self._aligned(ids), other._aligned(ids)
-        return Statistics(ids, a[0] + b[0], a[1] + b[1], self.class_moment + other.class_moment, a[2] + b[2])
+        moment = self.class_moment + other.class_moment
+        return Statistics(ids, a[0] + b[0], a[1] + b[1], moment, a[2] + b[2], {**self.seen_before, **other.seen_before})
 
     def scaled(self, factor: float) -> Statistics:
         """Return the same windows, each counting `factor` of what it did."""
@@ -135,6 +146,7 @@ class Statistics(Sums):
             self.total * factor,
             self.class_moment * factor,
             self.repetition_moment * factor,
+            self.seen_before,
         )
 
     def padded(self, classes: int) -> Statistics:
@@ -148,6 +160,7 @@ class Statistics(Sums):
             np.pad(self.total, ((0, more), (0, 0), (0, 0))),
             np.pad(self.class_moment, ((0, more), (0, 0), (0, 0))),
             self.repetition_moment,
+            self.seen_before,
         )
 
     def first(self, classes: int) -> Sums:
@@ -161,14 +174,15 @@ class Statistics(Sums):
         if self.n[classes:].any():
             raise ValueError(f"classes behind the first {classes} have windows")
         some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
-        return Statistics(self.repetitions, *some, self.repetition_moment)
+        return Statistics(self.repetitions, *some, self.repetition_moment, self.seen_before)
 
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.
 
         Second moments are kept by class and by repetition, not by both: of the class's part in each repetition the
         means are exact, and the scatter around them is shared out by the number of windows. With one repetition, and
-        in the sum over repetitions, nothing of the class is left.
+        in the sum over repetitions, nothing of the class is left. No repetition is known again by its digest: sent once
+        more, the class is to count.
         """
         n = self.count[index]
         means = self.total[index] / np.maximum(n, 1e-300)[:, None]
@@ -184,7 +198,9 @@ class Statistics(Sums):
     def renumbered(self, first: int) -> Statistics:
         """Return the same windows with repetition ids `first, first+1, …`, in the old order."""
         ids = tuple(range(first, first + len(self.repetitions)))
-        return Statistics(ids, self.count, self.total, self.class_moment, self.repetition_moment)
+        new = dict(zip(self.repetitions, ids, strict=True))
+        seen = {digest: new.get(r, MERGED) for digest, r in self.seen_before.items()}
+        return Statistics(ids, self.count, self.total, self.class_moment, self.repetition_moment, seen)
 
     def merged_to(self, limit: int) -> Statistics:
         """Bound memory: merge the oldest repetitions (lowest ids) into one until at most `limit` remain."""
@@ -192,13 +208,30 @@ class Statistics(Sums):
         if surplus <= 0:
             return self
         old, keep = slice(0, surplus + 1), slice(surplus + 1, None)
+        seen = [(d, MERGED if r in self.repetitions[old] else r) for d, r in self.seen_before.items()]
         return Statistics(
             self.repetitions[surplus:],
             np.concatenate([self.count[:, old].sum(1, keepdims=True), self.count[:, keep]], 1),
             np.concatenate([self.total[:, old].sum(1, keepdims=True), self.total[:, keep]], 1),
             self.class_moment,
             np.concatenate([self.repetition_moment[old].sum(0, keepdims=True), self.repetition_moment[keep]]),
+            dict(seen[-MAX_SEEN:]),
         )
+
+
+def digests(x: NDArray[np.generic], y: NDArray[np.integer], repetition: NDArray[np.integer]) -> dict[int, int]:
+    """Digest the windows `x (n, …)` and labels of each repetition: digest -> id.
+
+    Of windows rather than features: these may differ in their last bits with what else was computed beside them.
+    """
+    found = {}
+    for r in np.unique(repetition).tolist():
+        own = np.flatnonzero(repetition == r)
+        some = own[np.linspace(0, len(own) - 1, min(MOST_DIGESTED, len(own))).astype(int)]
+        total = hashlib.blake2b(np.asarray(y[own], np.int64).tobytes(), digest_size=8)
+        total.update(np.ascontiguousarray(x[some]).tobytes())
+        found[int.from_bytes(total.digest(), "little", signed=True)] = r
+    return found
 
 
 def minus(whole: Statistics, part: Statistics) -> Statistics:
@@ -212,6 +245,7 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
         (whole.total - total)[:, keep],
         whole.class_moment - part.class_moment,
         (whole.repetition_moment - moment)[keep],
+        {d: r for d, r in whole.seen_before.items() if r == MERGED or (left[:, whole.repetitions.index(r)] > 0).any()},
     )
 
 
@@ -240,8 +274,10 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
 def to_bytes(stats: Statistics) -> bytes:
     """Encode as safetensors: float32, symmetric matrices as packed upper triangles, sums of shown classes only."""
     upper, seen = np.triu_indices(stats.dim), stats.seen
+    told = np.array(list(stats.seen_before.items()), np.int64).reshape(-1, 2)
     return safetensors.numpy.save(
         {
+            **({"seen": told} if len(told) else {}),
             "repetitions": np.asarray(stats.repetitions, np.int64),
             "count": np.ascontiguousarray(stats.count, np.float32),
             "total": np.ascontiguousarray(stats.total[seen], np.float32),
@@ -265,7 +301,8 @@ def from_bytes(data: bytes) -> Statistics:
         total, moment = np.zeros((*count.shape, dim)), np.zeros((len(count), dim, dim))
         total[seen], moment[seen] = t["total"], _unpacked(t["class_moment"], dim)
         repetitions = tuple(int(i) for i in t["repetitions"])
-        return Statistics(repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim))
+        told = dict(t["seen"].tolist()) if "seen" in t else {}
+        return Statistics(repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim), told)
     except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as e:
         raise ValueError(f"not a user's statistics: {e}") from e
 

@@ -54,7 +54,10 @@ def held_out_claim(repetitions: int) -> str:
 
 def expected_claim(users: int) -> str:
     """Say what an interval over so many left-out people speaks of."""
-    return f"expected from {users} other people, not measured on this one: record two repetitions to know"
+    return (
+        f"expected from {users} other people, not measured on this one: record two repetitions to know "
+        "(low and high: two-sided 95 %)"
+    )
 
 
 def classified(gain: float, low: float, high: float, claim: str) -> Transfer:

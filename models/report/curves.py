@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT
 from models.report import svg
-from models.report.inputs import EvaluationFile, Network, Personal, RunFile
+from models.report.inputs import EvaluationFile, Network, Personal, RunFile, Stage
 from models.report.page import Section, details, figure, paragraph, percent, table
 from models.report.svg import Axis, Series
 
@@ -40,17 +41,23 @@ def training_curves(run: RunFile) -> Section:
     if run.provenance.stages:
         rows = [
             (
-                s.stage,
+                name,
                 str(s.steps),
                 "–" if s.best_step is None else str(s.best_step),
                 "–" if s.log_loss is None else f"{s.log_loss:.4f}",
                 ", ".join(s.held_out) or "nobody",
             )
-            for s in run.provenance.stages
+            for name, s in zip(_names(run.provenance.stages), run.provenance.stages, strict=True)
         ]
         head = ("network", "steps taken", "best step", "log-loss there", "left out")
         parts.append(table(head, rows, "Networks: each fold leaves people out; the final one has everybody"))
     return Section("curves", "Training curves", parts)
+
+
+def _names(stages: Sequence[Stage]) -> list[str]:
+    """Names of a run's networks as its curves have them; the record counts folds from 0."""
+    folds = [s.stage for s in stages if re.fullmatch(r"fold \d+", s.stage)]
+    return [f"fold {folds.index(s.stage) + 1} of {len(folds)}" if s.stage in folds else s.stage for s in stages]
 
 
 def _network_figures(networks: Sequence[Network]) -> list[str]:
@@ -137,7 +144,7 @@ def _evaluated_curve(evaluation: EvaluationFile) -> str:
 
 def _own_curve(run: RunFile, rows: Sequence[Personal], key: str, where: str) -> str:
     rows = sorted(rows, key=lambda p: (p.repetitions, p.windows or math.inf))
-    names = [_shot(p) for p in rows]
+    names = [_shot(run, p) for p in rows]
     series = [
         Series("personal head, mean", tuple((i, 100 * p.personal) for i, p in enumerate(rows)), strong=True),
         Series("shared head, mean", tuple((i, 100 * p.generic) for i, p in enumerate(rows))),
@@ -158,9 +165,10 @@ def _own_curve(run: RunFile, rows: Sequence[Personal], key: str, where: str) -> 
     )
 
 
-def _shot(p: Personal) -> str:
+def _shot(run: RunFile, p: Personal) -> str:
     many = f"{p.repetitions} repetition{'s' if p.repetitions > 1 else ''}"
-    return f"{p.windows} window{'s' if p.windows > 1 else ''} a class" if p.windows else many
+    what = "example" if run.media else "window"
+    return f"{p.windows} {what}{'s' if p.windows > 1 else ''} a class" if p.windows else many
 
 
 def _evidence(run: RunFile) -> str:

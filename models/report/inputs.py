@@ -8,10 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT
+from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT, configuration_of, training_of
 from models.heads.prior import HyperParameters
 
-__all__ = ["EvaluationFile", "Network", "ReportError", "RunFile", "read_evaluation", "read_run"]
+__all__ = ["EvaluationFile", "Network", "ReportError", "RunFile", "check_belongs", "read_evaluation", "read_run"]
 
 RECORD, HISTORY = "run.json", "history.json"
 
@@ -80,6 +80,7 @@ class Provenance(_Part):
     """Where a run comes from."""
 
     command: str = ""
+    recipe: str = ""
     config: dict[str, Any]
     subjects: tuple[dict[str, str], ...] = ()
     commit: str = ""
@@ -94,7 +95,7 @@ class Provenance(_Part):
 
 
 class RunFile(_Part):
-    """A finished run's record. `networks` is None where the run kept no history."""
+    """A finished run's record. `networks` is None where the run kept no history; `training` is its digest."""
 
     folder: Path
     format: Literal[1] = 1
@@ -105,6 +106,7 @@ class RunFile(_Part):
     evaluation: Figures
     provenance: Provenance
     networks: tuple[Network, ...] | None = None
+    training: str = ""
 
     @property
     def media(self) -> bool:
@@ -151,6 +153,7 @@ class MadeOf(_Part):
     command: str = ""
     feature_space: str = ""
     configuration: str = ""
+    training: str = ""
     seconds: float | None = None
     versions: dict[str, str] = {}
 
@@ -189,7 +192,10 @@ def read_run(folder: Path) -> RunFile:
     record = _json(file)
     history = folder / HISTORY
     networks = _json(history).get("networks", ()) if history.is_file() else None
-    return _checked(RunFile, {**record, "folder": folder, "networks": networks}, file, "headway train")
+    told = record.get("provenance")
+    training = training_of(told) if isinstance(told, dict) else ""
+    more = {"folder": folder, "networks": networks, "training": training}
+    return _checked(RunFile, {**record, **more}, file, "headway train")
 
 
 def read_evaluation(file: Path) -> EvaluationFile:
@@ -214,6 +220,32 @@ def read_evaluation(file: Path) -> EvaluationFile:
         what = f"no generic scores of {strangers[0]}" if whole else "not both the generic and the personal head"
         raise ReportError(f"{file} has {what}; write it anew with `headway evaluate --json FILE`.")
     return found
+
+
+def check_belongs(run: RunFile, evaluation: EvaluationFile, file: Path) -> str:
+    """Say how it is known that an evaluation is of a bundle exported from a run.
+
+    By the digest of the training; evaluations of earlier releases do not have it, but a digest of the feature space and
+    of the settings of heads, which are the run's.
+
+    Raises:
+        ReportError: it is of another run, or nothing in it tells.
+    """
+    told = evaluation.made_of
+    if told.training:
+        if told.training == run.training:
+            return "The bundle was exported from this run: both name the same training."
+        why = f"that bundle was exported from another training ({told.training}, this run is {run.training})"
+    elif told.configuration and told.configuration == configuration_of(told.feature_space, run.hyper):
+        return "The bundle's heads have this run's settings, to the last digit: it was exported from this run."
+    elif told.configuration:
+        why = "its heads have other settings than this run's, and it does not say from which training it is"
+    else:
+        why = "it does not say what it is made of"
+    raise ReportError(
+        f"{file} is an evaluation of {told.model}, and not of the run in {run.folder}: {why}. Give the evaluation of a "
+        "bundle that `headway export` made of this run, or the run that the bundle is of."
+    )
 
 
 def _json(file: Path) -> dict[str, Any]:

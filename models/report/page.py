@@ -31,6 +31,7 @@ svg text.on{fill:#fff}svg text.halo{paint-order:stroke;stroke:var(--bg);stroke-w
 .cell{fill:var(--cell);stroke:var(--line);stroke-width:.5}
 .before{fill:var(--before)}.harmed{fill:var(--bg);stroke:var(--harm);stroke-width:1.5;stroke-dasharray:3 2}
 polyline{fill:none;stroke-width:1.5}svg .strong{stroke-width:3.5}line[class^=k]{stroke-width:1.5}
+.ring{fill:var(--bg);fill-opacity:.6;stroke-width:3}
 .dots{fill:none;stroke-width:3.4;stroke-linecap:round;stroke-opacity:.55}
 """ + "".join(f".k{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}" for i in range(8))
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"

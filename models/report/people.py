@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT
 from models.report import svg
 from models.report.inputs import EvaluationFile, RunFile
-from models.report.left_out import LeftOut
 from models.report.page import Section, figure, paragraph, percent, table
+from models.report.scored import LeftOut, Person
 from models.report.svg import Axis, Panel
 
 __all__ = ["before_and_after", "by_user", "confusion", "guard"]
@@ -25,8 +25,10 @@ HARM_WORDS = (
 )
 
 
-def by_user(evaluation: EvaluationFile | None, left_out: LeftOut | None) -> Section:
-    """Shared and personal head of each user, the harmed ones marked."""
+def by_user(run: RunFile, evaluation: EvaluationFile | None, left_out: LeftOut | None) -> Section:
+    """Shared and personal head of each user, the harmed ones marked; without users, the shared head by label."""
+    if left_out is not None and left_out.served is None:
+        return _by_label(run, left_out)
     parts: list[str] = []
     if evaluation is not None:
         generic = {u: s.accuracy for u, s in evaluation.users[GENERIC][ZERO_SHOT].items()}
@@ -44,13 +46,30 @@ def by_user(evaluation: EvaluationFile | None, left_out: LeftOut | None) -> Sect
     )
 
 
+def _by_label(run: RunFile, left_out: LeftOut) -> Section:
+    total = left_out.shared.sum(1)
+    rows = [
+        (label, round(100 * float(right) / max(int(n), 1), 1), int(n))
+        for label, right, n in zip(run.labels, left_out.shared.diagonal(), total, strict=True)
+    ]
+    rows.sort(key=lambda row: row[1])
+    title = "Shared head by label, each example left out of the probe that decides about it"
+    least = f"The least is {rows[0][0]} with {rows[0][1]} %"
+    x = Axis("examples decided rightly, %", 0.0, 100.0, tuple((float(v), str(v)) for v in range(0, 101, 20)))
+    drawn = svg.bars("labels", title, f"{title}. {least}.", [row[:2] for row in rows[:MOST_BARS]], x)
+    cells = [(label, f"{right:.1f}", str(n)) for label, right, n in rows]
+    parts = [paragraph("The data have no users, or too few: nobody can be personalised, and labels are drawn instead.")]
+    parts.append(figure(drawn, f"{title}. {least}.", table(("label", "right, %", "examples"), cells, title)))
+    return Section("users", "By label", parts)
+
+
 def _user_bars(key: str, title: str, rows: Sequence[tuple[str, float, float]]) -> list[str]:
     rows = sorted(rows, key=lambda row: row[2] - row[1])
     harmed = [i for i, (_, before, after) in enumerate(rows) if after < before]
     said = (
         f"{len(harmed)} of {len(rows)} harmed" + (f": {', '.join(rows[i][0] for i in harmed)}" if harmed else "") + "."
     )
-    x = Axis("window accuracy, %", 0.0, 100.0, tuple((float(v), str(v)) for v in range(0, 101, 20)))
+    x = Axis("accuracy, %", 0.0, 100.0, tuple((float(v), str(v)) for v in range(0, 101, 20)))
     drawn = svg.paired_bars(key, title, f"{title}. {said}", rows[:MOST_BARS], x, ("shared head", "personal head"))
     cells = [
         (user, f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}", "harmed" if i in harmed else "")
@@ -72,11 +91,11 @@ def guard(run: RunFile, evaluation: EvaluationFile | None, left_out: LeftOut | N
         parts.append(
             table(("calibrated with", *verdicts), rows, "Verdicts on the evaluated people's calibrations (evidence)")
         )
-    if left_out is not None:
+    if left_out is not None and left_out.people:
         said = sorted({p.outcome for p in left_out.people})
         rows = [(v, str(sum(p.outcome == v for p in left_out.people))) for v in said]
         parts.append(table(("verdict", "people"), rows, "Verdicts on the run's own people, after one repetition"))
-    if not parts:
+    if not parts and not run.hyper.pooled:
         parts.append(paragraph("Give --evaluation or --data to see what the guard decides."))
     if run.hyper.pooled:
         parts.append(paragraph("The prior is pooled: the guard has no record of people to go by."))
@@ -88,60 +107,88 @@ def confusion(run: RunFile, left_out: LeftOut | None) -> Section:
     if left_out is None:
         return Section("confusion", "Confusion", [paragraph(_wants_data(run))])
     people = f"{len(left_out.people)} people, each left out of prior and network"
-    parts = []
-    for key, who, counts in (
-        ("shared", "Shared head", left_out.shared),
-        ("served", "Head served after one repetition", left_out.served),
-    ):
+    heads = [("shared", "Shared head", left_out.shared)]
+    if left_out.served is None:
+        people = "each example left out of the probe that decides about it"
+    else:
+        heads.append(("served", "Head served after one repetition", left_out.served))
+    parts = [paragraph(left_out.checked)] if left_out.checked else []
+    for key, who, counts in heads:
         total = counts.sum(1, keepdims=True)
         shares = counts / np.maximum(total, 1)
         right = counts.trace() / counts.sum()
         title = f"{who}: confusion"
         words = (
-            f"{who}, {people}: {counts.sum():,} windows that did not calibrate, {percent(right)} % right. "
+            f"{who}, {people}: {counts.sum():,} {_items(run)} that did not calibrate, {percent(right)} % right. "
             "Rows add up to 100 %."
         )
         rows = [(label, *(str(n) for n in row)) for label, row in zip(run.labels, counts, strict=True)]
-        numbers = table(("true, decided →", *run.labels), rows, f"{who}: windows")
+        numbers = table(("true, decided →", *run.labels), rows, f"{who}: {_items(run)}")
         parts.append(figure(svg.heat(f"confusion-{key}", title, words, run.labels, shares), words, numbers))
     return Section("confusion", "Confusion", parts)
 
 
 def before_and_after(run: RunFile, left_out: LeftOut | None) -> Section:
-    """A map of some people's windows, as the population's classes and as their own place them."""
+    """Maps of some people: the same examples beside the population's classes, and beside those of their own head."""
     if left_out is None:
         return Section("map", "Map before and after", [paragraph(_wants_data(run))])
-    mapped = left_out.mapped
-    y = np.concatenate([m.y for m in mapped])
-    panels = [
-        Panel("before: the population's classes", np.concatenate([m.before for m in mapped]), y),
-        Panel("after: each person's own classes", np.concatenate([m.after for m in mapped]), y),
-    ]
-    names = ", ".join(m.name for m in mapped)
+    if not left_out.people:
+        words = "The data have no users, or too few: there is no personal head to draw."
+        return Section("map", "Map before and after", [paragraph(words)])
+    everyone = left_out.people
+    tighter = sum(p.after < p.before for p in everyone)
     words = (
-        f"Windows that did not calibrate, of {names}, each left out of the prior. A window's place is its scores under "
-        "a linear discriminant of the personal features: before, with class means and covariance of the population; "
-        "after, with those that one labelled repetition makes of them (the personal head, before guard and "
-        "temperature). Both panels have the same axes, the two main ones of all scores: "
-        f"{100 * left_out.variance:.0f} % of their variance."
+        f"Each person is left out of the prior. Dots are {_items(run)} of theirs that did not calibrate, in the "
+        "personal features; they lie at the same places in both maps, for personalisation moves no features. What it "
+        "moves are the middles of the head's classes, the rings: before, the population's; after, those that one "
+        "labelled repetition makes of them (the personal head, before the guard). The plane is drawn for each person "
+        "by one rule: the two main axes of both kinds of middles, in units of the population's covariance within a "
+        "person. Over the maps: the mean squared distance of dots from the middle of their own label, over that of "
+        "the middles from each other's mean, in all directions of the middles, not in the plane alone. It is smaller "
+        "where a head's classes fit the person."
     )
-    title = "Left-out people before and after personalisation"
+    mean = [float(np.mean([getattr(p, what) for p in everyone])) for what in ("before", "after")]
+    parts = [
+        paragraph(words),
+        paragraph(
+            f"Of {len(everyone)} people {tighter} lie closer to their own classes than to the population's; mean ratio "
+            f"{mean[0]:.3f} before, {mean[1]:.3f} after."
+        ),
+        *(_map(run, i, p) for i, p in enumerate(left_out.mapped)),
+    ]
+    rows = [(p.name, f"{p.before:.3f}", f"{p.after:.3f}", p.outcome) for p in everyone]
+    loose = [i for i, p in enumerate(everyone) if p.after >= p.before]
+    parts.append(
+        table(("person", "before", "after", "verdict of the guard"), rows, "Distance within labels over between", loose)
+    )
+    return Section("map", "Map before and after", parts)
+
+
+def _map(run: RunFile, i: int, person: Person) -> str:
+    m = person.map
+    panels = [
+        Panel(f"before: the population's classes, {person.before:.3f}", m.xy, m.y, m.before),
+        Panel(f"after: the classes of their own head, {person.after:.3f}", m.xy, m.y, m.after),
+    ]
+    title = f"{person.name}, before and after personalisation"
+    words = f"{title}. The plane shows {100 * m.kept:.0f} % of how the middles differ."
     rows = [
-        (m.name, run.labels[c], *_middle(m.before, m.y == c), *_middle(m.after, m.y == c))
-        for m in mapped
+        (run.labels[c], *_point(m.xy[m.y == c].mean(0)), *_point(m.before[c]), *_point(m.after[c]))
         for c in np.unique(m.y)
     ]
-    head = ("person", "label", "before, x", "y", "after, x", "y")
-    numbers = table(head, rows, "Middle of each person's windows of a label")
-    drawn = svg.scatters("map", title, words, panels, run.labels)
-    return Section("map", "Map before and after", [figure(drawn, words, numbers)])
+    head = ("label", "dots, x", "y", "population, x", "y", "own head, x", "y")
+    numbers = table(head, rows, f"{person.name}: middles on the map")
+    return figure(svg.scatters(f"map-{i}", title, words, panels, run.labels), words, numbers)
 
 
-def _middle(xy: NDArray[np.float64], own: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(f"{v:.2f}" for v in xy[own].mean(0))
+def _point(xy: NDArray[np.float64]) -> tuple[str, ...]:
+    return tuple(f"{v:.2f}" for v in xy)
+
+
+def _items(run: RunFile) -> str:
+    return "examples" if run.media else "windows"
 
 
 def _wants_data(run: RunFile) -> str:
-    if run.media:
-        return "This is drawn for runs on recordings; this one is on images, texts or sounds."
-    return "Give --data, the folder of the recordings that the run was trained on, to see this."
+    what = "folder or table" if run.media else "folder of the recordings"
+    return f"Give --data, the {what} that the run was trained on, to see this."

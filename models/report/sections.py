@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT
 from models.report import svg
 from models.report.curves import learning_curve, training_curves
-from models.report.inputs import EvaluationFile, RunFile
-from models.report.left_out import LeftOut
+from models.report.inputs import EvaluationFile, RunFile, Stage
 from models.report.page import Section, details, page, paragraph, percent, table
 from models.report.people import before_and_after, by_user, confusion, guard
+from models.report.scored import LeftOut
 
 __all__ = ["report"]
 
 
-def report(run: RunFile, evaluation: EvaluationFile | None = None, left_out: LeftOut | None = None) -> str:
+def report(
+    run: RunFile, evaluation: EvaluationFile | None = None, left_out: LeftOut | None = None, belongs: str = ""
+) -> str:
     """The page of a run; the same inputs give the same bytes.
 
     Args:
         run: the run's record, with its history where it kept one.
         evaluation: of the bundle that was exported from it, on people it never saw.
-        left_out: its own people, each left out; made from the recordings.
+        left_out: its own people, or labels, each left out; made from the data of the training.
+        belongs: how it is known that the evaluation is of this run (`check_belongs`).
     """
     sections = [
-        _summary(run, evaluation),
+        _summary(run, evaluation, belongs),
         training_curves(run),
         learning_curve(run, evaluation),
-        by_user(evaluation, left_out),
+        by_user(run, evaluation, left_out),
         guard(run, evaluation, left_out),
         confusion(run, left_out),
         before_and_after(run, left_out),
@@ -36,7 +41,7 @@ def report(run: RunFile, evaluation: EvaluationFile | None = None, left_out: Lef
     return page(f"Training report: {run.name}", lead, sections)
 
 
-def _summary(run: RunFile, evaluation: EvaluationFile | None) -> Section:
+def _summary(run: RunFile, evaluation: EvaluationFile | None, belongs: str) -> Section:
     zero, config = run.evaluation.zero_shot, run.provenance.config
     people = f"{run.evaluation.users} people" if run.evaluation.users else "no users: the prior is pooled"
     rows = [("population", people), ("labels", f"{len(run.labels)}: {', '.join(run.labels)}")]
@@ -76,11 +81,13 @@ def _summary(run: RunFile, evaluation: EvaluationFile | None) -> Section:
                 )
             )
     return Section(
-        "summary", "In short", [table(("what", "value"), rows, "The run and its main figures"), *_held(run, evaluation)]
+        "summary",
+        "In short",
+        [table(("what", "value"), rows, "The run and its main figures"), *_held(run, evaluation, belongs)],
     )
 
 
-def _held(run: RunFile, evaluation: EvaluationFile | None) -> list[str]:
+def _held(run: RunFile, evaluation: EvaluationFile | None, belongs: str) -> list[str]:
     """Say whom the evaluation scored, and warn where they are the run's own people."""
     if evaluation is None:
         return [
@@ -92,7 +99,7 @@ def _held(run: RunFile, evaluation: EvaluationFile | None) -> list[str]:
         paragraph(
             f"Evaluated: the bundle {evaluation.made_of.model}, protocol {evaluation.protocol}: "
             f"{evaluation.description}. {evaluation.recordings_scored} recordings, {evaluation.windows_scored:,} "
-            "windows. That the bundle was exported from this run is taken from whoever named both."
+            f"windows. {belongs}".strip()
         )
     ]
     if own:
@@ -124,7 +131,7 @@ def _made_of(run: RunFile, evaluation: EvaluationFile | None) -> Section:
     made = run.provenance
     rows = [("training command", made.command or "–"), ("commit", made.commit or "–")]
     rows += [(f"version of {k}", v) for k, v in made.versions.items()]
-    rows += [(k.replace("_", " "), str(v)) for k, v in made.config.items()]
+    rows += [(k.replace("_", " "), _setting(k, v, made.stages)) for k, v in made.config.items()]
     rows += [(f"data, {k}", str(v)) for k, v in made.data.items()]
     rows += [(f"backbone, {k}", v) for k, v in made.backbone.items()]
     if evaluation is not None:
@@ -137,3 +144,11 @@ def _made_of(run: RunFile, evaluation: EvaluationFile | None) -> Section:
     if subjects:
         parts.append(details("People of the training", table(("file", "digest"), subjects, "Recordings, by content")))
     return Section("made-of", "What it was made of", parts)
+
+
+def _setting(name: str, value: object, stages: Sequence[Stage]) -> str:
+    """A setting in words; folds are at most as many as people, and without a network there are none."""
+    if name != "folds":
+        return str(value)
+    folds = sum(bool(s.held_out) for s in stages)
+    return str(value) if folds == value else f"{value} at most; {folds} networks were trained on folds"

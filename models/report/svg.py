@@ -41,11 +41,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One scatter: a title, places `(n, 2)` and the label `(n,)` of each."""
+    """One scatter: a title, places `(n, 2)` with the label `(n,)` of each, and the middles `(K, 2)` of all labels."""
 
     title: str
     xy: NDArray[np.float64]
     y: NDArray[np.integer]
+    middles: NDArray[np.float64]
 
 
 def axis(label: str, values: Sequence[float], *, low: float | None = None, high: float | None = None) -> Axis:
@@ -146,9 +147,9 @@ def heat(key: str, title: str, words: str, labels: Sequence[str], shares: NDArra
 
 
 def scatters(key: str, title: str, words: str, panels: Sequence[Panel], labels: Sequence[str]) -> str:
-    """Scatters side by side on the same axes, a colour a label, its name at the middle of its dots."""
+    """Scatters side by side on the same axes, a colour a label, its name and a ring at its middle."""
     side, gap, top = 370.0, 16.0, 26.0
-    every = np.concatenate([p.xy for p in panels])
+    every = np.concatenate([part for p in panels for part in (p.xy, p.middles[np.unique(p.y)])])
     low, high = every.min(0), every.max(0)
     scale = (side - 24) / max(float((high - low).max()), 1e-9)
     middle = (low + high) / 2
@@ -157,17 +158,27 @@ def scatters(key: str, title: str, words: str, panels: Sequence[Panel], labels: 
         left = n * (side + gap)
         body.append(f'<rect class="box" x="{_n(left)}" y="{_n(top)}" width="{_n(side)}" height="{_n(side)}"/>')
         body.append(_text(left, 16, panel.title))
-        x = left + side / 2 + (panel.xy[:, 0] - middle[0]) * scale
-        y = top + side / 2 - (panel.xy[:, 1] - middle[1]) * scale
+        x, y = _places(panel.xy, middle, scale, left + side / 2, top + side / 2)
+        at = np.stack(_places(panel.middles, middle, scale, left + side / 2, top + side / 2), 1)
         shown = [int(c) for c in np.unique(panel.y)]
         for c in shown:
             own = panel.y == c
             dots = "".join(f"M{_n(a)} {_n(b)}h0" for a, b in zip(x[own], y[own], strict=True))
             body.append(f'<path class="k{c % COLOURS} dots" d="{dots}"/>')
         for c in shown:
-            own = panel.y == c
-            body.append(_text(float(x[own].mean()), float(y[own].mean()), _short(labels[c], 18), "middle", "halo"))
+            a, b = at[c]
+            body.append(f'<circle class="k{c % COLOURS} ring" cx="{_n(a)}" cy="{_n(b)}" r="7"/>')
+        for c in shown:
+            a, b = at[c]
+            body.append(_text(float(a), float(b) - 10, _short(labels[c], 18), "middle", "halo"))
     return _figure(key, title, words, len(panels) * (side + gap) - gap, top + side + 4, body)
+
+
+def _places(
+    xy: NDArray[np.float64], middle: NDArray[np.float64], scale: float, left: float, top: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where points in data units lie on the page."""
+    return left + (xy[:, 0] - middle[0]) * scale, top - (xy[:, 1] - middle[1]) * scale
 
 
 def _figure(key: str, title: str, words: str, width: float, height: float, body: Sequence[str]) -> str:

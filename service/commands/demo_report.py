@@ -18,7 +18,8 @@ def report(story: Story, out: Path, console: Console) -> None:
     draw(story.curve, picture, f"{story.model}: {len(story.subjects)} people the model never saw")
     console.print()
     console.print(_table(story.curve))
-    console.print("insufficient: the guard found too little to promote on, and the generic head goes on serving")
+    if any("insufficient" in said for said in story.curve.outcomes.values()):
+        console.print("insufficient: the guard found too little to promote on, and the generic head goes on serving")
     for line in _harm(story):
         console.print(line, highlight=False)
     console.print(f"[bold]Guard[/], given the same windows with random labels: {story.guard}", highlight=False)

@@ -7,23 +7,30 @@ from pathlib import Path
 from rich.console import Console
 
 from models.files import write_atomically
-from models.report.inputs import ReportError, RunFile, read_evaluation, read_run
-from models.report.left_out import LeftOut, score_left_out
+from models.report.inputs import ReportError, RunFile, check_belongs, read_evaluation, read_run
+from models.report.left_out import score_left_out
+from models.report.scored import LeftOut
 from models.report.sections import report
 from service.commands.progress import steps
 
 console = Console()
 
 
-def run_report(run: Path, *, data: Path | None, evaluation: Path | None, out: Path | None) -> None:
+def run_report(
+    run: Path, *, data: Path | None, evaluation: Path | None, out: Path | None, cache: Path | None = None
+) -> None:
     """Write the page, beside the run's files unless `out` says where.
 
     Raises:
-        ReportError: there is no finished run, the evaluation is not one, or the data are not the run's.
+        ReportError: there is no finished run, the evaluation is not one or not of this run, or the data are
+            not the run's.
     """
     record = read_run(run)
-    figures = None if evaluation is None else read_evaluation(evaluation)
-    text = report(record, figures, None if data is None else _left_out(record, data))
+    figures, belongs = None, ""
+    if evaluation is not None:
+        figures = read_evaluation(evaluation)
+        belongs = check_belongs(record, figures, evaluation)
+    text = report(record, figures, None if data is None else _left_out(record, data, cache), belongs)
     page = text.encode("utf-8", "replace")  # JSON may hold halves of surrogate pairs
     file = out or run / "report.html"
     if file.is_dir():
@@ -32,12 +39,15 @@ def run_report(run: Path, *, data: Path | None, evaluation: Path | None, out: Pa
     console.print(f"written to {file} ({len(page) / 1024:.0f} KiB)", highlight=False)
 
 
-def _left_out(record: RunFile, data: Path) -> LeftOut:
-    """Score the run's own people on the recordings that it was trained on."""
+def _left_out(record: RunFile, data: Path, cache: Path | None) -> LeftOut:
+    """Score the run's own people, or labels where there are none, on the data that it was trained on."""
     if record.media:
-        raise ReportError(
-            f"{record.folder} is a run on images, texts or sounds; --data is for runs on recordings: leave it out."
-        )
+        from models.data.collections import load_collection
+        from models.report.media_left_out import score_media
+
+        collection = load_collection(data, int(record.provenance.config["seed"]))
+        with steps("left out", console) as progress:
+            return score_media(record, collection, cache, progress)
     from models.data.recordings import load_folder
 
     recordings = load_folder(data, ",".join(s["stem"] for s in record.provenance.subjects))

@@ -10,6 +10,9 @@ from rich.table import Table
 
 from exporters import bundle as bundles
 
+HEADINGS = ("model", "ver", "task", "input", "labels", "feat.", "kind", "MiB", "created", "ok")
+"""Of bundles; `labels` are targets where the task is a regression, with `+` where users may add their own."""
+
 
 def recordings_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line a file of recordings, with how many problems it has; it fits into 80 columns."""
@@ -41,19 +44,22 @@ def _text(value: Any) -> str:
 
 
 def bundles_table(models: Path, found: Mapping[str, list[int]]) -> Table:
-    """One line a version, with what it takes and whether it verifies."""
-    table = Table("model", "version", "input", "Hz", "labels or targets", "features", "MiB", "verified")
+    """One line a version, with what it takes and whether it verifies; it fits into 80 columns."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True, padding=(0, 1))
+    for heading in HEADINGS:
+        right = heading in ("ver", "labels", "feat.", "MiB")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for name, versions in found.items():
         for version in versions:
             path = models / name / str(version)
             try:
                 m = bundles.load(path).manifest
             except bundles.BundleError as e:
-                table.add_row(name, str(version), "", "", "", "", "", str(e))
+                table.add_row(name, str(version), *[""] * 7, str(e))
                 continue
             size = sum(entry.bytes for entry in m.files.values()) / 2**20
-            shape = "×".join(map(str, m.input.window_shape))
-            rate = f"{m.input.sample_rate:g}" if m.input.sample_rate else "–"
-            row = (shape, rate, str(len(m.head_rows)), str(m.feature_dim), f"{size:.2f}", "yes")
-            table.add_row(name, str(version), *row)
+            shape = "×".join("…" if n < 0 else str(n) for n in m.input.window_shape)
+            rows = f"{len(m.head_rows)}{'+' if m.user_labels else ''}"
+            kind = (m.task, shape, rows, str(m.feature_dim), m.precision, f"{size:.1f}", m.created[:10] or "–", "yes")
+            table.add_row(name, str(version), *kind)
     return table

@@ -25,7 +25,7 @@ from models.heads.labels import recalls
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import targets
-from service.personal.enrol import WINDOWS_ADVISED
+from service.personal.enrol import WINDOWS_ADVISED, check_features
 from service.personal.fitted import Fitted, milliseconds, overlap_of, rounded
 from service.personal.gather import NEEDS, gather
 from service.personal.records import NewVersion, StoreError, UserChanged
@@ -118,6 +118,8 @@ class Calibrator:
         features = np.empty((0, model.bundle.population.dim), np.float32)
         if not request.enrolled:
             features = await features_of(model, request.x, request.tta)
+            if not model.targets:  # whose sums have a check of their own
+                check_features(features)
         extracted = time.perf_counter()
         fit = targets.fitted if model.targets else _fitted
         made = await fit(self._store, self.data, model, user, request, features)

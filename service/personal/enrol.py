@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.heads.inputs import ACCEPTED, CLIPPED, NON_FINITE, OFF_DISTRIBUTION, Inspection, inspect
 from models.heads.statistics import Statistics
+from service.errors import Unprocessable
 from service.loaded import LoadedModel
 from service.personal.data_changes import Enrolled
 from service.personal.kept import Kept
@@ -21,6 +22,9 @@ WINDOWS_ADVISED = 5
 TAKEN_ON_DEMAND = (CLIPPED, OFF_DISTRIBUTION)
 """Verdicts that a call may accept all the same: such a window is poor, and still one."""
 
+LARGEST_FEATURE = 1e12
+"""Of a million windows with features up to this the sums of squares stay below what statistics may hold (1e30)."""
+
 
 async def inspected(model: LoadedModel, given: Labelled) -> tuple[Kept, Inspection]:
     """Run windows through the features and look at each; what is not finite goes through as zeros."""
@@ -30,6 +34,22 @@ async def inspected(model: LoadedModel, given: Labelled) -> tuple[Kept, Inspecti
     features = await features_of(model, x, given.tta)
     found = inspect(given.x, features, model.bundle.prior)
     return Kept(features, given.y, given.repetition, given.x), found
+
+
+def check_features(features: NDArray[np.floating], chosen: NDArray[np.bool_] | None = None) -> None:
+    """Refuse windows, of those chosen, that statistics cannot be made of: sums of squares would overflow with them.
+
+    Raises:
+        Unprocessable: there is one; the message names the first.
+    """
+    most = np.abs(features).max(1)
+    bad = ~(most <= LARGEST_FEATURE)  # NaN is not smaller than anything
+    wrong = np.flatnonzero(bad if chosen is None else bad & chosen)
+    if len(wrong):
+        raise Unprocessable(
+            f"window {wrong[0]} has features up to {most[wrong[0]]:.3g}: of features beyond {LARGEST_FEATURE:g} no "
+            "statistics are kept; look at the unit of the samples"
+        )
 
 
 def taken(found: Inspection, demanded: Sequence[str]) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from models.heads.refit import judge_statistics
 from models.heads.regression_calibration import refit_regression
 from models.heads.regression_prior import RegressionPrior
 from models.heads.regression_sums import RepetitionSums
-from models.heads.statistics import LARGEST, MOST_COUNTED, Statistics
+from models.heads.statistics import LARGEST, MAX_SEEN, MOST_COUNTED, Statistics
 from service.errors import Conflict, InvalidRequest, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import data_changes, targets
@@ -177,6 +177,15 @@ def _floors(value: Any) -> Any:
     return value.astype(np.float32)
 
 
+def _check_seen(seen: Any) -> None:
+    """Check the digests of repetitions, which not all statistics have."""
+    if seen is not None and (seen.dtype != np.int64 or seen.ndim != 2 or seen.shape[1] != 2 or len(seen) > MAX_SEEN):
+        raise Unprocessable(
+            f"the statistics' seen is {seen.dtype} of shape {list(seen.shape)}; int64 of shape [at most {MAX_SEEN}, 2] "
+            "was expected"
+        )
+
+
 def statistics_of(data: bytes, prior: Prior | RegressionPrior) -> Statistics | RepetitionSums:
     """Read and check a user's statistics.
 
@@ -211,6 +220,7 @@ def statistics_of(data: bytes, prior: Prior | RegressionPrior) -> Statistics | R
                     f"the statistics' {name} has shape {list(tensors[name].shape)}; for {k} classes and {p} features "
                     f"{list(size)} was expected"
                 )
+        _check_seen(tensors.get("seen"))
         stats = sums.from_bytes(data)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
         raise Unprocessable(f"the statistics cannot be read: {e}") from e
@@ -231,7 +241,7 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
     """
     stats, own = imported.statistics, imported.head.own
     outcome, evidence, warnings = "kept", "none", list[str]()
-    reason = "imported, not judged: no statistics came with it; PUT …/active serves it"
+    reason = "imported, not judged: no statistics came with it"
     if isinstance(stats, RepetitionSums):
         judged = refit_regression(model.bundle.regression, stats)
         outcome, evidence, reason = judged.outcome, judged.evidence, judged.reason
@@ -240,8 +250,11 @@ def as_version(model: LoadedModel, user: str, imported: ImportedHead, activate: 
         verdict, doubts = judge_statistics(shown, placed(shown, model.prior_of(own)))
         outcome, evidence, reason, warnings = verdict.outcome, verdict.evidence, verdict.reason, list(doubts)
     if activate == "always":
-        outcome, reason = "promoted", f"activated as demanded; {reason}"
+        told = f"; the guard: {reason}" if stats is not None else f", {reason.removeprefix('imported, ')}"
+        outcome, reason = "promoted", f"activated as demanded{told}"
     serves = outcome == "promoted" and activate != "never"
+    if not serves and stats is None:
+        reason += "; PUT …/active serves it"
     identifier = str(uuid.uuid4())
     report = {
         "calibration_id": identifier,

@@ -285,6 +285,7 @@ def target_rows(values: Any, rows: int, targets: Sequence[str]) -> NDArray[np.fl
     """
     wanted = f"[{rows}, {len(targets)}], one row of {', '.join(targets)} a window"
     if isinstance(values, list):
+        _refuse_missing(values, targets)
         try:
             values = _rectangle(values, "they")
         except InvalidRequest as e:
@@ -300,6 +301,19 @@ def target_rows(values: Any, rows: int, targets: Sequence[str]) -> NDArray[np.fl
             f"targets hold values that are not finite, or beyond {LARGEST_TARGET:g}, first in row {wrong[0]}"
         )
     return data
+
+
+def _refuse_missing(values: list[Any], targets: Sequence[str]) -> None:
+    for i, row in enumerate(values):
+        if row is None or (isinstance(row, list) and None in row):
+            missing = "is null" if row is None else f"has null for {_named(row.index(None), targets)}"
+            raise InvalidRequest(
+                f"targets must be numbers, and row {i} {missing}; leave out windows whose targets were not all measured"
+            )
+
+
+def _named(column: int, targets: Sequence[str]) -> str:
+    return targets[column] if column < len(targets) else f"column {column}"
 
 
 def repetition_ids(values: Any, rows: int) -> NDArray[np.int64]:

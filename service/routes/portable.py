@@ -186,8 +186,20 @@ async def import_user(
         "retention": settings.retention,
         "active": index.active or "shared",
         "feature_space": index.feature_space,
+        "warnings": _not_relaxed(user, index.settings, settings),
     }
     return json_response(answer, 201)
+
+
+def _not_relaxed(user: str, told: dict[str, Any], held: UserSettings) -> list[str]:
+    """Say where less is kept of a user than their file allows: what holds here, chosen or not, is not relaxed by it."""
+    wanted = UserSettings.of(told).retention if told else held.retention
+    if held.keeps(wanted):
+        return []
+    return [
+        f"retention stays {held.retention!r}, as this user has it here; the file's is {wanted!r}: "
+        f"PUT …/users/{user} sets another"
+    ]
 
 
 async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile, replace: bool) -> UserSettings:

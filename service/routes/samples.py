@@ -73,6 +73,7 @@ async def enrolled(
         Unprocessable, Conflict, Unavailable: as `UserData.enrol`.
     """
     chosen = enrol.taken(found, demanded)
+    enrol.check_features(kept.z, chosen)
     new = kept.at(chosen)
     verdicts, warnings = enrol.verdicts(found, chosen), list(found.warnings)
     base = await _base(own, model, user)

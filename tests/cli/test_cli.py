@@ -122,6 +122,12 @@ def test_a_bundle_of_targets_is_verified_and_refused_where_labels_are_meant(tmp_
     path = str(write_tiny_regression(tmp_path))
     assert "features 4" in run("bundle", "verify", path).stdout
     assert "yes" in run("bundle", "list", "--models", str(tmp_path)).stdout
+    listed = run("bundle", "list", str(tmp_path)).stdout.splitlines()
+    assert listed[0].split() == ["model", "ver", "task", "input", "labels", "feat.", "kind", "MiB", "created", "ok"]
+    assert listed[1].split()[2:3] == ["regression"]
+    assert max(map(len, listed)) <= 80
+    twice = run("bundle", "list", str(tmp_path), "--models", str(tmp_path))
+    assert (twice.returncode, "given twice" in twice.stderr) == (2, True)
     for refused in (
         ("bundle", "convert", path, "--models", str(tmp_path / "other")),
         ("evaluate", "--model", path, "--data", str(tmp_path)),

@@ -1,6 +1,8 @@
 """`headway report`: the page says what its inputs say, needs nothing else, and takes hostile text as text."""
 
+import html
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,11 +11,13 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
+from exporters import bundle as bundles
 from models.data.recordings import load_folder
 from models.data.synthetic import Design, write_folder
 from models.evaluation.personaliser import LocalPersonaliser
 from models.evaluation.protocols import plan
-from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT, evaluate
+from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT, configuration_of, evaluate, training_of
+from models.heads.prior import HyperParameters
 from models.training import TrainConfig, train
 from service.cli import app
 
@@ -84,13 +88,23 @@ def run(population, tmp_path_factory):
     return train(load_folder(population), config, folder, command="headway train …").folder
 
 
-@pytest.fixture(scope="module")
-def evaluation(bundle, people, tmp_path_factory):
-    """The figures of a bundle on three people."""
-    local = LocalPersonaliser(bundle)
-    file = tmp_path_factory.mktemp("evaluations") / "evaluation.json"
-    file.write_text(evaluate(local, plan("cycles", local.manifest, people), command="headway evaluate …").to_json())
+def evaluated(bundle, people, run, folder):
+    """The figures, on three people, of a bundle as if it were exported from a run."""
+    manifest, _ = bundles.read_manifest(bundle)
+    provenance = json.loads((run / "run.json").read_text())["provenance"]
+    files = {name: (bundle / name).read_bytes() for name in manifest.files}
+    of_run = manifest.model_copy(update={"provenance": provenance, "files": {}})
+    local = LocalPersonaliser(bundles.write(folder / "models", of_run, files))
+    chosen = plan("cycles", local.manifest, people, subjects="synth_5,synth_6,synth_7", population="synth_[0-4]")
+    file = folder / "evaluation.json"
+    file.write_text(evaluate(local, chosen, command="headway evaluate …").to_json())
     return file
+
+
+@pytest.fixture(scope="module")
+def evaluation(bundle, people, run, tmp_path_factory):
+    """The figures of a bundle of the run on three people."""
+    return evaluated(bundle, people, run, tmp_path_factory.mktemp("evaluations"))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +155,7 @@ def changed(evaluation, tmp_path, change):
 def test_all_sections_are_there_and_every_figure_has_words(whole):
     assert [a["id"] for tag, a in whole.tags if tag == "section"] == SECTIONS
     figures = [a for tag, a in whole.tags if tag == "svg"]
-    assert len(figures) >= 3 + 2 + 6 + 2 + 1 + 1
+    assert len(figures) >= 3 + 2 + 6 + 2 + 4 + 1
     ids = [a["id"] for _, a in whole.tags if "id" in a]
     assert len(ids) == len(set(ids))
     for figure in figures:
@@ -244,10 +258,43 @@ def test_left_out_people_confusion_and_map(whole, population, run):
         right = sum(counts[i][i] for i in range(len(labels))) / sum(map(sum, counts))
         # Everyone has as many windows here, so that the mean over people is the mean over windows.
         assert right == pytest.approx(sum(float(u[column]) for u in users.values()) / 400, abs=1e-3)
-    middles = whole.table("Middle of each person's windows")[1:]
-    assert {row[1] for row in middles} == set(labels)
-    assert {row[0] for row in middles} <= set(names)
     assert sum(int(row[1]) for row in whole.table("Verdicts on the run's own people")[1:]) == 4
+
+
+def test_maps_show_the_same_dots_beside_both_heads_classes(whole, file, population):
+    names = [r.subject for r in load_folder(population)]
+    rows = whole.table("Distance within labels over between")[1:]
+    assert [row[0] for row in rows] == names
+    ratios = {name: (float(before), float(after)) for name, before, after, _ in rows}
+    mean = [sum(r[i] for r in ratios.values()) / len(ratios) for i in (0, 1)]
+    found = re.search(r"mean ratio ([\d.]+) before, ([\d.]+) after", whole.text)
+    assert [float(v) for v in found.groups()] == pytest.approx(mean, abs=1e-3)
+    assert mean[1] < mean[0]  # these people differ by a turn and by gains, which a repetition tells
+    for i, name in enumerate(names):
+        drawn = re.search(rf"<svg[^>]*map-{i}-t.*?</svg>", file.read_text())[0]
+        before, after = (re.findall(r'dots" d="([^"]*)"', half) for half in halves(drawn))
+        assert [len(d.split("M")) for d in before] == [len(d.split("M")) for d in after]
+        assert f"before: the population's classes, {ratios[name][0]:.3f}" in html.unescape(drawn)
+        middles = whole.table(f"{name}: middles on the map")[1:]
+        assert any(row[3:5] != row[5:7] for row in middles)
+
+
+def halves(drawn):
+    """Both panels of a map."""
+    _, before, after = drawn.split('<rect class="box"')
+    return before, after
+
+
+def test_folds_are_counted_as_they_were(run, whole, tmp_path):
+    names = ["fold 1 of 2", "fold 2 of 2"]
+    assert [row[0] for row in whole.table("Networks")[1:]][:2] == names
+    assert {row[0] for row in whole.table("Training loss")[1:]} >= set(names)
+    made = whole.table("Commands, settings and versions")
+    assert ["folds", "2"] in made
+    asked_for_more = copied(run, tmp_path, lambda record: record["provenance"]["config"].update(folds=5))
+    assert ["folds", "5 at most; 2 networks were trained on folds"] in page_of(asked_for_more).table(
+        "Commands, settings"
+    )
 
 
 def test_without_evaluation_and_data_the_page_says_how_to_get_more(run):
@@ -274,6 +321,11 @@ def test_an_evaluation_of_an_older_version_has_its_steps_drawn_alike(run, evalua
     assert page.table("Window accuracy")[0][1:3] == [ZERO_SHOT, "1w"]
 
 
+def belong(document, run):
+    """Let an evaluation be of a run."""
+    document["made_of"]["training"] = training_of(json.loads((run / "run.json").read_text())["provenance"])
+
+
 def test_hostile_text_stays_text(run, evaluation, tmp_path):
     def poison(document):
         for by_condition in document["users"].values():
@@ -290,8 +342,9 @@ def test_hostile_text_stays_text(run, evaluation, tmp_path):
         record["labels"][0] = record["provenance"]["command"] = HOSTILE
         record["provenance"]["subjects"][0]["stem"] = HOSTILE
 
-    file = changed(evaluation, tmp_path, poison)
-    page = page_of(copied(run, tmp_path, rename), "--evaluation", file, "--out", tmp_path / "page.html")
+    poisoned = copied(run, tmp_path, rename)
+    file = changed(evaluation, tmp_path, lambda document: (poison(document), belong(document, poisoned)))
+    page = page_of(poisoned, "--evaluation", file, "--out", tmp_path / "page.html")
     assert not any(tag == "script" for tag, _ in page.tags)
     assert not any("src" in attributes for _, attributes in page.tags)
     assert sum(tag == "title" for tag, _ in page.tags) == 1 + sum(tag == "svg" for tag, _ in page.tags)
@@ -307,6 +360,33 @@ def test_people_of_the_training_are_named_as_such(run, evaluation, tmp_path):
         changed(evaluation, tmp_path, lambda d: d["made_of"]["subjects"].append(own)),
     )  # fmt: skip
     assert f"NOT HELD OUT: this run was trained on {own['stem']}." in page.text
+
+
+def test_an_evaluation_of_another_run_is_refused(run, evaluation, bundle, people, tmp_path):
+    other = copied(run, tmp_path, lambda record: record["provenance"].update(started="2020-01-01T00:00:00+00:00"))
+    file = evaluated(bundle, people, other, tmp_path / "of-other")
+    assert "both name the same training" in page_of(other, "--evaluation", file).text
+    with pytest.raises(ValueError, match=r"evaluation of synth/1, and not of the run .*from another training"):
+        written(run, "--evaluation", file, "--out", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_an_evaluation_of_an_older_version_is_known_by_the_settings_of_heads(run, evaluation, tmp_path):
+    hyper = HyperParameters.model_validate(json.loads((run / "run.json").read_text())["hyper"])
+
+    def older(document):
+        document["made_of"].pop("training")
+        document["made_of"]["configuration"] = configuration_of(document["made_of"]["feature_space"], hyper)
+
+    file = changed(evaluation, tmp_path, older)
+    page = page_of(run, "--evaluation", file, "--out", tmp_path / "page.html")
+    assert "heads have this run's settings" in page.text
+    for change, sentence in (
+        (lambda d: d["made_of"].pop("training"), "its heads have other settings"),
+        (lambda d: d.pop("made_of"), "does not say what it is made of"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            written(run, "--evaluation", changed(evaluation, tmp_path, change))
 
 
 def nothing(document):
@@ -369,22 +449,83 @@ def test_data_of_other_people_and_lost_checkpoints_are_refused(run, population, 
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_run_on_images_has_a_page_too(tmp_path):
+SLOTS = {
+    f"user{i}": dict(zip("abc", order, strict=True))
+    for i, order in enumerate(
+        [("red", "green", "blue"), ("blue", "red", "green"), ("red", "green", "blue"), ("red", "blue", "green")]
+    )
+}
+"""What people call by three labels: most of them the same."""
+
+
+def trained_on_images(folder, users=None):
+    """A run on pictures of tiny colours, and where these are."""
     pytest.importorskip("PIL.Image")
     from models.data.collections import load_collection
     from models.training.linear_probe import LinearProbeConfig, train_probe
     from tests import tiny_media
 
-    data = load_collection(tiny_media.write_pictures(tmp_path / "data", 12))
-    (tmp_path / "encoder").mkdir()
-    config = LinearProbeConfig(backbone=tiny_media.image_encoder(tmp_path / "encoder"))
-    folder = train_probe(data, config, tmp_path / "run").folder
-    page = page_of(folder)
+    data = tiny_media.write_pictures(folder / "data", 12, users)
+    (folder / "encoder").mkdir()
+    config = LinearProbeConfig(backbone=tiny_media.image_encoder(folder / "encoder"))
+    return train_probe(load_collection(data), config, folder / "run").folder, data
+
+
+def test_a_run_on_images_without_users_has_bars_by_label(tmp_path):
+    run, data = trained_on_images(tmp_path)
+    page = page_of(run)
     assert [a["id"] for tag, a in page.tags if tag == "section"] == SECTIONS
     assert "there are no steps to draw" in page.text
     assert "the prior is pooled" in page.text
-    with pytest.raises(ValueError, match="--data is for runs on recordings"):
-        written(folder, "--data", tmp_path / "data")
+    assert "Give --data, the folder or table" in page.text
+    page = page_of(run, "--data", data)
+    counts = [[int(n) for n in row[1:]] for row in page.table("Shared head: examples")[1:]]
+    by_label = {row[0]: row[1:] for row in page.table("Shared head by label")[1:]}
+    labels = json.loads((run / "run.json").read_text())["labels"]
+    assert by_label == {
+        label: [f"{100 * row[i] / sum(row):.1f}", "12"]
+        for i, (label, row) in enumerate(zip(labels, counts, strict=True))
+    }
+    zero = json.loads((run / "run.json").read_text())["evaluation"]["zero_shot"]["mean"]
+    assert sum(counts[i][i] for i in range(len(labels))) / 36 == pytest.approx(zero)
+    assert "36 of 36 items, which are the same as read" in page.text
+    assert "there is no personal head to draw" in page.text
+
+
+def test_a_run_on_peoples_images_has_their_bars_confusions_and_maps(tmp_path):
+    run, data = trained_on_images(tmp_path, SLOTS)
+    cache = tmp_path / "cache"
+    page = page_of(run, "--data", data, "--cache", cache)
+    users = {row[0]: row[1:] for row in page.table("The run's own people, each left out, after one repetition")[1:]}
+    assert sorted(users) == sorted(SLOTS)
+    record = json.loads((run / "run.json").read_text())
+    for what, column in (("Shared head: examples", 0), ("Head served after one repetition: examples", 1)):
+        counts = [[int(n) for n in row[1:]] for row in page.table(what)[1:]]
+        right = sum(counts[i][i] for i in range(3)) / sum(map(sum, counts))
+        assert right == pytest.approx(sum(float(u[column]) for u in users.values()) / 400, abs=1e-3)
+    # Who calls colours by other names is far from the population's classes, and near to their own.
+    ratios = {row[0]: [float(v) for v in row[1:3]] for row in page.table("Distance within labels over between")[1:]}
+    assert ratios["user1"][1] < 0.5 * ratios["user1"][0]
+    assert {p["windows"] for p in record["evaluation"]["personal"]} >= {1}
+    assert "examples a class" in page.text
+    first = (run / "report.html").read_bytes()
+    written(run, "--data", data, "--cache", cache)
+    assert (run / "report.html").read_bytes() == first
+
+
+def test_other_images_than_the_trainings_are_refused(tmp_path):
+    from tests import tiny_media
+
+    run, data = trained_on_images(tmp_path)
+    others = tiny_media.write_pictures(tmp_path / "others", 12, seed=1)
+    with pytest.raises(ValueError, match=r"not the data of the run .*: the 36 items that it kept are others"):
+        written(run, "--data", others)
+    next(others.rglob("*.png")).unlink()
+    with pytest.raises(ValueError, match="35 items, not 36"):
+        written(run, "--data", others)
+    folder = copied(run, tmp_path, lambda record: record["provenance"].update(recipe="lp-ft"))
+    with pytest.raises(ValueError, match="recipe lp-ft, which changed the encoder"):
+        written(folder, "--data", data)
 
 
 def test_torch_is_not_needed_without_recordings(run, evaluation, tmp_path):

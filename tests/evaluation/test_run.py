@@ -1,10 +1,12 @@
 """Evaluations from end to end: every method in every condition, and what is written of them."""
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from models.data.recordings import load_folder, save
 from models.evaluation.personaliser import LocalPersonaliser
@@ -82,7 +84,13 @@ def test_tables_name_each_method_and_the_length_of_a_vote(found):
         assert method in text
     assert "voted (1160 ms)" in text  # (9 x 20 + 52) samples at 200 Hz
     assert "3 users, 36 recordings" in text
-    assert to_table(found).row_count == len(found.table)
+    table = to_table(found)
+    assert table.row_count == len(found.table)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    words = " ".join(console.export_text().split())
+    assert "…" not in words  # no name and no number is cut off at the usual width
+    assert PERSONAL in words
 
 
 def test_runs_are_logged_and_counted(found, tmp_path):

@@ -1,12 +1,14 @@
 """Statistics add: streamed = batch, merges commute, a part can be left out, storage loses little."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.heads import statistics
-from models.heads.statistics import Statistics, merge, minus
+from models.heads.statistics import MAX_SEEN, MERGED, Statistics, digests, merge, minus
 
 K, D = 3, 5
 
@@ -28,6 +30,31 @@ def close(a: Statistics, b: Statistics, tolerance: float = 1e-9) -> bool:
         and np.allclose(a.class_moment, b.class_moment, rtol=tolerance, atol=tolerance * scale)
         and np.allclose(a.repetition_moment, b.repetition_moment, rtol=tolerance, atol=tolerance * scale)
     )
+
+
+def test_digests_follow_repetitions_through_merging_storage_and_forgetting(rng):
+    x, y, r = rng.standard_normal((60, 2, 4)).astype(np.float32), np.tile([0, 1, 2], 20), np.repeat(np.arange(10), 6)
+    known = digests(x, y, r)
+    stats = replace(Statistics.of(x[:, :, 0], y, r, K), seen_before=known)
+    assert len(known) == 10
+    assert set(digests(x[::-1], y[::-1], r[::-1])).isdisjoint(known)  # other windows, or another order
+    merged = stats.merged_to(8)
+    where = [MERGED] * 3 + list(range(3, 10))
+    assert list(merged.seen_before.values()) == where
+    wider = merged.padded(5)
+    for same in (statistics.from_bytes(statistics.to_bytes(merged)), merged.scaled(0.5), wider, wider.trimmed(K)):
+        assert same.seen_before == merged.seen_before
+    assert list(merged.renumbered(20).seen_before.values()) == [MERGED] * 3 + list(range(21, 28))
+    last = r == 9
+    less = minus(merged, Statistics.of(x[last, :, 0], y[last], r[last], K))
+    assert list(less.seen_before.values()) == where[:-1]
+    assert not merged.without_class(1).seen_before
+    many = merged
+    for i in range(100):
+        more = replace(Statistics.of(x[:6, :, 0], y[:6], np.full(6, 10 + i), K), seen_before={i: 10 + i})
+        many = (many + more).merged_to(8)
+    assert len(many.seen_before) == MAX_SEEN
+    assert list(many.seen_before.values()) == [MERGED] * 57 + list(range(103, 110))
 
 
 @settings(max_examples=60, deadline=None)

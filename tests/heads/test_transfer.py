@@ -67,7 +67,15 @@ def test_nothing_held_out_claims_what_others_gained(rng):
     z, y, _ = user(rng, per_class=1, offset=0.3)
     found = calibrate(tiny_prior(), z, y, np.zeros(K, int)).verdict.transfer
     assert "expected from 10 other people, not measured on this one" in found.claim
+    assert "two-sided 95 %" in found.claim
     assert found.low < found.gain < found.high
+
+
+def test_the_bound_in_the_reason_is_named_for_what_it_is(rng):
+    z, y, _ = user(rng, per_class=1, offset=0.3)
+    verdict = calibrate(tiny_prior(), z, y, np.zeros(K, int)).verdict
+    assert "gained +10.0% (at least +5.0%, a one-sided 95 % bound) for 10 left-out users" in verdict.reason
+    assert verdict.transfer.low < 0.05
 
 
 def test_the_interval_of_the_population_is_students():

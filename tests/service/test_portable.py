@@ -114,6 +114,31 @@ async def test_weights_with_statistics_are_judged_and_updated(client, rng):
     assert always.json()["active_version"] == 1
 
 
+async def test_a_head_that_is_activated_as_demanded_is_not_said_to_wait(client, rng):
+    await calibrate(client, rng)
+    bare = (await client.get(f"{URL}/versions/1/weights")).content
+    waits = (await client.post("/v2/models/tiny/users/eve/versions", content=bare)).json()
+    assert (waits["active_version"], waits["reason"].endswith("PUT …/active serves it")) == ("shared", True)
+    serves = (await client.post("/v2/models/tiny/users/joe/versions?activate=always", content=bare)).json()
+    assert (serves["outcome"], serves["active_version"]) == ("promoted", 1)
+    assert serves["reason"] == "activated as demanded, not judged: no statistics came with it"
+
+
+async def test_what_a_file_may_not_relax_is_said(client, rng):
+    await client.put(URL, json={"retention": "inputs"})
+    await calibrate(client, rng)
+    file = (await client.get(f"{URL}/export")).content
+    bob = "/v2/models/tiny/users/bob"
+    await client.put(bob, json={"metadata": {"arm": "left"}})  # and so the default retention holds
+    made = (await client.post(f"{bob}/import?replace=true", content=file)).json()
+    assert made["retention"] == "statistics"
+    assert made["warnings"] == [
+        "retention stays 'statistics', as this user has it here; the file's is 'inputs': PUT …/users/bob sets another"
+    ]
+    new = (await client.post("/v2/models/tiny/users/new/import", content=file)).json()
+    assert (new["retention"], new["warnings"]) == ("inputs", [])
+
+
 def altered(content, **change):
     """A weights file with tensors or metadata changed; None takes one away."""
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
@@ -177,7 +202,7 @@ async def test_a_user_moves_to_another_cluster(tiny_models, tmp_path, rng):
         assert made.status_code == 201, made.text
         assert made.json() == {
             "user": "ana", "versions": 4, "statistics": 2, "retention": "statistics", "active": 3,
-            "feature_space": (await here.get(URL)).json()["feature_space"],
+            "feature_space": (await here.get(URL)).json()["feature_space"], "warnings": [],
         }  # fmt: skip
         x, _ = tiny_windows(3, rng, OFFSET)
         assert np.array_equal((await infer(there, x, "ana"))[0], (await infer(here, x, "ana"))[0])

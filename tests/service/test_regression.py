@@ -272,6 +272,17 @@ async def test_streamed_calibration_gives_the_same_head_as_one_call(client, rng,
         assert np.allclose(heads[0][name], heads[1][name], rtol=1e-4, atol=1e-4)
 
 
+async def test_a_target_that_was_not_measured_is_named(client, rng, ana):
+    given = body(rng, ana)
+    given["targets"][4][1] = None
+    refused = await client.post(CALIBRATIONS, json=given)
+    assert refused.status_code == 400
+    assert "row 4 has null for wrist; leave out windows whose targets were not all measured" in refused.json()["error"]
+    given["targets"][4] = None
+    refused = await client.post(CALIBRATIONS, json=given)
+    assert "row 4 is null; leave out" in refused.json()["error"]
+
+
 async def test_targets_that_do_not_follow_the_windows_are_not_served(client, rng, ana):
     given = body(rng, ana)
     given["targets"] = rng.permutation(np.array(given["targets"])).tolist()

@@ -71,6 +71,26 @@ async def test_binary_calibration_equals_json(client, rng):
     assert one["outcome"] == two["outcome"]
 
 
+@pytest.mark.parametrize("retention", ["statistics", "features"])
+async def test_windows_whose_squares_cannot_be_summed_are_refused_and_nothing_is_kept(client, rng, retention):
+    await client.put(URL, json={"retention": retention})
+    await calibrate(client, rng)
+    before = (await client.get(URL)).json()
+    given = body(rng)
+    given["inputs"][7] = (np.array(given["inputs"][7]) * 1e20).tolist()
+    refused = await client.post(f"{URL}/calibrations", json=given)
+    assert refused.status_code == 422, refused.text
+    assert "window 7 has features up to" in refused.json()["error"]
+    enrolled = {k: given[k] for k in ("inputs", "labels", "repetitions")}
+    refused = await client.post(f"{URL}/samples", json={**enrolled, "accept": ["off_distribution"]})
+    assert refused.status_code == 422, refused.text
+    assert "window 7 has features up to" in refused.json()["error"]
+    assert (await client.get(f"{URL}/samples")).json()["samples"] == 0
+    after = (await client.get(URL)).json()
+    assert {k: v for k, v in after.items() if k != "updated"} == {k: v for k, v in before.items() if k != "updated"}
+    assert (await calibrate(client, rng))["classes"]["rest"]["samples"] == 40
+
+
 async def test_updates_add_up_and_replace_begins_anew(client, rng):
     await calibrate(client, rng)
     second = await calibrate(client, rng)
@@ -270,6 +290,33 @@ async def test_the_same_windows_count_once(client, rng):
     again = (await client.post(f"{URL}/calibrations", json=payload)).json()
     assert again["classes"]["rest"] == {"samples": 20, "repetitions": 2, "remaining": 0}
     assert any("sent before" in w for w in again["warnings"])
+
+
+async def test_windows_that_are_merged_with_others_count_once_too(client, rng):
+    calls = [body(rng, per_class=5, repetitions=1) for _ in range(10)]
+    for call in calls:
+        made = await client.post(f"{URL}/calibrations", json={**call, "activate": "always"})
+    assert made.json()["classes"]["rest"]["samples"] == 50
+    for old in (0, 2, 9):  # of ten repetitions the first three are one sum
+        answer = await client.post(f"{URL}/calibrations", json={**calls[old], "activate": "always"})
+        if old < 3:
+            assert answer.status_code == 422
+            assert "sent before and are in the statistics already" in answer.json()["error"]
+        else:
+            assert answer.json()["classes"]["rest"]["samples"] == 50
+    fresh = body(rng, per_class=5, repetitions=1)
+    both = {
+        "inputs": calls[1]["inputs"] + fresh["inputs"],
+        "labels": calls[1]["labels"] + fresh["labels"],
+        "repetitions": [0] * 15 + [1] * 15,
+    }
+    report = (await client.post(f"{URL}/calibrations", json={**both, "activate": "always"})).json()
+    assert report["classes"]["rest"]["samples"] == 55
+    assert "1 of the repetitions were sent before; each counts once" in report["warnings"]
+    # A label that is forgotten counts again when it is sent again.
+    await client.delete(f"{URL}/samples?label=fist")
+    back = (await client.post(f"{URL}/calibrations", json={**calls[0], "activate": "always"})).json()
+    assert back["classes"]["fist"]["samples"] == 5
 
 
 async def test_no_head_is_promoted_before_every_label_was_shown(client, rng):

@@ -14,16 +14,18 @@ app = typer.Typer(help="List, verify and show bundles.", no_args_is_help=True)
 
 @app.command("list")
 def bundle_list(
-    models: Annotated[
-        Path | None, typer.Option("--models", help="Folder of bundles; by default the shipped ones.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Folder of bundles; by default the shipped ones.")] = None,
+    models: Annotated[Path | None, typer.Option("--models", help="The same as an option.")] = None,
 ) -> None:
     """List the bundles of a folder."""
+    if folder is not None and models is not None:
+        raise typer.BadParameter("the folder is given twice, as an argument and by --models")
     from exporters import bundle as bundles
     from service.commands.tables import bundles_table
     from service.config import ZOO
 
-    console.print(bundles_table(models or ZOO, bundles.find(models or ZOO)))
+    chosen = folder or models or ZOO
+    console.print(bundles_table(chosen, bundles.find(chosen)))
 
 
 @app.command("verify")

@@ -230,14 +230,17 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder that `headway train` wrote.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="The recordings it was trained on, for confusion and map of its left-out people."),
+        typer.Option("--data", help="What it was trained on, for confusion, bars and maps of what is left out of it."),
     ] = None,
     evaluation: Annotated[
         Path | None, typer.Option("--evaluation", help="What `headway evaluate --json` wrote of the exported bundle.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; by default RUN/report.html.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of features kept by `headway train --cache`, of images, texts, sounds.")
+    ] = None,
 ) -> None:
     """Write one HTML page about a run: curves, accuracy by labelled windows, users, confusion, map, timings."""
     from service.commands.report import run_report
 
-    run_report(run, data=data, evaluation=evaluation, out=out)
+    run_report(run, data=data, evaluation=evaluation, out=out, cache=cache)
