@@ -125,7 +125,7 @@ def quantise(
         if right.loss(found) <= LARGEST_LOSS:
             task = Task(right.shared, found.shared, right.personal, found.personal, judged.people)
             agreement = compare(reference, z, heads)
-            how = f"recorded windows of {task.people} people, {what} in 8 bits"
+            how = f"recorded windows of {task.people} people, {what}"
             return written(original, models, graph, agreement, how, "int8", {"task": asdict(task)}), agreement, task
         told.append(f"{what}: accuracy falls by {right.loss(found):.1%}")
     raise PrecisionError(
@@ -145,14 +145,14 @@ def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tu
     layers = quantiser.layers()
     if not layers:
         raise PrecisionError("there are no convolutions or matrix products with constant weights to put in 8 bits")
-    yield f"{len(layers)} layers", quantiser.graph(layers)
+    yield f"{len(layers)} layers in 8 bits", quantiser.graph(layers)
     worst: list[str] = []
     for share in LEFT_OUT:
         left = int(np.ceil(share * len(layers)))
         if left < len(layers):
             worst = worst or quantiser.by_error(layers)
             kept = [name for name in layers if name not in worst[:left]]
-            yield f"{len(kept)} layers, without the {left} that err most", quantiser.graph(kept)
+            yield f"{len(kept)} of {len(layers)} layers in 8 bits, without those that err most", quantiser.graph(kept)
 
 
 def accuracy_of(z: Features, judged: Labelled, prior: Prior) -> Accuracy:

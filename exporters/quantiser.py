@@ -53,14 +53,13 @@ class Quantiser:
     def layers(self) -> list[str]:
         """Names of the layers that are quantised at first, in order; empty where none has constant weights.
 
-        The first ones see raw input in few channels and the last ones make the features: both are cheap, and 8 bits
-        cost the most there (a first layer of three channels is slower in 8 bits than in 32, too). A graph without
+        The first ones see raw input in few channels, and what the last ones give are features: both are cheap, and 8
+        bits cost the most there (a first layer of three channels is slower in 8 bits than in 32, too). A graph without
         layers between them is quantised whole. Dynamic ranges suit a first layer as any.
         """
-        weighted, above = _weighted(self.model)
-        first = set() if self.dynamic else {name for name in weighted if not above[name]}
-        last = set(weighted) - {name for names in above.values() for name in names}
-        return [name for name in weighted if name not in first | last] or weighted
+        weighted, first = _weighted(self.model)
+        kept = _last(self.model, weighted) | (set() if self.dynamic else first)
+        return [name for name in weighted if name not in kept] or weighted
 
     def graph(self, layers: Collection[str]) -> bytes:
         """The checked graph with these layers in 8 bits, and what lies between them."""
@@ -126,19 +125,35 @@ def _prepared(graph: bytes) -> onnx.ModelProto:
     return model
 
 
-def _weighted(model: onnx.ModelProto) -> tuple[list[str], dict[str, set[str]]]:
-    """Names of the nodes whose weights are constants, in order, and of each those it gets its input from."""
+def _weighted(model: onnx.ModelProto) -> tuple[list[str], set[str]]:
+    """Names of the nodes whose weights are constants, in order, and of those among them that no other is before."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    behind: dict[str, set[str]] = {}
-    names, above = list[str](), dict[str, set[str]]()
+    behind = set[str]()
+    names, first = list[str](), set[str]()
     for node in model.graph.node:
-        before = set[str]().union(*(behind.get(value, set()) for value in node.input))
+        after = not behind.isdisjoint(node.input)
         if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in constants:
             names.append(node.name)
-            above[node.name] = before
-            before = before | {node.name}
-        behind.update(dict.fromkeys(node.output, before))
-    return names, above
+            if not after:
+                first.add(node.name)
+            after = True
+        if after:
+            behind.update(node.output)
+    return names, first
+
+
+def _last(model: onnx.ModelProto, weighted: Collection[str]) -> set[str]:
+    """Those from which a way leads to the output past none of the others."""
+    wanted = {value.name for value in model.graph.output}
+    found = set[str]()
+    for node in reversed(model.graph.node):
+        if wanted.isdisjoint(node.output):
+            continue
+        if node.name in weighted:
+            found.add(node.name)
+        else:
+            wanted.update(node.input)
+    return found
 
 
 def _with_joined(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
