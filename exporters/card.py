@@ -105,7 +105,7 @@ def _variants(record: dict[str, Any]) -> list[str]:
         known = "" if seen is None else f", {seen} of whom the run was trained on"
         by = (
             "Accuracy of the shared head / of heads fitted on a first repetition: "
-            f"{record['windows']} windows of {record['people']} people{known}."
+            f"{record['windows']} inputs of {record['people']} {'person' if record['people'] == 1 else 'people'}{known}."
         )
     else:
         by = (

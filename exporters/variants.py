@@ -21,7 +21,6 @@ from exporters.export import Draft, ExportError
 from exporters.int8 import FEWEST, LARGEST_LOSS, Accuracy, Labelled, accuracy_of, quantisations
 from exporters.latency import Measure, Timing, measure
 from exporters.precision import (
-    LARGEST_ERROR,
     PEOPLE,
     Agreement,
     Features,
@@ -38,6 +37,9 @@ from models.heads.prior import Prior
 
 HELPS = 0.95
 """Share of the original's median that an optimised graph, which computes the same, must stay under."""
+
+LOWEST_COSINE = 0.95
+"""Of any window's features with the original's: users may have labels that nobody here can judge by."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -272,11 +274,11 @@ class _Judge:
             return replace(row, refused="features that are not finite")
         found = compare(self._reference, z, self._heads)
         right = None if self._judged is None else accuracy_of(z, self._judged, self._prior)
-        return replace(row, agreement=found, accuracy=right, refused=self._fault(row.precision, found, right))
+        return replace(row, agreement=found, accuracy=right, refused=self._fault(found, right))
 
-    def _fault(self, precision: Precision, found: Agreement, right: Accuracy | None) -> str:
-        if precision != "int8" and not found.close:
-            return f"features differ by {found.max_error:.2g} standard deviations, {LARGEST_ERROR} is allowed"
+    def _fault(self, found: Agreement, right: Accuracy | None) -> str:
+        if found.min_cosine < LOWEST_COSINE:
+            return f"a window's features point elsewhere: cosine {found.min_cosine:.2f}, {LOWEST_COSINE} is allowed"
         if self._right is not None and right is not None:
             lost = self._right.loss(right)
             return f"accuracy falls by {lost:.1%}, {LARGEST_LOSS:.0%} is allowed" if lost > LARGEST_LOSS else ""

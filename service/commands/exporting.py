@@ -32,8 +32,8 @@ def run_export_within(
     timing = next(row.timing for row in rows if row.verdict == "taken")
     if timing is not None and timing.batch.p95 > bound.milliseconds:
         console.print(
-            f"the median keeps the bound, but one call in twenty took {timing.batch.p95:.2f} ms or more: the bound is too "
-            "near, or this machine had other work",
+            f"the median keeps the bound, but one call in twenty took {timing.batch.p95:.2f} ms or more: "
+            "the bound is too near, or this machine had other work",
             highlight=False,
         )
     return path

@@ -12,7 +12,7 @@ from exporters.bundle import Manifest
 from exporters.int8 import Labelled
 from exporters.precision import PrecisionError
 from models.data.collections import load_collection
-from models.data.media import reader_of
+from models.data.media import MediaError, reader_of
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
@@ -62,7 +62,7 @@ def collected(
     """Rows of files or texts; `file` gives those of the bundle that reading needs, `users` are globs of their users.
 
     Raises:
-        PrecisionError: they are of another kind, have labels that the model does not know, or nobody matches.
+        PrecisionError: they are damaged or of another kind, have labels unknown to the model, or nobody matches.
     """
     spec, labels = manifest.input, manifest.labels
     collection = load_collection(data, seed)
@@ -81,6 +81,15 @@ def collected(
             there = ", ".join(collection.users) or "none: FOLDER/<user>/<label>/* or a column user names them"
             raise PrecisionError(f"no user in {data} matches {users!r}; there are {there}")
         chosen = chosen[np.array(matched)[collection.user]]
-    x = reader.read([collection.read(int(i)) for i in chosen])
+    items = [collection.read(int(i)) for i in chosen]
+    try:
+        x = reader.read(items)
+    except MediaError:
+        for i, item in zip(chosen, items, strict=True):  # it numbers them, and the user knows names
+            try:
+                reader.read([item])
+            except MediaError as e:
+                raise PrecisionError(f"{collection.name(int(i))}: {e}") from e
+        raise
     y = np.array([labels.index(name) for name in collection.labels])[collection.y]
     return Labelled(x, y[chosen], collection.user[chosen], collection.repetition[chosen])
