@@ -101,11 +101,11 @@ def _variants(record: dict[str, Any]) -> list[str]:
     judged = record["people"] is not None
     threads = "all threads" if not asked["threads"] else f"threads: {asked['threads']}"
     if judged:
-        seen = record["trained_on"]
+        seen, people = record["trained_on"], record["people"]
         known = "" if seen is None else f", {seen} of whom the run was trained on"
         by = (
             "Accuracy of the shared head / of heads fitted on a first repetition: "
-            f"{record['windows']} inputs of {record['people']} {'person' if record['people'] == 1 else 'people'}{known}."
+            f"{record['windows']} inputs of {people} {'person' if people == 1 else 'people'}{known}."
         )
     else:
         by = (

@@ -63,7 +63,7 @@ class Quantiser:
 
     def graph(self, layers: Collection[str]) -> bytes:
         """The checked graph with these layers in 8 bits, and what lies between them."""
-        with tempfile.TemporaryDirectory() as folder, _quiet():
+        with tempfile.TemporaryDirectory() as folder, quiet():
             made = Path(folder) / "int8.onnx"
             model = onnx.ModelProto()
             model.CopyFrom(self.model)
@@ -72,7 +72,7 @@ class Quantiser:
                     model, made, nodes_to_quantize=sorted(layers), weight_type=QuantType.QInt8, per_channel=True
                 )
             else:
-                chosen = _with_joined(model, layers)
+                chosen = with_joined(model, layers)
                 quantizer = QDQQuantizer(
                     model,
                     per_channel=True,
@@ -108,14 +108,14 @@ class Quantiser:
                 calibrator = create_calibrator(
                     file, sorted(WEIGHTED | JOINED), augmented_model_path=str(Path(folder) / "augmented.onnx")
                 )
-                calibrator.collect_data(_Batches(self.model, self._spec, self._x))
+                calibrator.collect_data(Batches(self.model, self._spec, self._x))
                 self._ranges = calibrator.compute_data()
         return self._ranges
 
 
 def _prepared(graph: bytes) -> onnx.ModelProto:
     """Fold constants and batch norms, infer shapes, and give every node a name."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         given, made = Path(folder) / "fp32.onnx", Path(folder) / "prepared.onnx"
         given.write_bytes(graph)
         quant_pre_process(given, made, skip_symbolic_shape=True)
@@ -156,7 +156,7 @@ def _last(model: onnx.ModelProto, weighted: Collection[str]) -> set[str]:
     return found
 
 
-def _with_joined(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
+def with_joined(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
     """These layers, and the nodes of `JOINED` whose data all come from them or from one another."""
     constants = {tensor.name for tensor in model.graph.initializer} | {""}
     chosen, outputs = set(layers), set[str]()
@@ -169,7 +169,7 @@ def _with_joined(model: onnx.ModelProto, layers: Collection[str]) -> set[str]:
     return chosen
 
 
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
+class Batches(CalibrationDataReader):  # type: ignore[misc]
     """Feeds windows to the calibration of activation ranges."""
 
     def __init__(self, model: onnx.ModelProto, spec: InputSpec, x: NDArray[Any]) -> None:
@@ -190,7 +190,7 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back ONNX Runtime's advice, which is to do what is done here."""
     root = logging.getLogger()
     level = root.level

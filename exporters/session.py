@@ -25,7 +25,7 @@ def opened(graph: bytes, spec: InputSpec, *, device: str = "cpu", threads: int =
     ONNX Runtime falls back to the CPU without an error when a provider cannot be loaded; here that is one.
 
     Raises:
-        SessionError: there is no such device here, or ONNX Runtime refuses the graph.
+        SessionError: there is no such device here, or ONNX Runtime refuses the graph; later, if it cannot run.
     """
     asked = PROVIDERS.get(device)
     there = ort.get_available_providers()
@@ -53,6 +53,9 @@ def opened(graph: bytes, spec: InputSpec, *, device: str = "cpu", threads: int =
         feeds = {name: x}
         if spec.padding is not None and lengths is not None:
             feeds[lengths] = np.full(len(x), x.shape[spec.padding.axis], np.int64)
-        return np.asarray(session.run(None, feeds)[0], np.float32)
+        try:
+            return np.asarray(session.run(None, feeds)[0], np.float32)
+        except Exception as e:  # as above
+            raise SessionError(f"the graph cannot run on {device}: {e}") from e
 
     return forward

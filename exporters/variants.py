@@ -151,7 +151,7 @@ def choose(rows: Sequence[Variant], bound: Bound) -> list[Variant]:
         raise ExportError(
             f"no variant answers a batch of {bound.batch} in {bound.milliseconds:g} ms on {bound.device} here: the "
             f"fastest that may be served is {row.name}, whose median is {timing.batch.median:.2f} ms. Allow more "
-            f"milliseconds or threads, or train a smaller backbone"
+            "milliseconds or threads, or train a smaller backbone"
         )
     taken, _ = max(inside, key=lambda pair: (pair[0].worth, -pair[1].batch.median))
 
@@ -180,7 +180,11 @@ def _gated(
     judge = _Judge(reference, heads, prior, judged)
     graphs = {"fp32": original}
     rows = [judge.row(Variant("fp32", "fp32", "as exported", len(original)), reference)]
-    for attempts in (_optimised(original), _halved(original), _quantised(draft)):
+    for attempts in (
+        _or_why("fp32, optimised", "fp32", _optimised(original)),
+        _or_why("fp16", "fp16", _halved(original)),
+        _or_why("int8", "int8", _quantised(draft)),
+    ):
         for row, graph in attempts:
             if graph is not None:
                 try:
@@ -201,13 +205,7 @@ Attempts = Iterator[tuple[Variant, bytes | None]]
 
 
 def _optimised(graph: bytes) -> Attempts:
-    row = Variant("fp32, optimised", "fp32", "constants folded, nodes merged")
-    try:
-        made = optimised(graph)
-    except PrecisionError as e:
-        yield replace(row, refused=str(e)), None
-        return
-    yield row, made
+    yield Variant("fp32, optimised", "fp32", "constants folded, nodes merged"), optimised(graph)
 
 
 def _halved(graph: bytes) -> Attempts:
@@ -218,17 +216,20 @@ def _halved(graph: bytes) -> Attempts:
 def _quantised(draft: Draft) -> Attempts:
     spec, x = draft.manifest.input, draft.inputs
     if len(x) < FEWEST:
-        told = f"ranges of activations need {FEWEST} inputs; the run holds {len(x)}"
-        yield Variant("int8", "int8", "", refused=told), None
-        return
+        raise PrecisionError(f"ranges of activations need {FEWEST} inputs; the run holds {len(x)}")
     kind = "dynamic" if spec.datatype == "INT64" else "static"
+    made = quantisations(draft.files[bundles.BACKBONE], spec, x)
+    for name, (how, graph) in zip(_numbered("int8"), made, strict=False):
+        yield Variant(name, "int8", f"{kind}, {how}"), graph
+
+
+def _or_why(name: str, precision: Precision, attempts: Attempts) -> Attempts:
+    """The attempts; a converter's error ends them with a row that says it."""
     try:
-        for name, (how, made) in zip(
-            _numbered("int8"), quantisations(draft.files[bundles.BACKBONE], spec, x), strict=False
-        ):
-            yield Variant(name, "int8", f"{kind}, {how}"), made
-    except PrecisionError as e:
-        yield Variant("int8", "int8", kind, refused=str(e)), None
+        yield from attempts
+    except Exception as e:  # converters raise whatever they meet in a graph; the other variants are none the worse
+        told = (str(e).strip() or type(e).__name__).splitlines()[0]
+        yield Variant(name, precision, "", refused=told), None
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -290,7 +291,7 @@ class _Judge:
 
 def _timed(row: Variant, times: dict[str, Timing]) -> Variant:
     """A row with its timing and its ratio to FP32; an optimised graph that is no faster is refused."""
-    timing = times.get(row.name)
+    timing = times.get(row.name) if row.bytes else None
     if timing is None:
         return row
     ratio = timing.batch.median / times["fp32"].batch.median

@@ -138,6 +138,17 @@ def test_too_few_inputs_for_ranges(draft, tmp_path):
     assert line.count("–") == 7
 
 
+def test_a_converter_that_fails_is_a_row(draft, tmp_path, monkeypatch):
+    def fail(graph):
+        raise RuntimeError("no such operator\nand a long trace")
+        yield
+
+    monkeypatch.setattr("exporters.variants.halves", fail)
+    _, rows = export(draft, tmp_path, 5.0)
+    assert rows["fp16"].verdict == "refused: no such operator"
+    assert "taken" in [row.verdict for row in rows.values()]
+
+
 def test_texts_are_quantised_dynamically(tmp_path):
     rng = np.random.default_rng(2)
     spec = InputSpec(datatype="INT64", shape=(-1, -1), unit="token ids", padding=Padding(axis=1, maximum=64))
