@@ -25,9 +25,9 @@ def run_export_within(
     if data is not None:
         found, trained_on = judges(draft.manifest, draft.files.__getitem__, data, held_out, seed=0)
     path, rows = export_within(draft, models, bound, found, trained_on=trained_on)
-    by = (
-        f"the run's {len(draft.inputs)} inputs" if found is None else f"{len(found.y)} windows of {found.people} people"
-    )
+    by = f"the run's {len(draft.inputs)} inputs"
+    if found is not None:
+        by = f"{len(found.y)} inputs of {found.people} {'person' if found.people == 1 else 'people'}"
     console.print(_table(rows, bound, by))
     timing = next(row.timing for row in rows if row.verdict == "taken")
     if timing is not None and timing.batch.p95 > bound.milliseconds:
