@@ -125,7 +125,7 @@ def _variants(record: dict[str, Any]) -> list[str]:
         cells = [f"{row['name']}: {row['how']}".rstrip(": "), *_figures(row)]
         if judged:
             cells.append(_percent(row["accuracy"]))
-        rows.append(f"| {' | '.join([*cells, row['verdict']])} |")
+        rows.append(f"| {' | '.join([*cells, row['verdict'].replace('|', '/')])} |")
     return rows
 
 
