@@ -31,6 +31,8 @@ def model_card(manifest: Manifest) -> str:
     if subjects:
         lines.append(f"* {len(subjects)} population subjects: {', '.join(s['stem'] for s in subjects)}")
     lines += ["", "## Checked", *_checked(manifest)]
+    if "variants" in manifest.evaluation:
+        lines += ["", "## Variants", *_variants(manifest.evaluation["variants"])]
     if manifest.head.evidence:
         lines += [
             "",
@@ -69,7 +71,7 @@ def _checked(manifest: Manifest) -> list[str]:
     lines = [f"* opset {manifest.opset}, {manifest.precision}."]
     if parity:
         lines.append(
-            f"* ONNX Runtime against torch on {parity['windows']} real windows, batches {parity['batches']}: "
+            f"* ONNX Runtime in fp32 against torch on {parity['windows']} real windows, batches {parity['batches']}: "
             f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
             f"lowest cosine {parity['min_cosine']:.7f}."
         )
@@ -91,6 +93,59 @@ def _checked(manifest: Manifest) -> list[str]:
             f"the shared head, for {worth.users} people it was not fitted on."
         )
     return lines
+
+
+def _variants(record: dict[str, Any]) -> list[str]:
+    """The table of variants that were built and timed, and how."""
+    asked, machine = record["asked"], record["machine"]
+    judged = record["people"] is not None
+    threads = "all threads" if not asked["threads"] else f"threads: {asked['threads']}"
+    if judged:
+        seen, people = record["trained_on"], record["people"]
+        known = "" if seen is None else f", {seen} of whom the run was trained on"
+        by = (
+            "Accuracy of the shared head / of heads fitted on a first repetition: "
+            f"{record['windows']} inputs of {people} {'person' if people == 1 else 'people'}{known}."
+        )
+    else:
+        by = (
+            "There was no labelled data to judge accuracy by: variants are ranked by the share of decisions of "
+            f"{record['heads']} heads that are as in fp32, on the {record['windows']} inputs that the run holds."
+        )
+    rows = [
+        f"Asked for: {asked['milliseconds']:g} ms, in the median, for a batch of {asked['batch']} on "
+        f"{asked['device']} ({machine['processor']}, {threads}, ONNX Runtime {machine['onnxruntime']}).",
+        f"{by} Ranges of activations are of {record['range_windows']} inputs of the run.",
+        "",
+        f"| variant | MB | one window, ms: median / 95 % | batch of {asked['batch']}, ms | of fp32 | lowest cosine "
+        f"| largest error, sd | decisions kept | {'accuracy | ' if judged else ''}|",
+        "|--|--|--|--|--|--|--|--|--|" + ("--|" if judged else ""),
+    ]
+    for row in record["rows"]:
+        cells = [f"{row['name']}: {row['how']}".rstrip(": "), *_figures(row)]
+        if judged:
+            cells.append(_percent(row["accuracy"]))
+        rows.append(f"| {' | '.join([*cells, row['verdict'].replace('|', '/')])} |")
+    return rows
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    timing, found = row["timing"], row["agreement"]
+    size = f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "–"
+    times = ["–"] * 3
+    if timing is not None:
+        one, many = timing["single"], timing["batch"]
+        times = [*(f"{t['median']:.2f} / {t['p95']:.2f}" for t in (one, many)), f"{row['ratio']:.2f}"]
+    if found is None:
+        return [size, *times, "–", "–", "–"]
+    return [size, *times, f"{found['min_cosine']:.4f}", f"{found['max_error']:.2g}", f"{found['decisions']:.2%}"]
+
+
+def _percent(accuracy: dict[str, Any] | None) -> str:
+    if accuracy is None:
+        return "–"
+    shared, personal = accuracy["shared"], accuracy["personal"]
+    return f"{shared:.2%}" if personal is None else f"{shared:.2%} / {personal:.2%}"
 
 
 def _task(task: dict[str, Any]) -> str:

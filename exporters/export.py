@@ -6,6 +6,8 @@ import logging
 import re
 import tempfile
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from exporters import bundle as bundles
 from exporters.bundle import InputSpec, Manifest
 from exporters.card import model_card
 from exporters.parity import Forward, check_parity
+from models.heads import prior as priors
+from models.heads.prior import Prior
 from models.training.media_run import is_media_run
 from models.training.run import Run, load_run
 
@@ -28,6 +32,24 @@ LARGEST_BATCH = 65536
 
 class ExportError(ValueError):
     """A backbone could not be exported; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A bundle that is not written yet, and the real inputs `(n, …)` of the run that its graph was compared on."""
+
+    manifest: Manifest
+    files: dict[str, bytes]
+    inputs: NDArray[Any]
+
+    @property
+    def prior(self) -> Prior:
+        """The population prior."""
+        return priors.from_bytes(self.files[bundles.PRIOR], self.manifest.labels, self.manifest.head)
+
+    def written(self, models: Path) -> Path:
+        """Write the bundle with its card under `models` and return its folder."""
+        return bundles.write(models, self.manifest, {**self.files, bundles.CARD: model_card(self.manifest).encode()})
 
 
 def export_run(
@@ -40,34 +62,52 @@ def export_run(
     description: str = "",
     user_labels: int = 0,
 ) -> Path:
-    """Export a run to the next version of a bundle and return its folder.
+    """Export a run to the next version of a bundle and return its folder; arguments and errors as `draft_of`."""
+    draft = draft_of(
+        run_folder,
+        models,
+        name=name,
+        licence=licence,
+        citation=citation,
+        description=description,
+        user_labels=user_labels,
+    )
+    return draft.written(models)
+
+
+def draft_of(
+    run_folder: Path,
+    models: Path,
+    *,
+    name: str | None = None,
+    licence: str = "Apache-2.0",
+    citation: str = "",
+    description: str = "",
+    user_labels: int = 0,
+) -> Draft:
+    """Make the bundle of a run, in FP32 and as the next version of its name under `models`, without writing it.
 
     `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set.
 
     Raises:
         RunError: the folder holds no finished run.
         ExportError: torch or ONNX refuses the graph.
-        ParityError: the graph does not compute what torch does; nothing is written.
+        ParityError: the graph does not compute what torch does.
     """
-    if is_media_run(run_folder):
-        from exporters.media import export_media_run
-
-        told = {"licence": licence, "citation": citation, "description": description}
-        return export_media_run(run_folder, models, name=name, user_labels=user_labels, **told)
-    run = load_run(run_folder)
     name = model_name(name, run_folder)
+    told: dict[str, Any] = {"licence": licence, "citation": citation, "description": description}
+    if user_labels:
+        told |= {"label_set": "open", "user_labels": user_labels}
+    if is_media_run(run_folder):
+        from exporters.media import media_draft
+
+        return media_draft(run_folder, name, bundles.next_version(models, name), told)
+    run = load_run(run_folder)
     backbone = run.backbone()
     graph = to_onnx(backbone, torch.zeros(2, *run.windows.shape[1:]))
     parity = check_parity(torch_forward(backbone), onnx_forward(graph), run.windows)
-    manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, licence, citation, description)
-    if user_labels:
-        manifest = Manifest.model_validate({**manifest.model_dump(), "label_set": "open", "user_labels": user_labels})
-    files = {
-        bundles.BACKBONE: graph,
-        bundles.PRIOR: run.prior_bytes,
-        bundles.CARD: model_card(manifest).encode(),
-    }
-    return bundles.write(models, manifest, files)
+    manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, told)
+    return Draft(manifest, {bundles.BACKBONE: graph, bundles.PRIOR: run.prior_bytes}, run.windows)
 
 
 def model_name(name: str | None, run_folder: Path) -> str:
@@ -156,21 +196,13 @@ def onnx_forward(graph: bytes) -> Forward:
 
 
 def _manifest(
-    run: Run,
-    name: str,
-    version: int,
-    graph: bytes,
-    parity: dict[str, Any],
-    licence: str,
-    citation: str,
-    description: str,
+    run: Run, name: str, version: int, graph: bytes, parity: dict[str, Any], told: Mapping[str, Any]
 ) -> Manifest:
     _, channels, length = run.windows.shape
     signal = run.signal
     return Manifest(
         name=name,
         version=version,
-        description=description,
         feature_space=bundles.feature_space(graph),
         labels=run.labels,
         input=InputSpec(
@@ -188,8 +220,7 @@ def _manifest(
         parity=parity,
         provenance=run.provenance,
         evaluation=run.evaluation,
-        licence=licence,
-        citation=citation,
         created=run.provenance.get("finished", ""),
         files={},
+        **told,
     )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec
-from exporters.precision import PEOPLE, Agreement, PrecisionError, compare, drawn_heads, features, written
+from exporters.precision import PEOPLE, Agreement, Features, PrecisionError, compare, drawn_heads, features, written
+from exporters.quantiser import Quantiser
 from models.heads.calibration import shared_head
 from models.heads.fit import fit_map
 from models.heads.head import Head
@@ -27,13 +23,10 @@ from models.heads.statistics import Statistics
 LARGEST_LOSS = 0.01
 """Accuracy that the shared head and personal heads may lose, each as a mean over people."""
 FEWEST = 64
-RANGE_WINDOWS, RANGE_BATCH = 512, 16
-"""Windows that the ranges of activations are taken from, so many at a time."""
-STEPS = {
-    "convolutions and matrix products": ("Conv", "Gemm", "MatMul"),
-    "convolutions": ("Conv",),
-}
-"""What is quantised, the most first; only with weights that are constants."""
+RANGE_WINDOWS = 512
+"""Windows that the ranges of activations are taken from, at most."""
+LEFT_OUT = (0.1, 0.25)
+"""Shares of the layers, those that err most, that stay in FP32 where all of them lose too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +38,47 @@ class Labelled:
     user: NDArray[np.int64]
     repetition: NDArray[np.int64]
 
+    @property
+    def people(self) -> int:
+        """How many people there are."""
+        return len(np.unique(self.user))
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Mean over people: of the shared head, and of heads fitted on each person's first repetition.
+
+    `personal` is None where nobody shows every label in a first repetition and has another one.
+    """
+
+    shared: float
+    personal: float | None
+
+    @property
+    def mean(self) -> float:
+        """Of both where there are both: what variants are ranked by."""
+        return self.shared if self.personal is None else (self.shared + self.personal) / 2
+
+    def loss(self, variant: Accuracy) -> float:
+        """The larger of what both heads lose in a variant."""
+        lost = self.shared - variant.shared
+        if self.personal is not None and variant.personal is not None:
+            lost = max(lost, self.personal - variant.personal)
+        return lost
+
+    def __str__(self) -> str:
+        return f"{self.shared:.1%}" if self.personal is None else f"{self.shared:.1%} / {self.personal:.1%}"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Accuracy over people, in FP32 and INT8: of the shared head, and of heads fitted on a person's first repetition.
-
-    `personal` figures are None where nobody shows every label in a first repetition and has another one.
-    """
+    """Accuracy in FP32 and INT8 (see `Accuracy`), and the number of people."""
 
     shared: float
     shared_int8: float
     personal: float | None
     personal_int8: float | None
     people: int
-
-    @property
-    def loss(self) -> float:
-        """The larger of both losses."""
-        lost = self.shared - self.shared_int8
-        if self.personal is not None and self.personal_int8 is not None:
-            lost = max(lost, self.personal - self.personal_int8)
-        return lost
 
 
 def quantise(
@@ -87,8 +100,6 @@ def quantise(
     Raises:
         PrecisionError: the bundle is not FP32, windows are too few, there is nothing to quantise, or no variant's heads
             are right as often.
-
-    Source: Jacob et al. 2018 (integer arithmetic); ONNX Runtime's quantisation, QDQ format.
     """
     original = bundles.load(bundles.resolve(model))
     spec, prior = original.manifest.input, original.prior
@@ -103,105 +114,59 @@ def quantise(
     some = ranges[np.sort(rng.permutation(len(ranges))[:RANGE_WINDOWS])]
     heads = [shared_head(prior), *drawn_heads(prior, PEOPLE, rng)]
     reference = features(original.backbone, spec, judged.x)
+    right = accuracy_of(reference, judged, prior)
     told: list[str] = []
-    for what, operators in STEPS.items():
-        graph = _quantised(original.backbone, spec, some, operators)
-        if graph is None:
-            told.append(f"there are no {what} with constant weights")
-            continue
+    for what, graph in quantisations(original.backbone, spec, some):
         z = features(graph, spec, judged.x)
         if not np.isfinite(z).all():
             told.append(f"{what}: features that are not finite")
             continue
-        task = _task(reference, z, judged, prior)
-        if task.loss <= LARGEST_LOSS:
-            found = compare(reference, z, heads)
-            how = f"recorded windows of {task.people} people, {what} in 8 bits"
-            return written(original, models, graph, found, how, "int8", {"task": asdict(task)}), found, task
-        told.append(f"{what}: accuracy falls by {task.loss:.1%}")
+        found = accuracy_of(z, judged, prior)
+        if right.loss(found) <= LARGEST_LOSS:
+            task = Task(right.shared, found.shared, right.personal, found.personal, judged.people)
+            agreement = compare(reference, z, heads)
+            how = f"recorded windows of {task.people} people, {what}"
+            return written(original, models, graph, agreement, how, "int8", {"task": asdict(task)}), agreement, task
+        told.append(f"{what}: accuracy falls by {right.loss(found):.1%}")
     raise PrecisionError(
         f"{original.manifest.name} cannot be served in int8, {LARGEST_LOSS:.0%} may be lost: {'; '.join(told)}"
     )
 
 
-def _quantised(graph: bytes, spec: InputSpec, x: NDArray[Any], operators: tuple[str, ...]) -> bytes | None:
-    """Quantise the nodes of some kinds whose weights are constants; None where there are none."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, prepared, made = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
-        given.write_bytes(graph)
-        quant_pre_process(given, prepared, skip_symbolic_shape=True)
-        chosen = onnx.load(prepared)
-        names = _with_weights(chosen, operators)
-        if not names:
-            return None
-        quiet = logging.getLogger()
-        level = quiet.level
-        quiet.setLevel(logging.ERROR)  # it advises what was done above
-        try:
-            if spec.datatype == "INT64":
-                quantize_dynamic(chosen, made, nodes_to_quantize=names, weight_type=QuantType.QInt8, per_channel=True)
-            else:
-                quantize_static(
-                    chosen,
-                    made,
-                    _Batches(chosen, spec, x),
-                    quant_format=QuantFormat.QDQ,
-                    nodes_to_quantize=names,
-                    per_channel=True,
-                    activation_type=QuantType.QUInt8,
-                    weight_type=QuantType.QInt8,
-                )
-        finally:
-            quiet.setLevel(level)
-        model = onnx.load(made)
-        onnx.checker.check_model(model, full_check=True)
-        return bytes(model.SerializeToString())
+def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tuple[str, bytes]]:
+    """INT8 graphs of an FP32 one and what each has in 8 bits, the most first; `x (n, …)` give ranges of activations.
+
+    After all layers come all but those that err most by themselves, which are found when they are asked for.
+
+    Raises:
+        PrecisionError: no layer has constant weights.
+    """
+    quantiser = Quantiser(graph, spec, x)
+    layers = quantiser.layers()
+    if not layers:
+        raise PrecisionError("there are no convolutions or matrix products with constant weights to put in 8 bits")
+    yield f"{len(layers)} layers in 8 bits", quantiser.graph(layers)
+    worst: list[str] = []
+    for share in LEFT_OUT:
+        left = int(np.ceil(share * len(layers)))
+        if left < len(layers):
+            worst = worst or quantiser.by_error(layers)
+            kept = [name for name in layers if name not in worst[:left]]
+            yield f"{len(kept)} of {len(layers)} layers in 8 bits, without those that err most", quantiser.graph(kept)
 
 
-def _with_weights(model: onnx.ModelProto, operators: tuple[str, ...]) -> list[str]:
-    """Names of nodes of some kinds whose second input is a constant; nodes without a name get one."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    found = []
-    for at, node in enumerate(model.graph.node):
-        if node.op_type in operators and len(node.input) > 1 and node.input[1] in constants:
-            node.name = node.name or f"{node.op_type}_{at}"
-            found.append(node.name)
-    return found
-
-
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """Feeds windows to the calibration of activation ranges."""
-
-    def __init__(self, model: onnx.ModelProto, spec: InputSpec, x: NDArray[Any]) -> None:
-        lengths = None if spec.padding is None else spec.padding.lengths
-        self._name = next(value.name for value in model.graph.input if value.name != lengths)
-        self._lengths, self._axis = lengths, None if spec.padding is None else spec.padding.axis
-        self._batches: Iterator[NDArray[Any]] = iter([x[at : at + RANGE_BATCH] for at in range(0, len(x), RANGE_BATCH)])
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """Return the next feeds, None at the end."""
-        x = next(self._batches, None)
-        if x is None:
-            return None
-        feeds = {self._name: x}
-        if self._lengths is not None and self._axis is not None:
-            feeds[self._lengths] = np.full(len(x), x.shape[self._axis], np.int64)
-        return feeds
-
-
-def _task(reference: NDArray[np.float32], variant: NDArray[np.float32], judged: Labelled, prior: Prior) -> Task:
+def accuracy_of(z: Features, judged: Labelled, prior: Prior) -> Accuracy:
+    """How often heads are right on features `z (n, d)` of labelled windows."""
     people = np.unique(judged.user)
-    shared, shared_int8 = (_right(shared_head(prior), z, judged, people) for z in (reference, variant))
-    personal, personal_int8 = (_personal(z, judged, prior, people) for z in (reference, variant))
-    return Task(shared, shared_int8, personal, personal_int8, len(people))
+    return Accuracy(_right(shared_head(prior), z, judged, people), _personal(z, judged, prior, people))
 
 
-def _right(head: Head, z: NDArray[np.float32], judged: Labelled, people: NDArray[np.int64]) -> float:
+def _right(head: Head, z: Features, judged: Labelled, people: NDArray[np.int64]) -> float:
     right = head.logits(z).argmax(1) == judged.y
     return float(np.mean([right[judged.user == person].mean() for person in people]))
 
 
-def _personal(z: NDArray[np.float32], judged: Labelled, prior: Prior, people: NDArray[np.int64]) -> float | None:
+def _personal(z: Features, judged: Labelled, prior: Prior, people: NDArray[np.int64]) -> float | None:
     """Accuracy of heads fitted on each person's first repetition, on their others; None where nobody has both."""
     found = []
     for person in people:

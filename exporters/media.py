@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import Manifest
-from exporters.card import model_card
-from exporters.export import LARGEST_BATCH, OPSET, ExportError, model_name, onnx_forward, to_onnx, torch_forward
+from exporters.export import LARGEST_BATCH, OPSET, Draft, ExportError, onnx_forward, to_onnx, torch_forward
 from exporters.input_spec import InputSpec
 from exporters.parity import BATCHES, check_parity
 from models.backbones.onnx_file import OnnxEncoder
@@ -26,42 +26,21 @@ from models.training.media_run import MediaRun, load_media_run
 JOINT = "encoded"
 
 
-def export_media_run(
-    run_folder: Path,
-    models: Path,
-    *,
-    name: str | None = None,
-    licence: str = "Apache-2.0",
-    citation: str = "",
-    description: str = "",
-    user_labels: int = 0,
-) -> Path:
-    """Export a run to the next version of a bundle and return its folder.
-
-    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set.
+def media_draft(run_folder: Path, name: str, version: int, told: Mapping[str, Any]) -> Draft:
+    """Make the bundle of a run without writing it; `told` are fields of the manifest that no run knows.
 
     Raises:
         RunError: the folder holds no finished run of this kind.
         ExportError: torch or ONNX refuses the graph.
-        ParityError: the graph does not compute what torch does; nothing is written.
+        ParityError: the graph does not compute what torch does.
     """
     run = load_media_run(run_folder)
-    name = model_name(name, run_folder)
     backbone = run.backbone()
     graph = graph_of(backbone, run.input, run.items)
     batches = sorted({min(size, len(run.items)) for size in BATCHES})
     parity = check_parity(torch_forward(backbone), onnx_forward(graph), run.items, batches=batches)
-    version = bundles.next_version(models, name)
-    manifest = _manifest(run, name, version, graph, parity, licence, citation, description)
-    if user_labels:
-        manifest = Manifest.model_validate({**manifest.model_dump(), "label_set": "open", "user_labels": user_labels})
-    files = {
-        bundles.BACKBONE: graph,
-        bundles.PRIOR: priors.to_bytes(run.prior),
-        bundles.CARD: model_card(manifest).encode(),
-        **run.files,
-    }
-    return bundles.write(models, manifest, files)
+    manifest = _manifest(run, name, version, graph, parity, told)
+    return Draft(manifest, {bundles.BACKBONE: graph, bundles.PRIOR: priors.to_bytes(run.prior), **run.files}, run.items)
 
 
 def graph_of(backbone: ProbedEncoder, spec: InputSpec, items: NDArray[Any]) -> bytes:
@@ -104,19 +83,11 @@ def _joined(encoder: OnnxEncoder, backbone: ProbedEncoder) -> bytes:
 
 
 def _manifest(
-    run: MediaRun,
-    name: str,
-    version: int,
-    graph: bytes,
-    parity: dict[str, Any],
-    licence: str,
-    citation: str,
-    description: str,
+    run: MediaRun, name: str, version: int, graph: bytes, parity: dict[str, Any], told: Mapping[str, Any]
 ) -> Manifest:
     return Manifest(
         name=name,
         version=version,
-        description=description,
         feature_space=bundles.feature_space(graph + b"".join(data for _, data in sorted(run.files.items()))),
         labels=run.labels,
         input=run.input,
@@ -127,8 +98,7 @@ def _manifest(
         parity=parity,
         provenance=run.provenance,
         evaluation=run.evaluation,
-        licence=licence,
-        citation=citation,
         created=run.provenance.get("finished", ""),
         files={},
+        **told,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers import float16
@@ -20,6 +19,7 @@ from onnxruntime.transformers import float16
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, InputSpec, Manifest
 from exporters.card import model_card
+from exporters.session import Forward, opened
 from models.heads.calibration import shared_head
 from models.heads.fit import gaussian_head
 from models.heads.head import Head, softmax
@@ -91,13 +91,12 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
     heads = [shared_head(original.prior), *drawn_heads(original.prior, PEOPLE, rng)]
     reference = features(original.backbone, manifest.input, x)
     told: list[str] = []
-    for what, halved in (("every operator", _half), ("convolutions and matrix products", _costly_half)):
-        graph = halved(original.backbone)
+    for what, graph in halves(original.backbone):
         found = compare(reference, features(graph, manifest.input, x), heads)
         if found.close:
             source = "synthetic" if windows is None else "recorded"
-            return written(original, models, graph, found, f"{source} windows, {what} converted", "fp16"), found
-        told.append(f"{what} converted: error {found.max_error:.2g} standard deviations")
+            return written(original, models, graph, found, f"{source} windows, {what}", "fp16"), found
+        told.append(f"{what}: error {found.max_error:.2g} standard deviations")
     raise PrecisionError(f"{manifest.name} cannot be served in fp16, {LARGEST_ERROR} is allowed: {'; '.join(told)}")
 
 
@@ -147,28 +146,20 @@ def drawn_heads(prior: Prior, n: int, rng: np.random.Generator) -> list[Head]:
 
 def features(graph: bytes, spec: InputSpec, x: Windows) -> Features:
     """Run a graph on the CPU, 64 windows at a time."""
-    run = _forward(graph, spec)
-    return np.concatenate([run(x[at : at + 64]) for at in range(0, len(x), 64)])
+    return in_batches(opened(graph, spec), x)
 
 
-def _forward(graph: bytes, spec: InputSpec) -> Callable[[Windows], Features]:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as e:  # onnxruntime raises its own unexported classes
-        raise PrecisionError(f"ONNX Runtime refuses the graph: {e}") from e
-    lengths = None if spec.padding is None else spec.padding.lengths
-    name = next(node.name for node in session.get_inputs() if node.name != lengths)
+def in_batches(forward: Forward, x: Windows) -> Features:
+    """Features `(n, d)` of windows `(n, …)`, 64 at a time."""
+    return np.concatenate([forward(x[at : at + 64]) for at in range(0, len(x), 64)])
 
-    def forward(x: Windows) -> Features:
-        """Run the graph on whole windows."""
-        feeds = {name: x}
-        if spec.padding is not None and lengths is not None:
-            feeds[lengths] = np.full(len(x), x.shape[spec.padding.axis], np.int64)
-        return np.asarray(session.run(None, feeds)[0], np.float32)
 
-    return forward
+def halves(graph: bytes) -> Iterator[tuple[str, bytes]]:
+    """FP16 graphs of an FP32 one and what is converted in each, the most first."""
+    for how, halved in (("every operator", _half), ("convolutions and matrix products", _costly_half)):
+        made = halved(graph)
+        onnx.checker.check_model(made, full_check=True)
+        yield f"{how} converted", made
 
 
 def _half(graph: bytes) -> bytes:
@@ -263,6 +254,7 @@ def written(
             "feature_space": old.feature_space if found.same else bundles.feature_space(graph),
             "bridges": old.bridges if found.same else {},
             "provenance": {**old.provenance, "precision": record},
+            "evaluation": {key: value for key, value in old.evaluation.items() if key != "variants"},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {},
         }

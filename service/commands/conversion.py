@@ -10,11 +10,10 @@ from exporters import bundle as bundles
 from exporters.bundle import Bundle
 from exporters.int8 import Labelled, quantise
 from exporters.precision import Agreement, PrecisionError, convert
-from models.data.collections import load_collection
-from models.data.media import reader_of
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
+from service.commands.judging import collected, recorded
 
 MOST_WINDOWS = 4096
 JUDGED_SHARE = 3
@@ -44,7 +43,7 @@ def _int8(model: Path, models: Path, data: Path | None, subjects: str, held_out:
     if bundle.manifest.input.media is None:
         if held_out is None:
             raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
-        ranges, judged = _windows(bundle, data, subjects, but=held_out), _recorded(bundle, data, held_out)
+        ranges, judged = _windows(bundle, data, subjects, but=held_out), recorded(bundle.manifest, data, held_out)
     else:
         ranges, judged = _files(bundle, data, seed)
     path, found, task = quantise(model, models, _some(ranges, seed), judged, seed=seed)
@@ -82,39 +81,13 @@ def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) 
     return np.concatenate([windows(rec, cut).x for rec in people]).astype(spec.dtype)
 
 
-def _recorded(bundle: Bundle, data: Path, subjects: str) -> Labelled:
-    """Windows of recordings, those of labels that the model knows."""
-    spec, labels = bundle.manifest.input, bundle.manifest.labels
-    cut = WindowSpec(spec.window_shape[-1], spec.stride)
-    parts = []
-    for number, rec in enumerate(load_folder(data, subjects)):
-        index = check_signal(rec, spec, labels)
-        found = windows(rec, cut)
-        y = index[found.y]
-        repetition = found.session * (1 + int(found.repetition.max(initial=0))) + found.repetition
-        known = y >= 0
-        parts.append((found.x[known], y[known], np.full(int(known.sum()), number), repetition[known]))
-    x, y, user, repetition = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Labelled(x.astype(spec.dtype), y, user, repetition)
-
-
 def _files(bundle: Bundle, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
     """Rows of files or texts: those that give ranges, and those that judge."""
-    spec, labels = bundle.manifest.input, bundle.manifest.labels
-    collection = load_collection(data, seed)
-    reader = reader_of(spec, bundle.file)
-    if spec.media is None or reader is None or spec.media.kind != collection.kind:
-        kind = "tensors" if spec.media is None else f"{spec.media.kind}s"
-        raise PrecisionError(f"{data} holds {collection.kind}s, and the model reads {kind}")
-    unknown = sorted(set(collection.labels) - set(labels))
-    if unknown:
-        raise PrecisionError(f"{data} has labels that the model does not know: {', '.join(unknown)}")
-    x = reader.read([collection.read(i) for i in range(len(collection))])
-    y = np.array([labels.index(name) for name in collection.labels])[collection.y]
-    order = np.random.default_rng(seed).permutation(len(y))
-    nth = np.zeros(len(y), np.int64)
-    for c in np.unique(y):
-        own = order[y[order] == c]
+    found = collected(bundle.manifest, bundle.file, data, seed=seed)
+    order = np.random.default_rng(seed).permutation(len(found.y))
+    nth = np.zeros(len(found.y), np.int64)
+    for c in np.unique(found.y):
+        own = order[found.y[order] == c]
         nth[own] = np.arange(len(own))
     judge = nth % JUDGED_SHARE == 0
-    return x[~judge], Labelled(x[judge], y[judge], collection.user[judge], collection.repetition[judge])
+    return found.x[~judge], Labelled(found.x[judge], found.y[judge], found.user[judge], found.repetition[judge])

@@ -523,7 +523,7 @@ def test_other_images_than_the_trainings_are_refused(tmp_path):
     next(others.rglob("*.png")).unlink()
     with pytest.raises(ValueError, match="35 items, not 36"):
         written(run, "--data", others)
-    folder = copied(run, tmp_path, lambda record: record["provenance"].update(recipe="lp-ft"))
+    folder = copied(run, tmp_path, lambda record: record["provenance"]["config"].update(recipe="lp-ft"))
     with pytest.raises(ValueError, match="recipe lp-ft, which changed the encoder"):
         written(folder, "--data", data)
 

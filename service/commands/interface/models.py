@@ -127,11 +127,30 @@ def export(
     user_labels: Annotated[
         int, typer.Option(min=0, max=256, help="Labels of their own that a user may add; 0: a closed set.")
     ] = 0,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Take the most accurate of fp32, fp16 and int8 that answers in so many milliseconds (median) here.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="With --latency-ms: cpu or cuda, of this machine.")] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="With --latency-ms: rows of the call it holds for.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="With --latency-ms: of a call; 0: as many as cores.")] = 1,
+    judging: Annotated[
+        Path | None,
+        typer.Option("--data", help="With --latency-ms: recordings, files or texts that the variants are judged on."),
+    ] = None,
+    held_out: Annotated[
+        str, typer.Option(help="With --data: globs of the people who judge, best ones not trained on.")
+    ] = "*",
 ) -> None:
-    """Export a run to an ONNX bundle, through the parity gate."""
-    from exporters.export import export_run
+    """Export a run to an ONNX bundle, through the parity gate; with --latency-ms the variant that is fast enough."""
+    from exporters.export import draft_of
 
-    path = export_run(
+    if latency_ms is None and (judging is not None or held_out != "*"):
+        raise typer.BadParameter("--data and --held-out judge variants: give --latency-ms too")
+    draft = draft_of(
         run,
         models,
         name=name,
@@ -140,9 +159,15 @@ def export(
         description=description,
         user_labels=user_labels,
     )
-    from exporters import bundle as bundles
+    if latency_ms is None:
+        path = draft.written(models)
+    else:
+        from exporters.variants import Bound
+        from service.commands.exporting import run_export_within
 
-    parity = bundles.load(path).manifest.parity
+        bound = Bound(latency_ms, device, batch, threads)
+        path = run_export_within(draft, models, bound, data=judging, held_out=held_out, console=console)
+    parity = draft.manifest.parity
     console.print(
         f"parity on {parity['windows']} real windows, batches {parity['batches']}: "
         f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e})\nwritten to {path}",

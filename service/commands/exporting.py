@@ -1,0 +1,63 @@
+"""`headway export --latency-ms`: the most accurate variant of a run inside a bound, and the table of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from exporters.export import Draft
+from exporters.variants import Bound, Variant, export_within
+from service.commands.judging import judges
+
+
+def run_export_within(
+    draft: Draft, models: Path, bound: Bound, *, data: Path | None, held_out: str, console: Console
+) -> Path:
+    """Judge, time and choose; prints the table and returns the bundle's folder.
+
+    Raises:
+        ExportError: no variant is inside the bound.
+        PrecisionError: the data cannot judge the model.
+    """
+    found, trained_on = None, None
+    if data is not None:
+        found, trained_on = judges(draft.manifest, draft.files.__getitem__, data, held_out, seed=0)
+    path, rows = export_within(draft, models, bound, found, trained_on=trained_on)
+    by = f"the run's {len(draft.inputs)} inputs"
+    if found is not None:
+        by = f"{len(found.y)} inputs of {found.people} {'person' if found.people == 1 else 'people'}"
+    console.print(_table(rows, bound, by))
+    timing = next(row.timing for row in rows if row.verdict == "taken")
+    if timing is not None and timing.batch.p95 > bound.milliseconds:
+        console.print(
+            f"the median keeps the bound, but one call in twenty took {timing.batch.p95:.2f} ms or more: "
+            "the bound is too near, or this machine had other work",
+            highlight=False,
+        )
+    return path
+
+
+def _table(rows: list[Variant], bound: Bound, by: str) -> Table:
+    table = Table(title=f"{bound.device}, a batch of {bound.batch}; judged on {by}", title_justify="left")
+    judged = any(row.accuracy is not None for row in rows)
+    for heading in ("variant", "MB", "ms", "95 %", "of fp32", "cosine", "right" if judged else "as fp32", ""):
+        table.add_column(heading)
+    for row in rows:
+        timing, found = row.timing, row.agreement
+        times = ["–"] * 3
+        if timing is not None:
+            times = [f"{timing.batch.median:.2f}", f"{timing.batch.p95:.2f}", f"{row.ratio:.2f}"]
+        right = str(row.accuracy) if judged and row.accuracy is not None else "–"
+        if not judged and found is not None:
+            right = f"{found.decisions:.1%}"
+        table.add_row(
+            row.name,
+            f"{row.bytes / 1e6:.1f}" if row.bytes else "–",
+            *times,
+            "–" if found is None else f"{found.min_cosine:.4f}",
+            right,
+            row.verdict,
+        )
+    return table
