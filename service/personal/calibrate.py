@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.parts import signals
 from models.data.windows import stride_of
 from models.heads import calibration as maths
 from models.heads import statistics
@@ -113,7 +114,7 @@ class Calibrator:
     async def _calibrate(
         self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None, revision: int
     ) -> dict[str, Any]:
-        _check_repetitions(request)
+        _check_repetitions(request, model)
         begin = time.perf_counter()
         features = np.empty((0, model.bundle.population.dim), np.float32)
         if not request.enrolled:
@@ -219,18 +220,22 @@ async def _fitted(
     )
 
 
-def _check_repetitions(request: CalibrationRequest) -> None:
+def _check_repetitions(request: CalibrationRequest, model: LoadedModel) -> None:
     """Refuse repetitions that share samples: leaving one out would leave its samples in.
 
     Raises:
         Unprocessable: neighbouring windows overlap and are said to be of different repetitions.
     """
-    stride = None if request.enrolled else stride_of(request.x)
-    if stride is None:
+    if request.enrolled:
         return
-    edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))
-    for i in edge[:256]:
-        if np.array_equal(request.x[i][:, stride:], request.x[i + 1][:, :-stride]) and request.x[i].std() > 0:
+    edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))[:256]
+    for x in signals(model.bundle.manifest.input, request.x) if len(edge) else ():
+        stride = stride_of(x)
+        if stride is None:
+            continue
+        for i in edge:
+            if not np.array_equal(x[i][:, stride:], x[i + 1][:, :-stride]) or x[i].std() == 0:
+                continue
             raise Unprocessable(
                 f"windows {i} and {i + 1} share samples but are given as different repetitions; "
                 "a repetition is what was recorded in one go"

@@ -1,0 +1,308 @@
+"""What joins the features of several members, fitted on people that each had no part in what they are judged by."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.heads.confidence import population_floors
+from models.heads.fit import fit_map, shared_share
+from models.heads.head import Head, log_loss, softmax
+from models.heads.prior import HyperParameters, Prior
+from models.training.joining import Join, filled, kept, late, log_posterior, patterns, stacked
+from models.training.population import moments, population_prior
+from models.training.probe_fit import fit_probe
+from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune, with_settings
+
+__all__ = ["Fused", "How", "Joined", "Source", "fit_fusion"]
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+How = Literal["concatenated", "late"]
+Tick = Callable[[str, int, int], None]
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
+"""Weights of a member's log posterior that are tried."""
+PULLS = (1e-3, 1e-2, 1e-1)
+RIDGE = 0.1
+"""Pull to 0 of what is said of a missing member, in the spread within a person and label."""
+ROWS = 6000
+"""Rows that one probe is fitted on, at most: evenly of all people."""
+
+
+class Source(Protocol):
+    """A member as the fit sees it: people are numbers, the same for all members."""
+
+    personal: int
+    head: Head
+
+    def final(self, person: int) -> Array:
+        """Features `(n, d)` of a person's windows by the member that will be served."""
+
+    def without(self, left_out: int, person: int) -> Array:
+        """Personal features `(n, p)` of a person's windows in a space that `left_out` had no part in."""
+
+    def evidence(self, person: int) -> Array:
+        """Generic logits `(n, K)` of a person's windows from what the person had no part in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A person's windows: labels, sessions, repetitions `(n,)`."""
+
+    y: Labels
+    session: Labels
+    repetition: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """The join, the prior of the joint features with its record, and figures on left-out people."""
+
+    join: Join
+    prior: Prior
+    evaluation: dict[str, Any]
+
+
+def fit_fusion(
+    sources: Sequence[Source],
+    people: Sequence[Joined],
+    labels: tuple[str, ...],
+    *,
+    how: How = "late",
+    personal: int = 64,
+    thinning: int = 1,
+    names: Sequence[str] = (),
+    tick: Tick = lambda stage, done, total: None,
+) -> Fused:
+    """Fit what joins the members: evidence by `how`, a space for personal heads, and the population in it.
+
+    Concatenated: a linear probe on all members' personal features and log posteriors, which has seen every window with
+    each of its parts missing, too. Late: a sum of log posteriors, its weights chosen for every set of members that can
+    be there. Personal heads are fitted in the members' personal features, projected together; those of a missing member
+    are what the others predict.
+
+    Args:
+        sources: the members.
+        people: the windows' labels, of three people or more.
+        labels: of the members' heads, in this order.
+        how: as above.
+        personal: joint features that personal heads are fitted in, at most.
+        thinning: steps between two windows, as of `TrainConfig`.
+        names: of the members, for the figures.
+        tick: called with a stage, what is done of it, and its size.
+    """
+    told = [[log_posterior(s.evidence(u)) for s in sources] for u in range(len(people))]
+    ways = patterns(len(sources))[1:]
+    sizes = tuple(s.personal for s in sources)
+    spaces = [_space(u, sources, people, labels, personal, tick) for u in range(len(people))]
+    if how == "late":
+        shares = _shares(told, people, ways)
+        logits = [[log_posterior(late(e, _all(way, len(e[0])), shares)) for way in ways] for e in told]
+        probe = None
+    else:
+        shares = None
+        pull, logits = _probed(sources, people, told, ways, len(labels), tick)
+        final = [np.concatenate([s.final(u)[:, : s.personal] for s in sources], 1) for u in range(len(people))]
+        probe = _probe(final, told, [p.y for p in people], ways, sizes, len(labels), pull)
+    whole = [own[-1] for own in logits]
+    left = [
+        LeftOut(space.prior, space.z[-1], p.y, p.session, p.repetition, g)
+        for space, p, g in zip(spaces, people, whole, strict=True)
+    ]
+    trials = [t for u, one in enumerate(left) for t in trials_of(u, one)]
+    hyper = tune(left, trials, HyperParameters(growth=1.0, window=30.0 / thinning, shrinkage=100.0))
+    records, figures = evidence(left, trials, hyper, thinning, place=False)
+    floors = population_floors([(softmax(g), p.y) for g, p in zip(whole, people, strict=True)])
+    told_hyper = hyper.model_copy(
+        update={
+            "window": hyper.window * thinning,
+            "evidence": records,
+            "set_floors": tuple(round(float(f), 6) for f in floors),
+        }
+    )
+    join, prior = _whole(sources, people, labels, personal, told_hyper)
+    join = replace(join, shares=shares, probe=probe)
+    evaluation = {
+        "protocol": "people of the population, each left out; windows of repetitions that did not calibrate",
+        "how": how,
+        "users": len(people),
+        "zero_shot": _spread([_right(g, p.y) for g, p in zip(whole, people, strict=True)]),
+        "personal": figures,
+        "present": _by_presence(names, ways, logits, spaces, people, left, trials, hyper),
+    }
+    return Fused(join, prior, evaluation)
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """The space that a person had no part in: its prior, and the person's features `(n, p)` by way of presence."""
+
+    prior: Prior
+    z: list[Array]
+
+
+def _all(way: Mask, rows: int) -> Mask:
+    return np.repeat(way[None], rows, 0)
+
+
+def _space(
+    u: int, sources: Sequence[Source], people: Sequence[Joined], labels: tuple[str, ...], personal: int, tick: Tick
+) -> _Space:
+    tick("leave one out", u, len(people))
+    sizes = [s.personal for s in sources]
+    z = [np.concatenate([s.without(u, v) for s in sources], 1) for v in range(len(people))]
+    others = [v for v in range(len(people)) if v != u]
+    impute = _imputation([z[v] for v in others], sizes)
+    found = [moments(z[v], people[v].y, people[v].repetition, len(labels)) for v in others]
+    prior, centre, a = population_prior([found], range(len(others)), labels, min(personal, z[u].shape[1]))
+    ways = patterns(len(sources))[1:]
+    return _Space(prior, [(filled(z[u], _all(way, len(z[u])), sizes, impute) - centre) @ a for way in ways])
+
+
+def _whole(
+    sources: Sequence[Source],
+    people: Sequence[Joined],
+    labels: tuple[str, ...],
+    personal: int,
+    hyper: HyperParameters,
+) -> tuple[Join, Prior]:
+    """The space and the prior of everybody, in the members that will be served."""
+    sizes = tuple(s.personal for s in sources)
+    z = [np.concatenate([s.final(v)[:, : s.personal] for s in sources], 1) for v in range(len(people))]
+    found = [moments(own, p.y, p.repetition, len(labels)) for own, p in zip(z, people, strict=True)]
+    k, p = len(labels), min(personal, sum(sizes))
+    prior, centre, a = population_prior([found], range(len(people)), labels, p, k, hyper)
+    generic = np.concatenate([np.zeros((k, p)), np.eye(k)], 1)
+    prior = replace(prior, generic_weight=generic, generic_bias=np.zeros(k))
+    return Join(sizes, tuple(s.head for s in sources), _imputation(z, sizes), centre, a), prior
+
+
+def _imputation(z: Sequence[Array], sizes: Sequence[int]) -> Array:
+    """Matrix `(P, P)` by which members that are there predict those that are not, by ridge regression over people."""
+    rows = np.concatenate(z)
+    found = np.zeros((rows.shape[1],) * 2)
+    edges = np.cumsum([0, *sizes])
+    ways = patterns(len(sizes))[1:-1]
+    for m in range(len(sizes)):
+        own = slice(edges[m], edges[m + 1])
+        without = [kept(rows, _all(way, len(rows)), sizes) for way in ways if not way[m]]
+        if without:
+            gram = sum(x.T @ x for x in without) / len(rows) + RIDGE * np.eye(len(found))
+            found[:, own] = np.linalg.solve(gram, sum(x.T @ rows[:, own] for x in without) / len(rows))
+    return found
+
+
+def _shares(told: Sequence[Sequence[Array]], people: Sequence[Joined], ways: Mask) -> Array:
+    """Weights `(2^M, M)` of the members by which are there: those of the least log-loss, each in turn until none moves."""
+    y = np.concatenate([p.y for p in people])
+    weight = np.concatenate([np.full(len(p.y), 1 / len(p.y)) for p in people])
+    parts = [np.concatenate([e[m] for e in told]) for m in range(ways.shape[1])]
+    shares = np.zeros((len(ways) + 1, ways.shape[1]))
+    for row, way in enumerate(ways, start=1):
+        there = np.flatnonzero(way)
+        shares[row, there] = 1 / len(there)
+        for _ in range(10):
+            before = shares[row].copy()
+            for m in there:
+                rest = sum(shares[row, o] * parts[o] for o in there if o != m)
+                losses = [float(weight @ log_loss(rest + w * parts[m], y)) for w in WEIGHTS]
+                shares[row, m] = WEIGHTS[int(np.argmin(losses))]
+            if np.array_equal(before, shares[row]):
+                break
+    return shares
+
+
+def _probed(
+    sources: Sequence[Source],
+    people: Sequence[Joined],
+    told: Sequence[Sequence[Array]],
+    ways: Mask,
+    classes: int,
+    tick: Tick,
+) -> tuple[float, list[list[Array]]]:
+    """Choose the probe's pull; return it and each person's left-out log posteriors by way of presence."""
+    sizes = [s.personal for s in sources]
+    losses, logits = np.zeros(len(PULLS)), [[[] for _ in PULLS] for _ in people]  # type: list[list[list[Array]]]
+    for u, person in enumerate(people):
+        tick("probe", u, len(people))
+        z = [np.concatenate([s.without(u, v) for s in sources], 1) for v in range(len(people))]
+        others = [v for v in range(len(people)) if v != u]
+        for i, pull in enumerate(PULLS):
+            probe = _probe(
+                [z[v] for v in others],
+                [told[v] for v in others],
+                [people[v].y for v in others],
+                ways,
+                sizes,
+                classes,
+                pull,
+            )
+            found = [probe.logits(stacked(z[u], told[u], _all(way, len(z[u])), sizes)) for way in ways]
+            losses[i] += sum(float(log_loss(f, person.y).mean()) for f in found)
+            logits[u][i] = [log_posterior(f) for f in found]
+    best = int(losses.argmin())
+    return PULLS[best], [own[best] for own in logits]
+
+
+def _probe(
+    z: Sequence[Array],
+    told: Sequence[Sequence[Array]],
+    y: Sequence[Labels],
+    ways: Mask,
+    sizes: Sequence[int],
+    classes: int,
+    pull: float,
+) -> Head:
+    """Fit a probe on windows of some people, each of them with every set of its members there."""
+    step = max(1, sum(map(len, y)) * len(ways) // ROWS)
+    seen, labels = [], []
+    for own, parts, answers in zip(z, told, y, strict=True):
+        for at, way in enumerate(ways):
+            rows = slice(at % step, None, step)
+            some = own[rows]
+            seen.append(stacked(some, [p[rows] for p in parts], _all(way, len(some)), sizes))
+            labels.append(answers[rows])
+    return Head(*fit_probe(np.concatenate(seen), np.concatenate(labels), classes, pull))
+
+
+def _by_presence(
+    names: Sequence[str],
+    ways: Mask,
+    logits: Sequence[Sequence[Array]],
+    spaces: Sequence[_Space],
+    people: Sequence[Joined],
+    left: Sequence[LeftOut],
+    trials: Sequence[Trial],
+    hyper: HyperParameters,
+) -> list[dict[str, Any]]:
+    """Accuracy by which members are there: of the generic head, and of heads calibrated with all of them there."""
+    shots = {"1 window": (1, 1), "5 windows": (5, 1), "1 repetition": (0, 1)}
+    table = []
+    for w, way in enumerate(ways):
+        row: dict[str, Any] = {"there": [n for n, some in zip(names, way, strict=True) if some]}
+        row["generic"] = _spread([_right(own[w], p.y) for own, p in zip(logits, people, strict=True)])
+        for name, shot in shots.items():
+            found: dict[int, list[float]] = {}
+            for t in trials:
+                if t.shot == shot and not t.hidden:
+                    one = left[t.person]
+                    head = fit_map(t.stats, with_settings(one.prior, hyper))
+                    own = head.logits(spaces[t.person].z[w][t.scored])
+                    own = own + shared_share(t.stats, hyper) * logits[t.person][w][t.scored]
+                    found.setdefault(t.person, []).append(_right(own, one.y[t.scored]))
+            if found:
+                row[name] = _spread([float(np.mean(v)) for v in found.values()])
+        table.append(row)
+    return table
+
+
+def _right(logits: Array, y: Labels) -> float:
+    return float((logits.argmax(1) == y).mean())
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values)), "worst": float(np.min(values))}
