@@ -19,7 +19,7 @@ from exporters.fusion import Member, write_fused
 from models.data.parts import fused_input, pack
 from models.data.recordings import Recordings, load_folder
 from models.training.config import TrainingError
-from models.training.fusion import Fused, How, Joined, fit_fusion
+from models.training.fusion import RIDGE, Fused, How, Joined, fit_fusion
 from models.training.fusion_sources import FrozenSource, RunSource
 from models.training.paired import PairedPerson, pair
 from models.training.provenance import commit
@@ -45,8 +45,8 @@ def fuse_recordings(
 ) -> Path:
     """Fuse models of several sensors, and write the bundle as the next version of `name`; returns its folder.
 
-    A member given as a run is judged on people that its folds left out; one given as a bundle must not have been trained
-    on the people of the data. What the parts of a request are called is what the members are called here.
+    A member given as a run is judged on people that its folds left out; one given as a bundle must not have been
+    trained on the people of the data. The parts of a request are called what the members are called here.
 
     Args:
         members: two or more, by name: a folder that `headway train` wrote of recordings, or a bundle.
@@ -75,6 +75,8 @@ def fuse_recordings(
     recordings = {member: load_folder(folder, subjects) for member, folder in data.items()}
     with tempfile.TemporaryDirectory(prefix="headway-fuse-") as folder:
         tick("members", 0, len(members))
+        for member, path in members.items():
+            _check_people(member, path, recordings[member])
         found = [Member(member, _bundle(path, Path(folder) / member)) for member, path in members.items()]
         fused, people = fit(found, members, recordings, how=how, personal=personal, tick=tick)
         provenance = {
@@ -111,8 +113,9 @@ def fit(
     paths: Mapping[str, Path],
     recordings: Mapping[str, Sequence[Recordings]],
     *,
-    how: How,
-    personal: int,
+    how: How = "late",
+    personal: int = 64,
+    ridge: float = RIDGE,
     tick: Tick = lambda stage, done, total: None,
 ) -> tuple[Fused, list[PairedPerson]]:
     """Fit what joins the members on paired recordings; returns that and the windows it was fitted on.
@@ -127,7 +130,7 @@ def fit(
         raise TrainingError(
             f"Fusing needs recordings of at least {FEWEST_PEOPLE} people; here there are {len(people)}."
         )
-    sources = []
+    sources: list[FrozenSource] = []
     for done, m in enumerate(members):
         tick("members", done, len(members))
         windows = [p.parts[m.name] for p in people]
@@ -137,12 +140,21 @@ def fit(
             run = load_run(paths[m.name])
             sources.append(RunSource(*told, run, recordings[m.name], [p.name for p in people], order))
         else:
-            _check_strangers(m, recordings[m.name])
             sources.append(FrozenSource(*told))
     tick("members", len(members), len(members))
     joined = [Joined(p.y, p.session, p.repetition) for p in people]
     names = [m.name for m in members]
-    fused = fit_fusion(sources, joined, labels, how=how, personal=personal, thinning=thinning, names=names, tick=tick)
+    fused = fit_fusion(
+        sources,
+        joined,
+        labels,
+        how=how,
+        personal=personal,
+        ridge=ridge,
+        thinning=thinning,
+        names=names,
+        tick=tick,
+    )
     return fused, people
 
 
@@ -153,14 +165,19 @@ def _bundle(path: Path, folder: Path) -> Bundle:
     return bundles.load(bundles.resolve(path))
 
 
-def _check_strangers(member: Member, recordings: Sequence[Recordings]) -> None:
-    known = {s.get("digest") for s in member.bundle.manifest.provenance.get("subjects", [])}
-    shared = [r.stem for r in recordings if r.digest in known]
-    if shared:
-        raise TrainingError(
-            f"'{member.name}' was trained on {shared[0]} of the data, so that it would be judged too well; give its run "
-            "instead of its bundle, or other people."
-        )
+def _check_people(member: str, path: Path, recordings: Sequence[Recordings]) -> None:
+    """Check that everyone can be left out: people of a run by its folds, people whom a bundle knows not at all."""
+    run = (path / RECORD).is_file()
+    told = load_run(path).provenance if run else bundles.read_manifest(bundles.resolve(path))[0].provenance
+    known = {subject.get("digest") for subject in told.get("subjects", ())}
+    for r in recordings:
+        if run and r.digest not in known:
+            raise TrainingError(f"{r.stem} had no part in the run {path} of '{member}'; leave it out with --subjects.")
+        if not run and r.digest in known:
+            raise TrainingError(
+                f"'{member}' was trained on {r.stem} of the data, so that it would be judged too well; give its run "
+                "instead of its bundle, or other people."
+            )
 
 
 def _space(member: Member) -> str:

@@ -125,11 +125,11 @@ def write_fused(
         feature_space=bundles.feature_space(graph + b"".join(data for _, data in sorted(files.items()))),
         labels=prior.labels,
         input=spec,
-        preprocessing="; ".join(f"{m.name}: {m.bundle.manifest.preprocessing.rstrip('.')}" for m in members),
+        preprocessing=_preprocessing(members),
         feature_dim=prior.dim,
         opset=OPSET,
         head=prior.hyper,
-        parity=parity,
+        parity={**parity, "against": "its members' graphs, run one by one"},
         provenance=dict(provenance),
         evaluation=dict(evaluation),
         licence=" and ".join(licences),
@@ -144,6 +144,14 @@ def write_fused(
         **files,
     }
     return bundles.write(models, manifest, contents)
+
+
+def _preprocessing(members: Sequence[Member]) -> str:
+    """What each graph does to raw input; members that do the same are named together."""
+    found: dict[str, list[str]] = {}
+    for m in members:
+        found.setdefault(m.bundle.manifest.preprocessing.rstrip("."), []).append(m.name)
+    return "; ".join(f"{', '.join(names)}: {what}" for what, names in found.items())
 
 
 def with_missing(spec: InputSpec, rows: NDArray[np.float32]) -> NDArray[np.float32]:

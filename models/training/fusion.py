@@ -28,7 +28,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
 """Weights of a member's log posterior that are tried."""
 PULLS = (1e-3, 1e-2, 1e-1)
 RIDGE = 0.1
-"""Pull to 0 of what is said of a missing member, in the spread within a person and label."""
+"""Of features with variance 1 within a person and label; 0.01 to 1 do alike on a watch (docs/benchmarks/fusion.md)."""
 ROWS = 6000
 """Rows that one probe is fitted on, at most: evenly of all people."""
 
@@ -74,6 +74,7 @@ def fit_fusion(
     *,
     how: How = "late",
     personal: int = 64,
+    ridge: float = RIDGE,
     thinning: int = 1,
     names: Sequence[str] = (),
     tick: Tick = lambda stage, done, total: None,
@@ -91,6 +92,7 @@ def fit_fusion(
         labels: of the members' heads, in this order.
         how: as above.
         personal: joint features that personal heads are fitted in, at most.
+        ridge: pull to 0, the middle of the population, of what is said of a missing member's features.
         thinning: steps between two windows, as of `TrainConfig`.
         names: of the members, for the figures.
         tick: called with a stage, what is done of it, and its size.
@@ -98,7 +100,9 @@ def fit_fusion(
     told = [[log_posterior(s.evidence(u)) for s in sources] for u in range(len(people))]
     ways = patterns(len(sources))[1:]
     sizes = tuple(s.personal for s in sources)
-    spaces = [_space(u, sources, people, labels, personal, tick) for u in range(len(people))]
+    tick("leave one out", 0, len(people))
+    spaces = [_space(u, sources, people, labels, personal, ridge, tick) for u in range(len(people))]
+    tick("leave one out", len(people), len(people))
     if how == "late":
         shares = _shares(told, people, ways)
         logits = [[log_posterior(late(e, _all(way, len(e[0])), shares)) for way in ways] for e in told]
@@ -124,7 +128,7 @@ def fit_fusion(
             "set_floors": tuple(round(float(f), 6) for f in floors),
         }
     )
-    join, prior = _whole(sources, people, labels, personal, told_hyper)
+    join, prior = _whole(sources, people, labels, personal, ridge, told_hyper)
     join = replace(join, shares=shares, probe=probe)
     evaluation = {
         "protocol": "people of the population, each left out; windows of repetitions that did not calibrate",
@@ -150,13 +154,19 @@ def _all(way: Mask, rows: int) -> Mask:
 
 
 def _space(
-    u: int, sources: Sequence[Source], people: Sequence[Joined], labels: tuple[str, ...], personal: int, tick: Tick
+    u: int,
+    sources: Sequence[Source],
+    people: Sequence[Joined],
+    labels: tuple[str, ...],
+    personal: int,
+    ridge: float,
+    tick: Tick,
 ) -> _Space:
     tick("leave one out", u, len(people))
     sizes = [s.personal for s in sources]
     z = [np.concatenate([s.without(u, v) for s in sources], 1) for v in range(len(people))]
     others = [v for v in range(len(people)) if v != u]
-    impute = _imputation([z[v] for v in others], sizes)
+    impute = _imputation([z[v] for v in others], sizes, ridge)
     found = [moments(z[v], people[v].y, people[v].repetition, len(labels)) for v in others]
     prior, centre, a = population_prior([found], range(len(others)), labels, min(personal, z[u].shape[1]))
     ways = patterns(len(sources))[1:]
@@ -168,6 +178,7 @@ def _whole(
     people: Sequence[Joined],
     labels: tuple[str, ...],
     personal: int,
+    ridge: float,
     hyper: HyperParameters,
 ) -> tuple[Join, Prior]:
     """The space and the prior of everybody, in the members that will be served."""
@@ -178,10 +189,10 @@ def _whole(
     prior, centre, a = population_prior([found], range(len(people)), labels, p, k, hyper)
     generic = np.concatenate([np.zeros((k, p)), np.eye(k)], 1)
     prior = replace(prior, generic_weight=generic, generic_bias=np.zeros(k))
-    return Join(sizes, tuple(s.head for s in sources), _imputation(z, sizes), centre, a), prior
+    return Join(sizes, tuple(s.head for s in sources), _imputation(z, sizes, ridge), centre, a), prior
 
 
-def _imputation(z: Sequence[Array], sizes: Sequence[int]) -> Array:
+def _imputation(z: Sequence[Array], sizes: Sequence[int], ridge: float) -> Array:
     """Matrix `(P, P)` by which members that are there predict those that are not, by ridge regression over people."""
     rows = np.concatenate(z)
     found = np.zeros((rows.shape[1],) * 2)
@@ -191,13 +202,13 @@ def _imputation(z: Sequence[Array], sizes: Sequence[int]) -> Array:
         own = slice(edges[m], edges[m + 1])
         without = [kept(rows, _all(way, len(rows)), sizes) for way in ways if not way[m]]
         if without:
-            gram = sum(x.T @ x for x in without) / len(rows) + RIDGE * np.eye(len(found))
+            gram = sum(x.T @ x for x in without) / len(rows) + ridge * np.eye(len(found))
             found[:, own] = np.linalg.solve(gram, sum(x.T @ rows[:, own] for x in without) / len(rows))
     return found
 
 
 def _shares(told: Sequence[Sequence[Array]], people: Sequence[Joined], ways: Mask) -> Array:
-    """Weights `(2^M, M)` of the members by which are there: those of the least log-loss, each in turn until none moves."""
+    """Weights `(2^M, M)` of the members by which are there, of the least log-loss: each in turn until none moves."""
     y = np.concatenate([p.y for p in people])
     weight = np.concatenate([np.full(len(p.y), 1 / len(p.y)) for p in people])
     parts = [np.concatenate([e[m] for e in told]) for m in range(ways.shape[1])]
@@ -226,7 +237,8 @@ def _probed(
 ) -> tuple[float, list[list[Array]]]:
     """Choose the probe's pull; return it and each person's left-out log posteriors by way of presence."""
     sizes = [s.personal for s in sources]
-    losses, logits = np.zeros(len(PULLS)), [[[] for _ in PULLS] for _ in people]  # type: list[list[list[Array]]]
+    losses = np.zeros(len(PULLS))
+    logits: list[list[list[Array]]] = [[[] for _ in PULLS] for _ in people]
     for u, person in enumerate(people):
         tick("probe", u, len(people))
         z = [np.concatenate([s.without(u, v) for s in sources], 1) for v in range(len(people))]
@@ -245,6 +257,7 @@ def _probed(
             losses[i] += sum(float(log_loss(f, person.y).mean()) for f in found)
             logits[u][i] = [log_posterior(f) for f in found]
     best = int(losses.argmin())
+    tick("probe", len(people), len(people))
     return PULLS[best], [own[best] for own in logits]
 
 

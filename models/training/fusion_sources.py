@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from models.data.recordings import Recordings
 from models.heads.head import Head
-from models.training.config import TrainingError
 from models.training.run import Run
 from models.training.strangers import strangers
 
@@ -56,7 +55,7 @@ class RunSource(FrozenSource):
         order: index of each joint label among the run's own.
 
     Raises:
-        TrainingError: the recordings are not the run's, its checkpoints are gone, or somebody had no part in it.
+        TrainingError: the recordings are not the run's, or its checkpoints are gone.
     """
 
     def __init__(
@@ -74,19 +73,14 @@ class RunSource(FrozenSource):
         self._order = list(order)
         self._own: dict[int, Array] = {}
         self._without: dict[tuple[int, int], NDArray[np.float32]] = {}
-        numbers = {name: u for u, name in enumerate(people)}
         for stranger in strangers(run, recordings):
-            if stranger.name not in numbers:
-                continue
-            u = numbers.pop(stranger.name)
+            u = list(people).index(stranger.name)
             # One stranger at a time: each holds a network of its own.
             for v, x in enumerate(windows):
                 found = stranger.features(x)
                 self._without[u, v] = found[:, :personal].astype(np.float32)
                 if u == v:
                     self._own[u] = found[:, personal:][:, self._order]
-        if numbers:
-            raise TrainingError(f"{next(iter(numbers))} had no part in the run {run.folder}; leave their files out.")
 
     def without(self, left_out: int, person: int) -> Array:
         """Personal features `(n, p)` in the space of all but `left_out`."""
