@@ -128,6 +128,7 @@ def write_fused(
         preprocessing=_preprocessing(members),
         feature_dim=prior.dim,
         opset=OPSET,
+        precision=next((m.bundle.manifest.precision for m in members if m.bundle.manifest.precision != "fp32"), "fp32"),
         head=prior.hyper,
         parity={**parity, "against": "its members' graphs, run one by one"},
         provenance=dict(provenance),
@@ -190,7 +191,7 @@ def fused_graph(members: Sequence[Member], join: Join, spec: InputSpec) -> bytes
         ExportError: ONNX refuses it.
     """
     try:
-        joined, ends = _split(spec), [("present", "join/present")]
+        joined, ends, elements = _split(spec), [("present", "join/present")], []
         for member in members:
             front = _renewed(onnx.load_from_string(member.bundle.backbone))
             prefix = f"{member.name}/"
@@ -199,7 +200,8 @@ def fused_graph(members: Sequence[Member], join: Join, spec: InputSpec) -> bytes
                 joined, onnx.compose.add_prefix(front, prefix), io_map=[(f"part/{member.name}", taken)]
             )
             ends.append((given, f"join/member/{member.name}"))
-        joined = onnx.compose.merge_models(joined, _join(members, join), io_map=ends, outputs=["features"])
+            elements.append(front.graph.output[0].type.tensor_type.elem_type)
+        joined = onnx.compose.merge_models(joined, _join(members, join, elements), io_map=ends, outputs=["features"])
         onnx.checker.check_model(joined, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         raise ExportError(f"the members' graphs cannot be joined: {e}") from e
@@ -269,8 +271,11 @@ def _split(spec: InputSpec) -> ModelProto:
     return g.model([_value(spec.name, FLOAT, spec.shape[1])], outputs)
 
 
-def _join(members: Sequence[Member], join: Join) -> ModelProto:
-    """From members' features and which are present to the joint features: `Join.features`, as a graph."""
+def _join(members: Sequence[Member], join: Join, elements: Sequence[int]) -> ModelProto:
+    """From members' features and which are present to the joint features: `Join.features`, as a graph.
+
+    `elements`: types of the members' features, which a variant in half precision gives as such.
+    """
     g = _Graph("join/")
     inputs = [_value("join/present", FLOAT, len(members))]
     there = g.add("Greater", "join/present", g.number(0.5))
@@ -278,9 +283,9 @@ def _join(members: Sequence[Member], join: Join) -> ModelProto:
     zs, told = [], []
     for m, (member, size, head) in enumerate(zip(members, join.sizes, join.heads, strict=True)):
         taken = f"join/member/{member.name}"
-        inputs.append(_value(taken, FLOAT, member.bundle.manifest.feature_dim))
+        inputs.append(_value(taken, elements[m], member.bundle.manifest.feature_dim))
         # Not a product: what a backbone makes of nothing may not be finite.
-        f = g.add("Where", g.columns(there, m, m + 1), taken, g.number(0.0))
+        f = g.add("Where", g.columns(there, m, m + 1), g.add("Cast", taken, to=FLOAT), g.number(0.0))
         zs.append(g.columns(f, 0, size))
         posterior = _log_posterior(g, g.add("Gemm", f, g.number(head.weight.T), g.number(head.bias)))
         told.append(g.add("Where", g.columns(there, m, m + 1), posterior, g.number(0.0)))

@@ -45,7 +45,15 @@ class Decoder:
     def decode(self, call: Call, spec: InputSpec) -> Decoded:
         """Return what `decode` does, for a header that came before without reading it again."""
         length = call.headers.get(b"inference-header-content-length")
-        if length is None or call.endpoint != "infer" or call.query or not length.isdigit() or len(length) > 4:
+        # What a header asks for is the same of all models of one input, and only of those.
+        if (
+            length is None
+            or spec.parts
+            or call.endpoint != "infer"
+            or call.query
+            or not length.isdigit()
+            or len(length) > 4
+        ):
             return decode(call, spec, self.offer)
         at = int(length)
         header = call.body[:at]

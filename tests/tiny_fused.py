@@ -34,15 +34,15 @@ def write_watch(models: Path) -> Path:
     return _written(models, "watch", nodes, weights, spec, tiny_prior())
 
 
-def write_sensors(models: Path, how: str = "late") -> Path:
+def write_sensors(models: Path, how: str = "late", arm: Path | None = None) -> Path:
     """`fused`: the tiny bundle as part `arm` and `watch`, whose features are both around the tiny prior's means."""
     members = [
-        Member("arm", bundles.load(write_tiny_bundle(models / "members", "arm"))),
+        Member("arm", bundles.load(arm or write_tiny_bundle(models / "members", "arm"))),
         Member("watch", bundles.load(write_watch(models / "members"))),
     ]
     rng = np.random.default_rng(0)
-    arm, watch, _ = sensor_windows(30, rng)
-    rows = pack(fused_input([m.part for m in members]), {"arm": arm, "watch": watch})
+    on_arm, watch, _ = sensor_windows(30, rng)
+    rows = pack(fused_input([m.part for m in members]), {"arm": on_arm, "watch": watch})
     return _fused(members, tiny_prior(), rows, models, "fused", how)
 
 

@@ -11,6 +11,7 @@ from models.heads.confidence import population_floors
 from models.heads.fit import fit_map, shared_share
 from models.heads.head import Head, log_loss, softmax
 from models.heads.prior import HyperParameters, Prior
+from models.training.config import TrainingError
 from models.training.joining import Join, filled, kept, late, log_posterior, patterns, stacked
 from models.training.population import moments, population_prior
 from models.training.probe_fit import fit_probe
@@ -96,6 +97,9 @@ def fit_fusion(
         thinning: steps between two windows, as of `TrainConfig`.
         names: of the members, for the figures.
         tick: called with a stage, what is done of it, and its size.
+
+    Raises:
+        TrainingError: nobody's windows can calibrate a head and score it.
     """
     told = [[log_posterior(s.evidence(u)) for s in sources] for u in range(len(people))]
     ways = patterns(len(sources))[1:]
@@ -118,6 +122,8 @@ def fit_fusion(
         for space, p, g in zip(spaces, people, whole, strict=True)
     ]
     trials = [t for u, one in enumerate(left) for t in trials_of(u, one)]
+    if not trials:
+        raise TrainingError("Nobody has windows enough of two labels to be calibrated and scored.")
     hyper = tune(left, trials, HyperParameters(growth=1.0, window=30.0 / thinning, shrinkage=100.0))
     records, figures = evidence(left, trials, hyper, thinning, place=False)
     floors = population_floors([(softmax(g), p.y) for g, p in zip(whole, people, strict=True)])

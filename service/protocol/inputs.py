@@ -52,6 +52,9 @@ def checked(data: NDArray[Any], spec: InputSpec, *, finite: bool = True) -> NDAr
     A float input rounds floats to the nearest of its own; integers must be in it exactly (FP32 has all up to 2^24).
     An integer input takes only values that it holds exactly. Without `finite`, floats may be NaN or infinite.
     """
+    if spec.parts:
+        named = ", ".join(part.name for part in spec.parts)
+        raise InvalidRequest(f"this version of the model has the inputs {named}; give one or more by name")
     misfit = spec.misfit(data.shape)
     if misfit:
         raise InvalidRequest(f"input {spec.name!r} {misfit}")

@@ -103,3 +103,13 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
 def test_conversions_say_that_members_are_to_be_converted(tmp_path, fused):
     with pytest.raises(PrecisionError, match="convert its members"):
         convert(fused.path, tmp_path)
+
+
+def test_members_in_half_precision_can_be_fused(tmp_path, fused):
+    write_tiny_bundle(tmp_path, "arm")
+    halved, _ = convert(tmp_path / "arm", tmp_path)
+    found = bundles.load(tiny_fused.write_sensors(tmp_path / "halved", arm=halved))
+    assert found.manifest.precision == "fp16"
+    arm, watch, _ = tiny_fused.sensor_windows(4, np.random.default_rng(8))
+    rows = pack(found.manifest.input, {"arm": arm, "watch": watch})
+    np.testing.assert_allclose(generic(found, rows), generic(fused, rows), atol=1e-2)

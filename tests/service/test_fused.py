@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import io
+import json
+import shutil
 
 import numpy as np
 import orjson
@@ -182,6 +184,49 @@ async def test_repetitions_that_share_samples_of_one_part_are_refused(client):
     answer = await client.post(f"{MODEL}/users/bo/calibrations", **binary({"arm": arm, "watch": watch}, message))
     assert answer.status_code == 422
     assert "share samples" in answer.json()["error"]
+
+
+async def test_a_model_of_one_input_and_a_fused_one_do_not_take_each_others_requests(models, tmp_path):
+    folder = tmp_path / "models"
+    shutil.copytree(models / "fused", folder / "fused")
+    shutil.copytree(models / "members" / "arm", folder / "arm")
+    both, _labels = windows(2)
+    async with serving(folder, tmp_path) as client:
+        # The same header to a model that has no such input, and so remembered: it says nothing of the fused one.
+        for _ in range(3):
+            answer = await client.post("/v2/models/arm/infer", **binary({"arm": both["arm"]}))
+            assert answer.status_code == 400
+            assert "called 'input', not 'arm'" in answer.json()["error"]
+            found, _ = await inferred(client, {"arm": both["arm"]})
+            assert (found.argmax(1) == np.repeat([0, 1, 2], 2)).all()
+            answer = await client.post(f"{MODEL}/infer", **binary({"arm": both["arm"]}))
+            assert answer.status_code == 200, answer.text
+        answer = await client.post("/v2/models/arm/infer", **binary(both))
+        assert answer.status_code == 400
+        assert "one input tensor was expected" in answer.json()["error"]
+
+
+async def test_a_user_of_a_version_of_one_input_is_told_what_it_takes(models, tmp_path):
+    folder = tmp_path / "models"
+    shutil.copytree(models / "members" / "arm" / "1", folder / "fused" / "1")
+    manifest = json.loads((folder / "fused" / "1" / "manifest.json").read_text())
+    (folder / "fused" / "1" / "manifest.json").write_text(json.dumps({**manifest, "name": "fused"}))
+    both, labels = windows(12, 11, OWN)
+    async with serving(folder, tmp_path) as client:
+        order = np.argsort(np.tile(np.arange(12), 3), kind="stable")
+        message = {"labels": [labels[i] for i in order], "repetitions": (np.arange(36) // 12).tolist()}
+        made = await client.post(f"{MODEL}/users/ana/calibrations", **binary({"input": both["arm"][order]}, message))
+        assert made.json()["active_version"] == 1, made.text
+        shutil.copytree(models / "fused" / "1", folder / "fused" / "2")
+        manifest = json.loads((folder / "fused" / "2" / "manifest.json").read_text())
+        (folder / "fused" / "2" / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+        loaded = await client.post("/v2/repository/models/fused/load")
+        assert loaded.status_code == 200, loaded.text
+        answer = await client.post(f"{MODEL}/infer", **binary(both, {"parameters": {"user_id": "ana"}}))
+        assert answer.status_code == 400
+        assert "this version of the model has the one input 'input'" in answer.json()["error"]
+        answer = await client.post(f"{MODEL}/infer", **binary(both, {"parameters": {"user_id": "ben"}}))
+        assert answer.json()["model_version"] == "2"
 
 
 ARM, WATCH = [[0.0] * 4] * 2, [[0.0] * 6] * 4
