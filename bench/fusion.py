@@ -22,12 +22,21 @@ from models.data.watch import watch_recordings
 from models.training import TrainConfig, train
 from models.training.run import RECORD
 
-CHANNELS = {"accelerometer": slice(0, 3), "gyroscope": slice(3, 6), "all six channels": slice(0, 6)}
+CHANNELS = {"accelerometer": slice(0, 3), "gyroscope": slice(3, 6), "all_six_channels": slice(0, 6)}
 PARTS = ("accelerometer", "gyroscope")
 NOTHING = 1e9
 """A pull to 0 after which nothing is said of a part that is missing."""
 COLUMNS = ("generic", "1 window", "5 windows", "1 repetition")
 """Of the record: the shared head, and heads calibrated with so much of each label, all parts there."""
+
+ABOUT = """# Two sensors in one model
+
+Smartwatch recordings of `seglearn` (Burns et al. 2018): ten people, seven exercises, 50 Hz, windows of 2 s.
+Accelerometer and gyroscope are two modalities, each with a model of its own. Everyone is scored by models, weights and
+statistics of the nine others; personal heads are calibrated with all parts there, on windows of one repetition (a
+quarter of a recording), and scored on other repetitions of both arms. Mean over people (worst). Settings of heads are
+chosen on the same ten, in every row alike.
+"""
 
 
 def main() -> None:
@@ -46,7 +55,7 @@ def main() -> None:
         found, _ = fit([members[n] for n in names], runs, {n: recordings[n] for n in names}, **told)
         table = []
         for row in found.evaluation["present"]:
-            there = " + ".join(row["there"])
+            there = " + ".join(row["there"]).replace("_", " ")
             figures = (f"{row[c]['mean']:.1%} ({row[c]['worst']:.1%})" for c in COLUMNS)
             table.append(f"| {title} | {there} | {' | '.join(figures)} |")
             print(table[-1], flush=True)
@@ -63,7 +72,7 @@ def main() -> None:
 
 def prepared(work: Path, recipe: str) -> tuple[dict[str, Member], Mapping[str, Path], dict[str, Sequence[Recordings]]]:
     """Recordings by channels, a run of each, and the runs' bundles as members."""
-    folders = {name: name.replace(" ", "-") for name in CHANNELS}
+    folders = {name: name.replace("_", "-") for name in CHANNELS}
     people = watch_recordings()
     members, runs, recordings = {}, {}, {}
     for name, folder in folders.items():
@@ -91,24 +100,9 @@ def with_channels(person: Recordings, channels: slice) -> Recordings:
 def page(lines: Sequence[str], recipe: str) -> str:
     """The table with what it is and how it was made."""
     made = describe()
-    return "\n".join(
-        [
-            "# Two sensors in one model",
-            "",
-            "Smartwatch recordings of `seglearn` (Burns et al. 2018): ten people, seven exercises, 50 Hz, windows of 2 s.",
-            "Accelerometer and gyroscope are two modalities, each with a model of its own. Everyone is scored by models,",
-            "weights and statistics of the nine others; personal heads are calibrated with all parts there, on windows of",
-            "one repetition (a quarter of a recording), and scored on other repetitions of both arms. Mean over people",
-            "(worst). Settings of heads are chosen on the same ten, in every row alike.",
-            "",
-            f"`python -m bench.fusion --work runs/watch --recipe {recipe}` on {made['cores']} cores ({made['processor']}).",
-            "",
-            f"| | there | {' | '.join(COLUMNS)} |",
-            f"|--|--|{'--|' * len(COLUMNS)}",
-            *lines,
-            "",
-        ]
-    )
+    command = f"`python -m bench.fusion --work runs/watch --recipe {recipe}`"
+    heading = [f"| | there | {' | '.join(COLUMNS)} |", f"|--|--|{'--|' * len(COLUMNS)}"]
+    return "\n".join([ABOUT, f"{command} on {made['cores']} cores ({made['processor']}).", "", *heading, *lines, ""])
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from exporters.fusion import Member, write_fused
 from models.data.parts import fused_input, pack
 from models.data.recordings import Recordings, load_folder
 from models.training.config import TrainingError
-from models.training.fusion import RIDGE, Fused, How, Joined, fit_fusion
-from models.training.fusion_sources import FrozenSource, RunSource
+from models.training.fusion import RIDGE, Fused, How, fit_fusion
+from models.training.fusion_sources import FrozenSource, Joined, RunSource
+from models.training.media_run import is_media_run
 from models.training.paired import PairedPerson, pair
 from models.training.provenance import commit
 from models.training.run import RECORD, load_run
@@ -82,10 +83,7 @@ def fuse_recordings(
         provenance = {
             "command": command,
             "recipe": f"fusion, {how}",
-            "members": {
-                m.name: {"model": m.bundle.manifest.name, "digest": m.bundle.digest, "feature_space": _space(m)}
-                for m in found
-            },
+            "members": {m.name: _told(m, members[m.name]) for m in found},
             "subjects": [
                 {"stem": r.stem, "subject": r.subject, "digest": r.digest} for own in recordings.values() for r in own
             ],
@@ -167,6 +165,8 @@ def _bundle(path: Path, folder: Path) -> Bundle:
 
 def _check_people(member: str, path: Path, recordings: Sequence[Recordings]) -> None:
     """Check that everyone can be left out: people of a run by its folds, people whom a bundle knows not at all."""
+    if is_media_run(path):
+        raise TrainingError(f"{path} was trained on images, texts or sounds; members are of recordings.")
     run = (path / RECORD).is_file()
     told = load_run(path).provenance if run else bundles.read_manifest(bundles.resolve(path))[0].provenance
     known = {subject.get("digest") for subject in told.get("subjects", ())}
@@ -180,8 +180,13 @@ def _check_people(member: str, path: Path, recordings: Sequence[Recordings]) -> 
             )
 
 
-def _space(member: Member) -> str:
-    return member.bundle.manifest.feature_space
+def _told(member: Member, path: Path) -> dict[str, Any]:
+    """What a member is, for the record."""
+    manifest = member.bundle.manifest
+    made: dict[str, Any] = {
+        key: manifest.provenance[key] for key in ("command", "config", "commit") if key in manifest.provenance
+    }
+    return {"from": path.resolve().name, "feature_space": manifest.feature_space, **made}
 
 
 def _rows(members: Sequence[Member], people: Sequence[PairedPerson]) -> NDArray[np.float32]:

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.compose
-import onnx.version_converter
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, InputSpec, Manifest
 from exporters.card import model_card
 from exporters.export import OPSET, ExportError, onnx_forward
+from exporters.fused_graph import fused_graph
+from exporters.input_spec import PART_NAME, RESERVED_PARTS
 from exporters.media_spec import TextMedia
 from exporters.parity import BATCHES, check_parity
-from models.backbones.signal import EVIDENCE_FLOOR
 from models.data.parts import fused_input, places, present, unpack
 from models.heads import prior as priors
 from models.heads.head import Head
 from models.heads.prior import Prior
 from models.training.joining import Join
-
-IR_VERSION = 10
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-ELEMENTS = {
-    "FP32": FLOAT,
-    "FP16": TensorProto.FLOAT16,
-    "UINT8": TensorProto.UINT8,
-    "INT8": TensorProto.INT8,
-    "INT16": TensorProto.INT16,
-    "INT64": INT64,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +34,11 @@ class Member:
     bundle: Bundle
 
     def __post_init__(self) -> None:
+        if not re.match(PART_NAME, self.name) or self.name in RESERVED_PARTS:
+            raise ExportError(
+                f"{self.name!r} cannot be an input's name: lower-case letters, digits and _ can, but not "
+                f"{', '.join(sorted(RESERVED_PARTS))}"
+            )
         manifest = self.bundle.manifest
         if manifest.targets or manifest.user_labels:
             what = "a regression" if manifest.targets else "open to labels of users' own"
@@ -111,7 +103,7 @@ def write_fused(
         ParityError: it does not compute what its members and the join do; nothing is written.
     """
     spec = fused_input([member.part for member in members])
-    graph = fused_graph(members, join, spec)
+    graph = fused_graph({m.name: m.bundle.backbone for m in members}, join, spec)
     batches = sorted({min(size, len(rows)) for size in BATCHES})
     parity = check_parity(
         reference(members, join, spec), onnx_forward(graph), with_missing(spec, rows), batches=batches
@@ -182,132 +174,3 @@ def reference(members: Sequence[Member], join: Join, spec: InputSpec) -> Any:
         return join.features(found, there).astype(np.float32)
 
     return forward
-
-
-def fused_graph(members: Sequence[Member], join: Join, spec: InputSpec) -> bytes:
-    """The graph of a fused bundle: packed rows `(n, size)` to features `(n, p + K)`.
-
-    Raises:
-        ExportError: ONNX refuses it.
-    """
-    try:
-        joined, ends, elements = _split(spec), [("present", "join/present")], []
-        for member in members:
-            front = _renewed(onnx.load_from_string(member.bundle.backbone))
-            prefix = f"{member.name}/"
-            taken, given = prefix + front.graph.input[0].name, prefix + front.graph.output[0].name
-            joined = onnx.compose.merge_models(
-                joined, onnx.compose.add_prefix(front, prefix), io_map=[(f"part/{member.name}", taken)]
-            )
-            ends.append((given, f"join/member/{member.name}"))
-            elements.append(front.graph.output[0].type.tensor_type.elem_type)
-        joined = onnx.compose.merge_models(joined, _join(members, join, elements), io_map=ends, outputs=["features"])
-        onnx.checker.check_model(joined, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
-        raise ExportError(f"the members' graphs cannot be joined: {e}") from e
-    return bytes(joined.SerializeToString())
-
-
-def _renewed(model: ModelProto) -> ModelProto:
-    """The member's graph in the opset and format that all are joined in."""
-    if any(o.domain == "" and o.version != OPSET for o in model.opset_import):
-        model = onnx.version_converter.convert_version(model, OPSET)
-    model.ir_version = IR_VERSION
-    return model
-
-
-class _Graph:
-    """Nodes and constants as they are added; `add` returns the name of what it computes."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
-
-    def constant(self, value: NDArray[Any]) -> str:
-        """Add a constant."""
-        name = f"{self.prefix}c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def number(self, value: NDArray[Any] | float) -> str:
-        """Add a constant of float32."""
-        return self.constant(np.asarray(value, np.float32))
-
-    def add(self, kind: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
-        """Add a node of one output."""
-        name = name or f"{self.prefix}v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def columns(self, value: str, begin: int, end: int, name: str | None = None) -> str:
-        """Columns of a matrix."""
-        bounds = [self.constant(np.array([v], np.int64)) for v in (begin, end, 1)]
-        return self.add("Slice", value, *bounds, name=name)
-
-    def model(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> ModelProto:
-        """The checked model."""
-        graph = helper.make_graph(self.nodes, "fused", list(inputs), list(outputs), self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-
-
-def _value(name: str, element: int, *shape: int | str) -> Any:
-    return helper.make_tensor_value_info(name, element, ["batch", *shape])
-
-
-def _split(spec: InputSpec) -> ModelProto:
-    """From packed rows to the parts in their own form, and which are present."""
-    g = _Graph("split/")
-    count = len(spec.parts)
-    g.columns(spec.name, 0, count, name="present")
-    outputs = [_value("present", FLOAT, count)]
-    for part, place in places(spec):
-        shape = part.sized(None if part.padding is None else part.padding.maximum)
-        flat = g.columns(spec.name, place.start, place.stop)
-        shaped = g.add("Reshape", flat, g.constant(np.array([-1, *shape], np.int64)))
-        element = ELEMENTS[part.datatype]
-        g.add("Cast", shaped, to=element, name=f"part/{part.name}")
-        outputs.append(_value(f"part/{part.name}", element, *shape))
-    return g.model([_value(spec.name, FLOAT, spec.shape[1])], outputs)
-
-
-def _join(members: Sequence[Member], join: Join, elements: Sequence[int]) -> ModelProto:
-    """From members' features and which are present to the joint features: `Join.features`, as a graph.
-
-    `elements`: types of the members' features, which a variant in half precision gives as such.
-    """
-    g = _Graph("join/")
-    inputs = [_value("join/present", FLOAT, len(members))]
-    there = g.add("Greater", "join/present", g.number(0.5))
-    flags = g.add("Cast", there, to=FLOAT)
-    zs, told = [], []
-    for m, (member, size, head) in enumerate(zip(members, join.sizes, join.heads, strict=True)):
-        taken = f"join/member/{member.name}"
-        inputs.append(_value(taken, elements[m], member.bundle.manifest.feature_dim))
-        # Not a product: what a backbone makes of nothing may not be finite.
-        f = g.add("Where", g.columns(there, m, m + 1), g.add("Cast", taken, to=FLOAT), g.number(0.0))
-        zs.append(g.columns(f, 0, size))
-        posterior = _log_posterior(g, g.add("Gemm", f, g.number(head.weight.T), g.number(head.bias)))
-        told.append(g.add("Where", g.columns(there, m, m + 1), posterior, g.number(0.0)))
-    z = g.add("Concat", *zs, axis=1)
-    widths = np.repeat(np.eye(len(members)), join.sizes, 1)
-    missing = g.add("Sub", g.number(1.0), g.add("MatMul", flags, g.number(widths)))
-    guessed = g.add("Mul", g.add("MatMul", z, g.number(join.impute)), missing)
-    full = g.add("Sub", g.add("Add", z, guessed), g.number(join.centre))
-    personal = g.add("MatMul", full, g.number(join.projection))
-    if join.shares is not None:
-        place = g.add("MatMul", flags, g.number(2.0 ** np.arange(len(members))[:, None]))
-        row = g.add("Cast", g.add("Round", g.add("Squeeze", place, g.constant(np.array([1], np.int64)))), to=INT64)
-        weights = g.add("Gather", g.number(join.shares), row, axis=0)
-        parts = [g.add("Mul", g.columns(weights, m, m + 1), found) for m, found in enumerate(told)]
-        logits = g.add("Sum", *parts)
-    else:
-        assert join.probe is not None
-        seen = g.add("Concat", z, *told, flags, axis=1)
-        logits = g.add("Gemm", seen, g.number(join.probe.weight.T), g.number(join.probe.bias))
-    g.add("Concat", personal, _log_posterior(g, logits), axis=1, name="features")
-    return g.model(inputs, [_value("features", FLOAT, join.projection.shape[1] + join.classes)])
-
-
-def _log_posterior(g: _Graph, logits: str) -> str:
-    return g.add("Max", g.add("LogSoftmax", logits, axis=1), g.number(EVIDENCE_FLOOR))

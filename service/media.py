@@ -44,7 +44,7 @@ class Media:
         self.slow: bool = spec.media is not None or any(part.slow for part in self._parts.values())
         self.most_bytes = most_bytes
         self._row_bytes = spec.row_size * spec.dtype.itemsize
-        self._missing = "this model reads tensors only"
+        self._missing = f"this model reads {'several inputs by name' if spec.parts else 'tensors only'}"
         self._reader: MediaReader | None = None
         try:
             self._reader = reader_of(spec, bundle.file)

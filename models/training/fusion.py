@@ -1,62 +1,32 @@
 """What joins the features of several members, fitted on people that each had no part in what they are judged by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.confidence import population_floors
 from models.heads.fit import fit_map, shared_share
-from models.heads.head import Head, log_loss, softmax
+from models.heads.head import softmax
 from models.heads.prior import HyperParameters, Prior
 from models.training.config import TrainingError
-from models.training.joining import Join, filled, kept, late, log_posterior, patterns, stacked
+from models.training.fused_evidence import fit_modal_probe, fit_shares, left_out_probes
+from models.training.fusion_sources import Joined, Source, Tick
+from models.training.joining import Join, always, filled, kept, late, log_posterior, patterns
 from models.training.population import moments, population_prior
-from models.training.probe_fit import fit_probe
 from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune, with_settings
 
-__all__ = ["Fused", "How", "Joined", "Source", "fit_fusion"]
+__all__ = ["Fused", "How", "fit_fusion"]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 How = Literal["concatenated", "late"]
-Tick = Callable[[str, int, int], None]
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
-"""Weights of a member's log posterior that are tried."""
-PULLS = (1e-3, 1e-2, 1e-1)
 RIDGE = 0.1
 """Of features with variance 1 within a person and label; 0.01 to 1 do alike on a watch (docs/benchmarks/fusion.md)."""
-ROWS = 6000
-"""Rows that one probe is fitted on, at most: evenly of all people."""
-
-
-class Source(Protocol):
-    """A member as the fit sees it: people are numbers, the same for all members."""
-
-    personal: int
-    head: Head
-
-    def final(self, person: int) -> Array:
-        """Features `(n, d)` of a person's windows by the member that will be served."""
-
-    def without(self, left_out: int, person: int) -> Array:
-        """Personal features `(n, p)` of a person's windows in a space that `left_out` had no part in."""
-
-    def evidence(self, person: int) -> Array:
-        """Generic logits `(n, K)` of a person's windows from what the person had no part in."""
-
-
-@dataclass(frozen=True, eq=False)
-class Joined:
-    """A person's windows: labels, sessions, repetitions `(n,)`."""
-
-    y: Labels
-    session: Labels
-    repetition: Labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,14 +78,14 @@ def fit_fusion(
     spaces = [_space(u, sources, people, labels, personal, ridge, tick) for u in range(len(people))]
     tick("leave one out", len(people), len(people))
     if how == "late":
-        shares = _shares(told, people, ways)
-        logits = [[log_posterior(late(e, _all(way, len(e[0])), shares)) for way in ways] for e in told]
+        shares = fit_shares(told, people, ways)
+        logits = [[log_posterior(late(e, always(way, len(e[0])), shares)) for way in ways] for e in told]
         probe = None
     else:
         shares = None
-        pull, logits = _probed(sources, people, told, ways, len(labels), tick)
+        pull, logits = left_out_probes(sources, people, told, ways, len(labels), tick)
         final = [np.concatenate([s.final(u)[:, : s.personal] for s in sources], 1) for u in range(len(people))]
-        probe = _probe(final, told, [p.y for p in people], ways, sizes, len(labels), pull)
+        probe = fit_modal_probe(final, told, [p.y for p in people], ways, sizes, len(labels), pull)
     whole = [own[-1] for own in logits]
     left = [
         LeftOut(space.prior, space.z[-1], p.y, p.session, p.repetition, g)
@@ -155,10 +125,6 @@ class _Space:
     z: list[Array]
 
 
-def _all(way: Mask, rows: int) -> Mask:
-    return np.repeat(way[None], rows, 0)
-
-
 def _space(
     u: int,
     sources: Sequence[Source],
@@ -176,7 +142,7 @@ def _space(
     found = [moments(z[v], people[v].y, people[v].repetition, len(labels)) for v in others]
     prior, centre, a = population_prior([found], range(len(others)), labels, min(personal, z[u].shape[1]))
     ways = patterns(len(sources))[1:]
-    return _Space(prior, [(filled(z[u], _all(way, len(z[u])), sizes, impute) - centre) @ a for way in ways])
+    return _Space(prior, [(filled(z[u], always(way, len(z[u])), sizes, impute) - centre) @ a for way in ways])
 
 
 def _whole(
@@ -206,86 +172,11 @@ def _imputation(z: Sequence[Array], sizes: Sequence[int], ridge: float) -> Array
     ways = patterns(len(sizes))[1:-1]
     for m in range(len(sizes)):
         own = slice(edges[m], edges[m + 1])
-        without = [kept(rows, _all(way, len(rows)), sizes) for way in ways if not way[m]]
+        without = [kept(rows, always(way, len(rows)), sizes) for way in ways if not way[m]]
         if without:
             gram = sum(x.T @ x for x in without) / len(rows) + ridge * np.eye(len(found))
             found[:, own] = np.linalg.solve(gram, sum(x.T @ rows[:, own] for x in without) / len(rows))
     return found
-
-
-def _shares(told: Sequence[Sequence[Array]], people: Sequence[Joined], ways: Mask) -> Array:
-    """Weights `(2^M, M)` of the members by which are there, of the least log-loss: each in turn until none moves."""
-    y = np.concatenate([p.y for p in people])
-    weight = np.concatenate([np.full(len(p.y), 1 / len(p.y)) for p in people])
-    parts = [np.concatenate([e[m] for e in told]) for m in range(ways.shape[1])]
-    shares = np.zeros((len(ways) + 1, ways.shape[1]))
-    for row, way in enumerate(ways, start=1):
-        there = np.flatnonzero(way)
-        shares[row, there] = 1 / len(there)
-        for _ in range(10):
-            before = shares[row].copy()
-            for m in there:
-                rest = sum(shares[row, o] * parts[o] for o in there if o != m)
-                losses = [float(weight @ log_loss(rest + w * parts[m], y)) for w in WEIGHTS]
-                shares[row, m] = WEIGHTS[int(np.argmin(losses))]
-            if np.array_equal(before, shares[row]):
-                break
-    return shares
-
-
-def _probed(
-    sources: Sequence[Source],
-    people: Sequence[Joined],
-    told: Sequence[Sequence[Array]],
-    ways: Mask,
-    classes: int,
-    tick: Tick,
-) -> tuple[float, list[list[Array]]]:
-    """Choose the probe's pull; return it and each person's left-out log posteriors by way of presence."""
-    sizes = [s.personal for s in sources]
-    losses = np.zeros(len(PULLS))
-    logits: list[list[list[Array]]] = [[[] for _ in PULLS] for _ in people]
-    for u, person in enumerate(people):
-        tick("probe", u, len(people))
-        z = [np.concatenate([s.without(u, v) for s in sources], 1) for v in range(len(people))]
-        others = [v for v in range(len(people)) if v != u]
-        for i, pull in enumerate(PULLS):
-            probe = _probe(
-                [z[v] for v in others],
-                [told[v] for v in others],
-                [people[v].y for v in others],
-                ways,
-                sizes,
-                classes,
-                pull,
-            )
-            found = [probe.logits(stacked(z[u], told[u], _all(way, len(z[u])), sizes)) for way in ways]
-            losses[i] += sum(float(log_loss(f, person.y).mean()) for f in found)
-            logits[u][i] = [log_posterior(f) for f in found]
-    best = int(losses.argmin())
-    tick("probe", len(people), len(people))
-    return PULLS[best], [own[best] for own in logits]
-
-
-def _probe(
-    z: Sequence[Array],
-    told: Sequence[Sequence[Array]],
-    y: Sequence[Labels],
-    ways: Mask,
-    sizes: Sequence[int],
-    classes: int,
-    pull: float,
-) -> Head:
-    """Fit a probe on windows of some people, each of them with every set of its members there."""
-    step = max(1, sum(map(len, y)) * len(ways) // ROWS)
-    seen, labels = [], []
-    for own, parts, answers in zip(z, told, y, strict=True):
-        for at, way in enumerate(ways):
-            rows = slice(at % step, None, step)
-            some = own[rows]
-            seen.append(stacked(some, [p[rows] for p in parts], _all(way, len(some)), sizes))
-            labels.append(answers[rows])
-    return Head(*fit_probe(np.concatenate(seen), np.concatenate(labels), classes, pull))
 
 
 def _by_presence(

@@ -1,6 +1,8 @@
 """Members of a fusion as its fit sees them: a finished run, which can leave people out, or a bundle as it is."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,38 @@ from models.heads.head import Head
 from models.training.run import Run
 from models.training.strangers import strangers
 
-__all__ = ["FrozenSource", "RunSource"]
+__all__ = ["FrozenSource", "Joined", "RunSource", "Source", "Tick"]
 
 Array = NDArray[np.float64]
 Windows = NDArray[np.float32]
+Labels = NDArray[np.int64]
+Tick = Callable[[str, int, int], None]
 Forward = Callable[[Windows], NDArray[np.float32]]
+
+
+class Source(Protocol):
+    """A member as the fit sees it: people are numbers, the same for all members."""
+
+    personal: int
+    head: Head
+
+    def final(self, person: int) -> Array:
+        """Features `(n, d)` of a person's windows by the member that will be served."""
+
+    def without(self, left_out: int, person: int) -> Array:
+        """Personal features `(n, p)` of a person's windows in a space that `left_out` had no part in."""
+
+    def evidence(self, person: int) -> Array:
+        """Generic logits `(n, K)` of a person's windows from what the person had no part in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A person's windows: labels, sessions, repetitions `(n,)`."""
+
+    y: Labels
+    session: Labels
+    repetition: Labels
 
 
 class FrozenSource:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.backbones.signal import EVIDENCE_FLOOR
 from models.heads.head import Head
 
-__all__ = ["Join", "log_posterior", "patterns"]
+__all__ = ["Join", "always", "filled", "kept", "late", "log_posterior", "patterns", "stacked"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -19,6 +19,11 @@ Mask = NDArray[np.bool_]
 def patterns(members: int) -> Mask:
     """All ways in which members can be there, `(2^M, M)`; row Σ 2^m of those that are, the first of none."""
     return np.array([found[::-1] for found in product((False, True), repeat=members)])
+
+
+def always(way: Mask, rows: int) -> Mask:
+    """The same members there in every row: `(n, M)`."""
+    return np.repeat(way[None], rows, 0)
 
 
 def log_posterior(logits: Array) -> Array:

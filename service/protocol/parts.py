@@ -36,7 +36,8 @@ class Parts:
 
 def names(spec: InputSpec) -> str:
     """What a fused model's inputs are, for messages."""
-    return ", ".join(f"{part.name!r} ({part.datatype} {['rows', *part.window_shape]})" for part in spec.parts)
+    shapes = {part.name: ", ".join(map(str, part.window_shape)) for part in spec.parts}
+    return ", ".join(f"{part.name!r} ({part.datatype} [rows, {shapes[part.name]}])" for part in spec.parts)
 
 
 def friendly(body: bytes, content_type: str, spec: InputSpec) -> Parts:

@@ -79,6 +79,9 @@ def test_members_that_cannot_be_fused_are_refused(tmp_path, fused):
     with pytest.raises(ExportError, match="fused itself"):
         Member("again", fused)
     member = Member("arm", bundles.load(write_tiny_bundle(tmp_path, "arm")))
+    for name in ("Arm", "input", "user_id", ""):
+        with pytest.raises(ExportError, match="cannot be an input's name"):
+            Member(name, member.bundle)
     with pytest.raises(ExportError, match="same labels"):
         member.head(("rest", "fist", "wave"))
     np.testing.assert_array_equal(member.head(LABELS[::-1]).weight, tiny_prior().generic_weight[::-1])
@@ -89,10 +92,10 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
 
     true = fusion.fused_graph
 
-    def wrong(members, join, spec):
+    def wrong(graphs, join, spec):
         from dataclasses import replace
 
-        return true(members, replace(join, impute=join.impute * 0.9), spec)
+        return true(graphs, replace(join, impute=join.impute * 0.9), spec)
 
     monkeypatch.setattr(fusion, "fused_graph", wrong)
     with pytest.raises(ParityError, match="differ"):

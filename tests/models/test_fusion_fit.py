@@ -15,7 +15,8 @@ from models.data.parts import fused_input, pack
 from models.data.recordings import Recordings, load_folder, save
 from models.training import TrainConfig, train
 from models.training.config import TrainingError
-from models.training.fusion import Joined, fit_fusion
+from models.training.fusion import fit_fusion
+from models.training.fusion_sources import Joined
 from models.training.joining import patterns
 from models.training.paired import pair
 
@@ -161,7 +162,7 @@ def test_a_bundle_that_was_trained_on_the_data_is_refused_and_one_of_others_take
     manifest["provenance"]["subjects"] = [{"stem": "somebody", "digest": "0" * 64}]
     (strange / "manifest.json").write_text(json.dumps(manifest))
     bundle = fused(work, tmp_path, emg=strange)
-    assert bundle.manifest.provenance["members"]["emg"]["model"] == "emg"
+    assert bundle.manifest.provenance["members"]["emg"]["from"] == "stranger"
 
 
 def test_people_who_had_no_part_in_a_run_are_named(work, tmp_path):

@@ -235,7 +235,7 @@ ARM, WATCH = [[0.0] * 4] * 2, [[0.0] * 6] * 4
 @pytest.mark.parametrize(
     ("inputs", "status", "said"),
     [
-        ({}, 400, "no input is given; one or more of 'arm' (FP32 ['rows', 2, 4]), 'watch'"),
+        ({}, 400, "no input is given; one or more of 'arm' (FP32 [rows, 2, 4]), 'watch'"),
         ([[0.0] * 4] * 2, 400, "an object with one or more of 'arm'"),
         ("rest", 400, "an object with one or more of 'arm'"),
         ({"leg": ARM}, 400, "there is no input 'leg'; one or more of 'arm'"),
