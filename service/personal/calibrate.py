@@ -170,6 +170,7 @@ async def _fitted(
         Unprocessable: nothing can be fitted.
     """
     given = await gather(store, data, model, user, request, features)
+    x = given.windows.x
     names = (*model.labels, *given.own)
     fit = partial(
         maths.calibrate,
@@ -180,9 +181,9 @@ async def _fitted(
         before=None if given.before is None else given.before.trimmed(len(names)),
         previous=given.previous,
         method=request.method,
-        overlap=overlap_of(given.windows.x, model),
+        overlap=overlap_of(x, model),
         only_shown=request.among == "shown",
-        x=given.windows.x if len(given.windows) else None,
+        x=None if x is None or not len(x) else signals(model.bundle.manifest.input, x),
     )
     try:
         result = await asyncio.to_thread(fit)

@@ -7,9 +7,12 @@ import json
 import shutil
 
 import numpy as np
+import onnxruntime
 import orjson
 import pytest
 
+from exporters import bundle as bundles
+from models.data.parts import pack
 from service.app import create_app
 from service.config import Settings
 from tests import tiny_fused
@@ -174,6 +177,18 @@ async def test_samples_evaluations_and_adaptations_take_parts(client):
     await calibrated(client, "eva")
     adapted = await client.post(f"{MODEL}/users/eva/adaptations", json={"inputs": inputs, "dry_run": True})
     assert adapted.status_code in (200, 201), adapted.text
+
+
+async def test_a_head_as_one_onnx_file_takes_packed_rows(client, models):
+    await calibrated(client, "ana")
+    both, _ = windows(4, 12, OWN)
+    file = await client.get(f"{MODEL}/users/ana/versions/1/onnx")
+    session = onnxruntime.InferenceSession(file.content)
+    spec = bundles.read_manifest(models / "fused" / "1")[0].input
+    for parts in (both, {"watch": both["watch"]}):
+        found, _ = await inferred(client, parts, "ana")
+        alone = session.run(["probabilities"], {session.get_inputs()[0].name: pack(spec, parts)})[0]
+        np.testing.assert_allclose(alone, found, atol=1e-5)
 
 
 async def test_repetitions_that_share_samples_of_one_part_are_refused(client):
