@@ -16,8 +16,8 @@ def model_card(manifest: Manifest) -> str:
         manifest.description or "A backbone for personal heads.",
         "",
         "## Use",
-        f"* Input `{spec.name}`: {spec.datatype} `[rows, {', '.join(map(str, spec.window_shape))}]`, raw {spec.unit}"
-        f"{_timing(spec)}; modality {spec.modality}, electrode layout: {spec.channel_layout}.",
+        *(["* One or more of these inputs; what is missing is made up for."] if spec.parts else []),
+        *map(_input, spec.parts or (spec,)),
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
         f"* Output: {manifest.feature_dim} features; heads for {len(manifest.head_rows)} "
         f"{'targets' if manifest.targets else 'labels'}: {', '.join(manifest.head_rows)}{_room(manifest)}.",
@@ -29,7 +29,8 @@ def model_card(manifest: Manifest) -> str:
     lines += [f"* {key}: `{made[key]}`" for key in told if made.get(key) not in (None, "")]
     subjects = made.get("subjects", [])
     if subjects:
-        lines.append(f"* {len(subjects)} population subjects: {', '.join(s['stem'] for s in subjects)}")
+        stems = list(dict.fromkeys(s["stem"] for s in subjects))  # of a fused bundle each has a file a part
+        lines.append(f"* {len(stems)} population subjects: {', '.join(stems)}")
     lines += ["", "## Checked", *_checked(manifest)]
     if "variants" in manifest.evaluation:
         lines += ["", "## Variants", *_variants(manifest.evaluation["variants"])]
@@ -65,13 +66,22 @@ def model_card(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _input(spec: InputSpec) -> str:
+    shape = ", ".join(map(str, spec.window_shape))
+    return (
+        f"* Input `{spec.name}`: {spec.datatype} `[rows, {shape}]`, raw {spec.unit}{_timing(spec)}; "
+        f"modality {spec.modality}, electrode layout: {spec.channel_layout}."
+    )
+
+
 def _checked(manifest: Manifest) -> list[str]:
     """What was measured of the graph: parity with torch, a variant beside its original, bridges."""
     parity, variant = manifest.parity, manifest.provenance.get("precision")
     lines = [f"* opset {manifest.opset}, {manifest.precision}."]
     if parity:
         lines.append(
-            f"* ONNX Runtime in fp32 against torch on {parity['windows']} real windows, batches {parity['batches']}: "
+            f"* ONNX Runtime in fp32 against {parity.get('against', 'torch')} on {parity['windows']} real windows, "
+            f"batches {parity['batches']}: "
             f"largest error {parity['max_error']:.1e} (allowed {parity['tolerance']:.0e}), "
             f"lowest cosine {parity['min_cosine']:.7f}."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +21,8 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "INT64": np.dtype("<i8"),
 }
 """What a graph may take, as numpy calls it."""
+PART_NAME = r"^[a-z][a-z0-9_]{0,31}$"
+RESERVED_PARTS = frozenset({"input", "user_id"})
 
 
 class Padding(BaseModel):
@@ -76,6 +80,31 @@ class InputSpec(BaseModel):
     padding: Padding | None = Field(None, description="of the one axis that may be -1 beside the batch")
     media: Media | None = Field(None, description="what files or texts a client may send instead of the tensor")
     views: Views | None = Field(None, description="what `tta` averages over; by default what is usual for the input")
+    parts: tuple[InputSpec, ...] = Field(
+        (), description="of a fused bundle: inputs of its modalities, packed into rows (`models.data.parts`)"
+    )
+
+    @model_validator(mode="after")
+    def _packed(self) -> InputSpec:
+        if not self.parts:
+            return self
+        names = [part.name for part in self.parts]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"a fused input has two parts or more of different names, not {', '.join(names)}")
+        for part in self.parts:
+            if not re.match(PART_NAME, part.name) or part.name in RESERVED_PARTS:
+                raise ValueError(
+                    f"{part.name!r} cannot name a part: lower-case letters, digits and _ can, but not "
+                    f"{', '.join(sorted(RESERVED_PARTS))}"
+                )
+            if part.parts or (part.padding is not None and part.padding.lengths is not None):
+                raise ValueError(f"part {part.name!r} has parts of its own, or a second input for lengths")
+        size = len(self.parts) + sum(part.row_size for part in self.parts)
+        if (self.datatype, self.shape) != ("FP32", (-1, size)):
+            raise ValueError(f"a fused input of these parts is FP32 [-1, {size}], not {self.datatype} {self.shape}")
+        if self.media is not None or self.padding is not None or self.views is not None:
+            raise ValueError("a fused input has no media, padding or views of its own: its parts have")
+        return self
 
     @model_validator(mode="after")
     def _sizes(self) -> InputSpec:
@@ -115,6 +144,11 @@ class InputSpec(BaseModel):
     def dtype(self) -> np.dtype[Any]:
         """The datatype as numpy calls it."""
         return NUMPY_TYPES[self.datatype]
+
+    @property
+    def row_size(self) -> int:
+        """Numbers in one window, at its longest."""
+        return math.prod(self.sized(None if self.padding is None else self.padding.maximum))
 
     def sized(self, length: int | None = None) -> tuple[int, ...]:
         """Shape of one window whose variable axis, if there is one, is `length` long (its shortest by default)."""

@@ -84,6 +84,8 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
     manifest = original.manifest
     if manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {manifest.precision} already; only fp32 bundles are converted")
+    if manifest.input.parts:
+        raise PrecisionError(f"{manifest.name} is fused of several inputs; convert its members, and fuse those")
     rng = np.random.default_rng(seed)
     x = synthetic_windows(manifest.input, 4 * FEWEST, rng) if windows is None else windows
     if len(x) < FEWEST:

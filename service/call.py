@@ -17,6 +17,7 @@ from service.personal.resolved import ResolvedHead
 from service.protocol.media import Items
 from service.protocol.oip import RequestedOutput
 from service.protocol.parameters import Parameters
+from service.protocol.parts import Parts
 from service.protocol.tensors import Tensor
 
 Reply = Callable[[int, Headers, bytes], None]
@@ -82,7 +83,8 @@ class Decoded:
         users: returns each row's user; None where no head is wanted.
         encode: makes the answer.
         tensor: the one input of an OIP request, where no tensor says whose its rows are.
-        media: encoded images, texts or sounds, which the model that answers reads into rows; `windows` is then unused.
+        media: encoded images, texts or sounds, or the parts of a fused model's windows, which the model that answers
+            reads into rows; `windows` is then unused.
         per_row: the outputs and id of an OIP request whose rows name their users.
     """
 
@@ -91,7 +93,7 @@ class Decoded:
     users: Callable[[int], Sequence[str | None]] | None
     encode: Encode
     tensor: Tensor | None = None
-    media: Items | None = None
+    media: Items | Parts | None = None
     per_row: PerRow | None = None
 
 

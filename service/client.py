@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 ROWS_A_REQUEST = 2048
+
+Windows = NDArray[np.float32] | Mapping[str, NDArray[np.float32]]
+"""Windows `(n, C, T)`; for a fused model those of each of its parts that is there, by name."""
 
 
 class ServiceError(RuntimeError):
@@ -71,16 +74,18 @@ class Client:
         return found
 
     def infer(
-        self, model: str, x: NDArray[np.float32], *, user: str | None = None, output: str = "probabilities"
+        self, model: str, x: Windows, *, user: str | None = None, output: str = "probabilities"
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Run windows `(n, C, T)`; returns one FP32 output `(n, …)` and the answer's parameters."""
         parts: list[NDArray[np.float32]] = []
         parameters: dict[str, Any] = {}
-        for at in range(0, len(x), ROWS_A_REQUEST):
+        named = _named(x)
+        for at in range(0, max(map(len, named.values())), ROWS_A_REQUEST):
             message: dict[str, Any] = {"outputs": [{"name": output, "parameters": {"binary_data": True}}]}
             if user is not None:
                 message["parameters"] = {"user_id": user}
-            response = self._tensors(f"/v2/models/{quote(model)}/infer", message, x[at : at + ROWS_A_REQUEST])
+            block = {name: rows[at : at + ROWS_A_REQUEST] for name, rows in named.items()}
+            response = self._tensors(f"/v2/models/{quote(model)}/infer", message, block)
             length = int(response.headers[HEADER_LENGTH])
             head = orjson.loads(response.content[:length])
             parameters = head.get("parameters", {})
@@ -91,7 +96,7 @@ class Client:
         self,
         model: str,
         user: str,
-        x: NDArray[np.float32],
+        x: Windows,
         labels: Sequence[str],
         repetitions: Sequence[int] | None = None,
         **fields: Any,
@@ -118,14 +123,22 @@ class Client:
         """Path of a user's resource."""
         return f"/v2/models/{quote(model)}/users/{quote(user, safe='')}"
 
-    def _tensors(self, path: str, message: dict[str, Any], x: NDArray[np.float32]) -> httpx.Response:
-        data = np.ascontiguousarray(x, "<f4").tobytes()
-        entry = {
-            "name": "input",
-            "datatype": "FP32",
-            "shape": list(x.shape),
-            "parameters": {"binary_data_size": len(data)},
-        }
-        text = orjson.dumps({**message, "inputs": [entry]})
+    def _tensors(self, path: str, message: dict[str, Any], x: Windows) -> httpx.Response:
+        blobs = {name: np.ascontiguousarray(rows, "<f4") for name, rows in _named(x).items()}
+        entries = [
+            {
+                "name": name,
+                "datatype": "FP32",
+                "shape": list(rows.shape),
+                "parameters": {"binary_data_size": rows.nbytes},
+            }
+            for name, rows in blobs.items()
+        ]
+        text = orjson.dumps({**message, "inputs": entries})
         headers = {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
-        return self.request("POST", path, content=text + data, headers=headers)
+        content = b"".join([text, *(rows.tobytes() for rows in blobs.values())])
+        return self.request("POST", path, content=content, headers=headers)
+
+
+def _named(x: Windows) -> Mapping[str, NDArray[np.float32]]:
+    return x if isinstance(x, Mapping) else {"input": x}

@@ -160,6 +160,9 @@ class DataPlane:
 
     def _find_heads(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         call.loaded = model
+        if decoded.media is not None and decoded.asked.tta == 1 and model.media.is_quick(decoded.media):
+            self._take_rows(call, decoded, model, model.media.rows(decoded.media))
+            return
         if decoded.media is not None or decoded.asked.tta > 1:
             self._later(call, self._make_rows(call, decoded, model), model)
             return

@@ -15,8 +15,9 @@ from service import answers
 from service.answers import OFFERS, Offer
 from service.call import Call, Decoded, Encode, PerRow
 from service.errors import InvalidRequest
-from service.protocol import compression, inputs, oip, parameters
+from service.protocol import compression, inputs, oip, parameters, parts
 from service.protocol.parameters import Parameters
+from service.protocol.parts import Parts
 from service.protocol.repeated import RepeatedHeaders
 from service.protocol.tensors import DTYPES, Tensor
 
@@ -44,7 +45,15 @@ class Decoder:
     def decode(self, call: Call, spec: InputSpec) -> Decoded:
         """Return what `decode` does, for a header that came before without reading it again."""
         length = call.headers.get(b"inference-header-content-length")
-        if length is None or call.endpoint != "infer" or call.query or not length.isdigit() or len(length) > 4:
+        # What a header asks for is the same of all models of one input, and only of those.
+        if (
+            length is None
+            or spec.parts
+            or call.endpoint != "infer"
+            or call.query
+            or not length.isdigit()
+            or len(length) > 4
+        ):
             return decode(call, spec, self.offer)
         at = int(length)
         header = call.body[:at]
@@ -78,9 +87,10 @@ def decode(call: Call, spec: InputSpec, offer: Offer = OFFERS["classification"])
     """Decode a body; a pure function, for it may run on a thread."""
     if call.endpoint == "infer":
         return _decode_infer(call, spec, offer)
-    data = inputs.friendly_data(call.body, call.header(b"content-type") or "", spec)
-    media = data if isinstance(data, tuple) else None
-    windows = _unread if isinstance(data, tuple) else partial(inputs.friendly_windows, data)
+    kind = call.header(b"content-type") or ""
+    data = parts.friendly(call.body, kind, spec) if spec.parts else inputs.friendly_data(call.body, kind, spec)
+    media = None if isinstance(data, np.ndarray) else data
+    windows = partial(inputs.friendly_windows, data) if isinstance(data, np.ndarray) else _unread
     if call.endpoint == "features":
         _only(call.query, ())
         npy = "application/x-npy" in (call.header(b"accept") or "")
@@ -110,9 +120,8 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
     user_tensor = message.inputs.pop("user_id", None)
     if user_tensor is not None and asked.user_id is not None:
         raise InvalidRequest("the user is named twice: by the parameter user_id and by the tensor user_id")
-    if len(message.inputs) != 1:
+    if len(message.inputs) != 1 and not spec.parts:
         raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
-    (tensor,) = message.inputs.values()
     per_row = user_tensor is not None
     outputs = answers.wanted(message, per_row, offer)
     users: Callable[[int], Sequence[str | None]] | None
@@ -125,6 +134,9 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
     decides = offer.decided(asked) if asked.decides else None
     encode = partial(answers.inference, message.id, outputs, per_row, decides)
     named = PerRow(message.id, outputs) if per_row and users is not None else None
+    if spec.parts:
+        return Decoded(asked, _unread, users, encode, media=Parts(message.inputs), per_row=named)
+    (tensor,) = message.inputs.values()
     if spec.media is not None and tensor.datatype == "BYTES":
         media = inputs.encoded_items(tensor, spec)
         return Decoded(asked, _unread, users, encode, media=media, per_row=named)

@@ -24,6 +24,8 @@ def viewed(model: LoadedModel, x: NDArray[Any], count: int) -> NDArray[Any]:
         BodyTooLarge: so many views of so many windows are more than a request may hold.
     """
     spec = model.bundle.manifest.input
+    if spec.parts:
+        raise InvalidRequest(f"tta is for models of one input; model {model.name!r} has {len(spec.parts)}")
     if usual(spec) is None:
         raise InvalidRequest(f"tta needs views of a window, and texts have none: model {model.name!r} reads tokens")
     if count * x.nbytes > model.media.most_bytes:

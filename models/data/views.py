@@ -18,7 +18,9 @@ IMAGE = Views(shift=0.06, flip=True)
 
 
 def usual(spec: InputSpec) -> Views | None:
-    """Return what views of an input are made of: what its bundle says, or what is usual; None for tokens."""
+    """Return what views of an input are made of: what its bundle says, or what is usual; None for tokens and parts."""
+    if spec.parts:
+        return None
     if spec.views is not None:
         return spec.views
     if spec.media is not None:

@@ -72,8 +72,11 @@ def check_signal(rec: Recordings, spec: InputSpec, labels: Sequence[str]) -> NDA
     """Check that a model takes these recordings; returns the model's index of each of their label names (-1: unused).
 
     Raises:
-        ProtocolError: other channels, rate, modality, or a label that the model does not know.
+        ProtocolError: other channels, rate or modality, an unknown label, or a model of several inputs.
     """
+    if spec.parts:
+        named = ", ".join(part.name for part in spec.parts)
+        raise ProtocolError(f"The model takes {named} together; this is for models of one kind of recordings.")
     channels = spec.window_shape[0]
     for what, has, takes in (
         ("channels", f"{rec.channels}", f"{channels}"),

@@ -23,7 +23,7 @@ from models.heads.guard import (
     not_recorded,
 )
 from models.heads.head import Head, blend, leaning, log_losses
-from models.heads.inputs import inspect
+from models.heads.inputs import Raw, inspect
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
@@ -90,7 +90,7 @@ def calibrate(
     overlap: int = 0,
     margin: float = 0.0,
     only_shown: bool = False,
-    x: NDArray[np.generic] | None = None,
+    x: Raw | None = None,
 ) -> Calibration:
     """Fit a personal head on labelled features and judge it.
 
@@ -105,7 +105,7 @@ def calibrate(
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
         only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
-        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
+        x: the raw windows `(n, C, T)`, or an array a sensor, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, no new windows, or a method that needs features where only statistics were
@@ -304,11 +304,12 @@ def _by_label(logits: Array, y: NDArray[np.integer], trust: Trust, classes: int)
         return np.asarray(one_of.T @ logits / one_of.sum(0)[:, None])
 
 
-def _inspected(x: NDArray[np.generic] | None, shown: Shown, population: Prior) -> tuple[str, ...]:
+def _inspected(x: Raw | None, shown: Shown, population: Prior) -> tuple[str, ...]:
     """Warn of windows, some of many, but not of the user's own labels: the population has none like theirs."""
     familiar = np.flatnonzero(shown.y < population.classes)
     familiar = familiar[:: max(1, -(-len(familiar) // MOST_INSPECTED))]
-    return inspect(None if x is None else x[familiar], shown.z[familiar], population).warnings
+    sensors = () if x is None else (x,) if isinstance(x, np.ndarray) else x
+    return inspect([own[familiar] for own in sensors], shown.z[familiar], population).warnings
 
 
 def _contradictions(trust: Trust) -> tuple[str, ...]:

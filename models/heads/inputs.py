@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from models.heads.prior import Prior
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Raw = NDArray[np.generic] | Sequence[NDArray[np.generic]]
+"""Windows of one sensor `(n, C, T)`, or of several an array each."""
 
 ACCEPTED, NON_FINITE, FLAT, CLIPPED, OFF_DISTRIBUTION = "accepted", "non_finite", "flat", "clipped", "off_distribution"
 KINDS = (ACCEPTED, NON_FINITE, FLAT, CLIPPED, OFF_DISTRIBUTION)
@@ -105,21 +108,19 @@ class Inspection:
         return tuple(found)
 
 
-def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior | None) -> Inspection:
+def inspect(x: Raw | None, z: NDArray[np.floating], prior: Prior | None) -> Inspection:
     """Look at raw windows `x (n, C, T)` and their features `z (n, d)`, one by one.
+
+    Of several sensors `x` is an array each, and channels are numbered through all of them.
 
     Rails, where a signal is cut off, are the extremes of all windows given; so more windows tell more. Without `x`, or
     for inputs that are not windows of channels, only the features are judged; without `prior` no distance is.
     """
     n = len(z)
-    if x is not None and x.ndim == 3:
-        finite = np.isfinite(x).all(2) if np.issubdtype(x.dtype, np.floating) else np.ones(x.shape[:2], bool)
-        low, high = x.min(2), x.max(2)
-        flat = finite & (low == high) if x.shape[2] >= SAMPLES_TO_TELL else np.zeros(x.shape[:2], bool)
-        clipped = _clipped(x, finite) & ~flat
-    else:
-        finite = np.ones((n, 0), bool)
-        flat = clipped = np.zeros((n, 0), bool)
+    sensors = () if x is None else (x,) if isinstance(x, np.ndarray) else x
+    none = np.zeros((n, 0), bool)
+    looked = [(none, none, none), *(_looked(own) for own in sensors if own.ndim == 3)]
+    finite, flat, clipped = (np.concatenate(masks, 1) for masks in zip(*looked, strict=True))
     distance, kind = np.zeros(n), np.zeros(n, np.int8)
     # The weakest first: what is said later stands.
     if prior is not None:
@@ -129,6 +130,14 @@ def inspect(x: NDArray[np.generic] | None, z: NDArray[np.floating], prior: Prior
     kind[flat.any(1)] = KINDS.index(FLAT)
     kind[~finite.all(1) | ~np.isfinite(z).all(1)] = KINDS.index(NON_FINITE)
     return Inspection(kind, ~finite, flat, clipped, distance)
+
+
+def _looked(x: NDArray[np.generic]) -> tuple[Mask, Mask, Mask]:
+    """Which channels of windows `(n, C, T)` are finite, flat and clipped, each `(n, C)`."""
+    finite = np.isfinite(x).all(2) if np.issubdtype(x.dtype, np.floating) else np.ones(x.shape[:2], bool)
+    low, high = x.min(2), x.max(2)
+    flat = finite & (low == high) if x.shape[2] >= SAMPLES_TO_TELL else np.zeros(x.shape[:2], bool)
+    return finite, flat, _clipped(x, finite) & ~flat
 
 
 def far(prior: Prior) -> float:

@@ -99,6 +99,9 @@ def _window_spec(client: Client, model: str, rec: Recordings) -> WindowSpec:
     metadata = client.metadata(model)
     if metadata["parameters"].get("task") == "regression":
         raise ServiceError(f"model {model!r} is a regression; recordings have labels, so it is called over HTTP")
+    if len(metadata["inputs"]) > 1:
+        named = ", ".join(entry["name"] for entry in metadata["inputs"])
+        raise ServiceError(f"model {model!r} takes {named} together; this command sends one kind of recordings")
     shape = metadata["inputs"][0]["shape"]
     if len(shape) != 3 or -1 in shape[1:]:
         raise ServiceError(f"model {model!r} takes {metadata['parameters']['modality']}; this command sends recordings")

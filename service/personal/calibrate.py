@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.parts import signals
 from models.data.windows import stride_of
 from models.heads import calibration as maths
 from models.heads import statistics
@@ -113,7 +114,7 @@ class Calibrator:
     async def _calibrate(
         self, model: LoadedModel, user: str, request: CalibrationRequest, idempotency_key: str | None, revision: int
     ) -> dict[str, Any]:
-        _check_repetitions(request)
+        _check_repetitions(request, model)
         begin = time.perf_counter()
         features = np.empty((0, model.bundle.population.dim), np.float32)
         if not request.enrolled:
@@ -171,6 +172,7 @@ async def _fitted(
         Unprocessable: nothing can be fitted.
     """
     given = await gather(store, data, model, user, request, features)
+    x = given.windows.x
     names = (*model.labels, *given.own)
     fit = partial(
         maths.calibrate,
@@ -181,9 +183,9 @@ async def _fitted(
         before=None if given.before is None else given.before.trimmed(len(names)),
         previous=given.previous,
         method=request.method,
-        overlap=overlap_of(given.windows.x, model),
+        overlap=overlap_of(x, model),
         only_shown=request.among == "shown",
-        x=given.windows.x if len(given.windows) else None,
+        x=None if x is None or not len(x) else signals(model.bundle.manifest.input, x),
     )
     try:
         result = await asyncio.to_thread(fit)
@@ -221,18 +223,22 @@ async def _fitted(
     )
 
 
-def _check_repetitions(request: CalibrationRequest) -> None:
+def _check_repetitions(request: CalibrationRequest, model: LoadedModel) -> None:
     """Refuse repetitions that share samples: leaving one out would leave its samples in.
 
     Raises:
         Unprocessable: neighbouring windows overlap and are said to be of different repetitions.
     """
-    stride = None if request.enrolled else stride_of(request.x)
-    if stride is None:
+    if request.enrolled:
         return
-    edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))
-    for i in edge[:256]:
-        if np.array_equal(request.x[i][:, stride:], request.x[i + 1][:, :-stride]) and request.x[i].std() > 0:
+    edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))[:256]
+    for x in signals(model.bundle.manifest.input, request.x) if len(edge) else ():
+        stride = stride_of(x)
+        if stride is None:
+            continue
+        for i in edge:
+            if not np.array_equal(x[i][:, stride:], x[i + 1][:, :-stride]) or x[i].std() == 0:
+                continue
             raise Unprocessable(
                 f"windows {i} and {i + 1} share samples but are given as different repetitions; "
                 "a repetition is what was recorded in one go"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.parts import signals
 from models.heads.inputs import ACCEPTED, CLIPPED, NON_FINITE, OFF_DISTRIBUTION, Inspection, inspect
 from models.heads.statistics import Statistics
 from service.errors import Unprocessable
@@ -32,7 +33,7 @@ async def inspected(model: LoadedModel, given: Labelled) -> tuple[Kept, Inspecti
     if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
         x = np.where(finite, x, 0)
     features = await features_of(model, x, given.tta)
-    found = inspect(given.x, features, model.bundle.prior)
+    found = inspect(signals(model.bundle.manifest.input, given.x), features, model.bundle.prior)
     return Kept(features, given.y, given.repetition, given.x), found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.parts import signals
 from models.data.windows import shared_samples
 from models.heads.head import Head
 from service.loaded import LoadedModel
@@ -44,9 +45,11 @@ class Fitted:
 
 def overlap_of(x: NDArray[Any] | None, model: LoadedModel) -> int:
     """How many following windows share samples with a window: told by the samples, else by the model's own stride."""
-    if x is not None:
-        return shared_samples(x) if len(x) else 0
     spec = model.bundle.manifest.input
+    if x is not None:
+        return max(map(shared_samples, signals(spec, x)), default=0) if len(x) else 0
+    if spec.parts:
+        return 0
     return -(-spec.window_shape[-1] // spec.stride) - 1 if spec.stride > 1 and spec.window_shape[-1] > 0 else 0
 
 

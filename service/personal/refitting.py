@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.windows import shared_samples
 from models.heads import calibration, statistics
 from models.heads.calibration import CalibrationError
 from models.heads.guard import Verdict
@@ -24,6 +23,7 @@ from models.heads.refit import refit
 from models.heads.statistics import Statistics
 from service.errors import TooManyRequests
 from service.loaded import LoadedModel, same_labels
+from service.personal.fitted import overlap_of
 from service.personal.imports import classes_of
 from service.personal.kept import Kept
 from service.personal.records import Scope, Version
@@ -146,7 +146,7 @@ class Refitter:
             windows.y,
             windows.repetition,
             method=known,
-            overlap=shared_samples(x),
+            overlap=overlap_of(x, model),
         )
         try:
             result = await self._off_the_loop(fit)

@@ -52,6 +52,9 @@ def checked(data: NDArray[Any], spec: InputSpec, *, finite: bool = True) -> NDAr
     A float input rounds floats to the nearest of its own; integers must be in it exactly (FP32 has all up to 2^24).
     An integer input takes only values that it holds exactly. Without `finite`, floats may be NaN or infinite.
     """
+    if spec.parts:
+        named = ", ".join(part.name for part in spec.parts)
+        raise InvalidRequest(f"this version of the model has the inputs {named}; give one or more by name")
     misfit = spec.misfit(data.shape)
     if misfit:
         raise InvalidRequest(f"input {spec.name!r} {misfit}")
@@ -104,21 +107,31 @@ def friendly_data(body: bytes, content_type: str, spec: InputSpec | None = None)
     """
     media = content_type.split(";")[0].strip().lower()
     if media in ("application/json", ""):
-        message = parse_json_object(body)
-        if "inputs" not in message:
-            raise InvalidRequest('the body has no "inputs"; a nested array of numbers was expected there')
-        if len(message) > 1:
-            other = next(name for name in message if name != "inputs")
-            raise InvalidRequest(f"unknown field {other[:64]!r}: beside inputs, parameters are the query's")
-        if spec is not None and encoded.is_encoded(message["inputs"], spec):
-            return encoded.items_of(message["inputs"], spec)
-        return nested(message["inputs"])
+        given = json_inputs(body, "a nested array of numbers was")
+        if spec is not None and encoded.is_encoded(given, spec):
+            return encoded.items_of(given, spec)
+        return nested(given)
     if media == "application/x-npy":
         return npy(body)
     types = encoded.TENSORS if spec is None else encoded.accepted(spec)
     if media in types:
         return (body,)
     raise UnsupportedMediaType(f"this model does not read {media[:64]}; send {', '.join(types[:-1])} or {types[-1]}")
+
+
+def json_inputs(body: bytes, expected: str) -> Any:
+    """Read `inputs` of a JSON body that has nothing else; `expected` ends a message that says what should be there.
+
+    Raises:
+        InvalidRequest: malformed, or something else is there.
+    """
+    message = parse_json_object(body)
+    if "inputs" not in message:
+        raise InvalidRequest(f'the body has no "inputs"; {expected} expected there')
+    if len(message) > 1:
+        other = next(name for name in message if name != "inputs")
+        raise InvalidRequest(f"unknown field {other[:64]!r}: beside inputs, parameters are the query's")
+    return message["inputs"]
 
 
 def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:

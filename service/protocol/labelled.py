@@ -14,8 +14,9 @@ from exporters.bundle import Manifest
 from service.errors import InvalidRequest
 from service.protocol import inputs, oip, parameters
 from service.protocol.media import Items, is_encoded, items_of
+from service.protocol.parts import Parts, of_json
 
-Read = Callable[[Items], NDArray[Any]]
+Read = Callable[[Items | Parts], NDArray[Any]]
 LABELLED_FIELDS = ("inputs", "labels", "repetitions", "tta")
 TARGETED_FIELDS = ("inputs", "targets", "repetitions", "tta")
 
@@ -131,11 +132,15 @@ def _binary_size(entry: dict[str, Any]) -> int:
 def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *, finite: bool = True) -> NDArray[Any]:
     """Read `inputs`: one tensor as the Open Inference Protocol has it, a nested array, or texts and files.
 
+    Of a fused model a tensor a part, or an object of arrays, texts and files by the part's name.
+
     Raises:
         InvalidRequest, Unprocessable: as `labelled`.
     """
     if _is_tensors(value):
         tensors = oip.tensors(value, binary)
+        if manifest.input.parts:
+            return read(Parts(tensors))
         if len(tensors) != 1:
             raise InvalidRequest("inputs must be one tensor")
         (tensor,) = tensors.values()
@@ -144,6 +149,8 @@ def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *
         return inputs.windows(tensor, manifest.input, finite=finite)
     if len(binary):
         raise InvalidRequest("there is binary data, but inputs is not a tensor with binary_data_size")
+    if manifest.input.parts:
+        return read(of_json(value, manifest.input))
     if is_encoded(value, manifest.input):
         return read(items_of(value, manifest.input))
     return inputs.checked(inputs.nested(value), manifest.input, finite=finite)

@@ -24,6 +24,8 @@ Items = tuple[bytes | str, ...]
 
 def accepted(spec: InputSpec) -> tuple[str, ...]:
     """Media types that `predict` and `features` of a model read."""
+    if spec.parts:
+        return TENSORS[:1]
     return TENSORS if spec.media is None else (*TENSORS, *CONTENT_TYPES[spec.media.kind])
 
 

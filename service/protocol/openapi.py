@@ -18,6 +18,12 @@ ENCODED_MEDIA = {
     "anyOf": [STRING, {"type": "array", "items": STRING}],
     "description": "for a model of texts: a text, or some; of images or sounds: files in base64",
 }
+BY_PART = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": {"anyOf": [NUMBERS, ENCODED_MEDIA]},
+    "description": "for a model of several inputs: one or more of them by name",
+}
 
 TENSOR: dict[str, Any] = {
     "type": "object",
@@ -133,7 +139,7 @@ WINDOWS_BODY = _body(
             "schema": {
                 "type": "object",
                 "required": ["inputs"],
-                "properties": {"inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA]}},
+                "properties": {"inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, BY_PART]}},
             }
         },
         "application/x-npy": BINARY,
@@ -143,7 +149,7 @@ WINDOWS_BODY = _body(
 )
 
 LABELLED: dict[str, Any] = {
-    "inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
+    "inputs": {"anyOf": [NUMBERS, ENCODED_MEDIA, BY_PART, {"type": "array", "items": TENSOR, "minItems": 1}]},
     "labels": {"type": "array", "items": STRING, "description": "one a window; of a classification"},
     "tta": TTA,
 }
@@ -212,7 +218,7 @@ ADAPTATION_BODY = _body(
                 "required": ["inputs"],
                 "additionalProperties": False,
                 "properties": {
-                    "inputs": {"anyOf": [NUMBERS, {"type": "array", "items": TENSOR, "minItems": 1, "maxItems": 1}]},
+                    "inputs": {"anyOf": [NUMBERS, BY_PART, {"type": "array", "items": TENSOR, "minItems": 1}]},
                     "activate": {"type": "string", "enum": ["if_better", "never"], "default": "if_better"},
                     "dry_run": {"type": "boolean", "default": False},
                 },

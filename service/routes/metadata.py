@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from exporters.bundle import Manifest
+from exporters.bundle import InputSpec, Manifest
 from service.loaded import LoadedModel
 from service.protocol.body import json_response
 from service.protocol.media import accepted
@@ -71,6 +71,12 @@ def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
+def _part(part: InputSpec) -> dict[str, Any]:
+    """Describe a part of a fused input; a request has one of them or more."""
+    told = part.model_dump(mode="json", include={"name", "unit", "modality", "channel_layout", "media", "padding"})
+    return {**told, "sample_rate": part.sample_rate or None, "stride": part.stride if part.sample_rate else None}
+
+
 def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
     manifest = model.bundle.manifest
     spec = manifest.input
@@ -79,7 +85,7 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
         "name": model.name,
         "versions": [str(m.version) for m in reversed(versions)],
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}],
+        "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in spec.parts or (spec,)],
         "outputs": _outputs(manifest),
         "parameters": {
             "task": manifest.task,
@@ -93,6 +99,7 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
             "channel_layout": spec.channel_layout,
             "media": None if spec.media is None else spec.media.model_dump(),
             "content_types": list(accepted(spec)),
+            **({"parts": [_part(part) for part in spec.parts]} if spec.parts else {}),
             "stride": spec.stride if spec.sample_rate else None,
             "feature_space": manifest.feature_space,
             "bundle_digest": model.bundle.digest,

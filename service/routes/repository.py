@@ -131,7 +131,11 @@ def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "backend": "onnxruntime",
         "version_policy": {"all": {}},
         "max_batch_size": model.scheduler.max_batch,
-        "input": [{"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.window_shape)}],
+        "input": [
+            {"name": s.name, "data_type": f"TYPE_{s.datatype}", "dims": list(s.window_shape)}
+            | ({"optional": True} if spec.parts else {})
+            for s in spec.parts or (spec,)
+        ],
         "output": _outputs(manifest),
         "dynamic_batching": {"max_queue_delay_microseconds": settings.max_delay_us, "priority_levels": 8},
         "instance_group": [

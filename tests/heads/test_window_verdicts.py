@@ -36,6 +36,16 @@ def test_a_flat_channel_is_named(rng):
     assert found.warnings[0].startswith("channel 3 is flat")
 
 
+def test_channels_of_several_sensors_are_numbered_through(rng):
+    x, z = usual(rng)
+    watch = rng.standard_normal((len(x), 3, 20)).astype(np.float32)
+    x[4, 2], watch[4, 1], watch[5, 2] = 7, 1, 0
+    pictures = np.zeros((len(x), 4, 4, 3), np.uint8)  # have no channels that could be flat
+    found = inspect([x, pictures, watch], z, tiny_prior())
+    told = {i: (v.verdict, v.channels) for i, v in enumerate(found.verdicts) if not v.accepted}
+    assert told == {4: ("flat", (2, C + 1)), 5: ("flat", (C + 2,))}
+
+
 def test_clipped_channels_are_named(rng):
     x, z = usual(rng)
     x[:, [1, 6]] = np.clip(8 * x[:, [1, 6]], -128, 127)

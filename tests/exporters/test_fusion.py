@@ -1,0 +1,118 @@
+"""Fused bundles: the graph computes what its members and the join do, with parts present and missing."""
+
+import numpy as np
+import pytest
+
+from exporters import bundle as bundles
+from exporters.export import ExportError, onnx_forward
+from exporters.fusion import Member
+from exporters.parity import ParityError
+from exporters.precision import PrecisionError, convert
+from models.data.parts import pack
+from models.heads.head import softmax
+from tests import tiny_fused
+from tests.tiny import LABELS, tiny_prior, write_tiny_bundle
+
+
+@pytest.fixture(scope="module", params=["late", "concatenated"])
+def fused(request, tmp_path_factory):
+    return bundles.load(tiny_fused.write_sensors(tmp_path_factory.mktemp("fused"), request.param))
+
+
+def generic(bundle, rows):
+    prior = bundle.prior
+    z = onnx_forward(bundle.backbone)(rows)
+    assert np.isfinite(z).all()
+    assert z.shape == (len(rows), bundle.manifest.feature_dim)
+    return softmax(z @ prior.generic_weight.T + prior.generic_bias)
+
+
+def test_a_fused_bundle_says_what_its_parts_are(fused):
+    spec = fused.manifest.input
+    assert [(p.name, p.shape, p.sample_rate, p.modality) for p in spec.parts] == [
+        ("arm", (-1, 2, 4), 100.0, "emg"),
+        ("watch", (-1, 4, 6), 50.0, "imu"),
+    ]
+    assert spec.shape == (-1, 2 + 8 + 24)
+    assert spec.modality == "emg+imu"
+    assert fused.manifest.parity["max_error"] < 1e-4
+
+
+def test_each_part_alone_answers_as_its_member_does_and_both_are_surer(fused):
+    arm, watch, labels = tiny_fused.sensor_windows(40, np.random.default_rng(5))
+    spec, y = fused.manifest.input, np.array([LABELS.index(name) for name in labels])
+    sure = {}
+    for parts in ({"arm": arm}, {"watch": watch}, {"arm": arm, "watch": watch}):
+        found = generic(fused, pack(spec, parts))
+        assert (found.argmax(1) == y).mean() > 0.95
+        sure[len(parts)] = found[np.arange(len(y)), y].mean()
+    member = tiny_prior()
+    alone = softmax(arm.reshape(len(arm), 4, 2).sum(2) @ member.generic_weight.T + member.generic_bias)
+    np.testing.assert_allclose(generic(fused, pack(spec, {"arm": arm})), alone, atol=1e-5)
+    assert sure[2] >= sure[1]
+
+
+def test_rows_with_other_parts_missing_do_not_see_each_other(fused):
+    arm, watch, _ = tiny_fused.sensor_windows(3, np.random.default_rng(6))
+    spec = fused.manifest.input
+    rows = np.concatenate(
+        [pack(spec, {"arm": arm}), pack(spec, {"watch": watch}), pack(spec, {"arm": arm, "watch": watch})]
+    )
+    rows = rows[np.random.default_rng(0).permutation(len(rows))]
+    run = onnx_forward(fused.backbone)
+    np.testing.assert_allclose(run(rows), np.concatenate([run(row[None]) for row in rows]), atol=1e-6)
+
+
+def test_what_lies_in_a_missing_part_is_not_read(fused):
+    arm, watch, _ = tiny_fused.sensor_windows(3, np.random.default_rng(7))
+    spec = fused.manifest.input
+    clean, dirty = pack(spec, {"arm": arm}), pack(spec, {"arm": arm, "watch": watch})
+    dirty[:, 1], dirty[:, 10:] = 0, np.nan
+    run = onnx_forward(fused.backbone)
+    np.testing.assert_array_equal(run(dirty), run(clean))
+
+
+def test_members_that_cannot_be_fused_are_refused(tmp_path, fused):
+    open_set = bundles.load(write_tiny_bundle(tmp_path, "open", user_labels=3))
+    with pytest.raises(ExportError, match="closed set of labels"):
+        Member("open", open_set)
+    with pytest.raises(ExportError, match="fused itself"):
+        Member("again", fused)
+    member = Member("arm", bundles.load(write_tiny_bundle(tmp_path, "arm")))
+    for name in ("Arm", "input", "user_id", ""):
+        with pytest.raises(ExportError, match="cannot be an input's name"):
+            Member(name, member.bundle)
+    with pytest.raises(ExportError, match="same labels"):
+        member.head(("rest", "fist", "wave"))
+    np.testing.assert_array_equal(member.head(LABELS[::-1]).weight, tiny_prior().generic_weight[::-1])
+
+
+def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    from exporters import fusion
+
+    true = fusion.fused_graph
+
+    def wrong(graphs, join, spec):
+        from dataclasses import replace
+
+        return true(graphs, replace(join, impute=join.impute * 0.9), spec)
+
+    monkeypatch.setattr(fusion, "fused_graph", wrong)
+    with pytest.raises(ParityError, match="differ"):
+        tiny_fused.write_sensors(tmp_path)
+    assert not (tmp_path / "fused").exists()
+
+
+def test_conversions_say_that_members_are_to_be_converted(tmp_path, fused):
+    with pytest.raises(PrecisionError, match="convert its members"):
+        convert(fused.path, tmp_path)
+
+
+def test_members_in_half_precision_can_be_fused(tmp_path, fused):
+    write_tiny_bundle(tmp_path, "arm")
+    halved, _ = convert(tmp_path / "arm", tmp_path)
+    found = bundles.load(tiny_fused.write_sensors(tmp_path / "halved", arm=halved))
+    assert found.manifest.precision == "fp16"
+    arm, watch, _ = tiny_fused.sensor_windows(4, np.random.default_rng(8))
+    rows = pack(found.manifest.input, {"arm": arm, "watch": watch})
+    np.testing.assert_allclose(generic(found, rows), generic(fused, rows), atol=1e-2)
