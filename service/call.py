@@ -84,6 +84,7 @@ class Decoded:
         tensor: the one input of an OIP request, where no tensor says whose its rows are.
         media: encoded images, texts or sounds, which the model that answers reads into rows; `windows` is then unused.
         per_row: the outputs and id of an OIP request whose rows name their users.
+        wanted: names of the outputs asked for, of a model with several; none for all.
     """
 
     asked: Parameters
@@ -93,6 +94,7 @@ class Decoded:
     tensor: Tensor | None = None
     media: Items | None = None
     per_row: PerRow | None = None
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

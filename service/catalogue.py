@@ -75,6 +75,10 @@ class Catalogue:
         """Every version that answers."""
         return (m for versions in self.by_name().values() for m in versions if isinstance(m, LoadedModel))
 
+    def served(self) -> Iterator[LoadedModel]:
+        """Every output of every version that answers, each as a model of one output."""
+        return (output for model in self.loaded() for output in model.each)
+
     def candidates(self, name: str, version: str | int | None = None) -> list[LoadedModel]:
         """Versions that may answer an (un)versioned request, newest first.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
-from service import answers
+from service import answers, output_answers
 from service.answers import OFFERS, Offer
 from service.call import Call, Decoded, Encode, PerRow
 from service.errors import InvalidRequest
@@ -87,8 +87,14 @@ def decode(call: Call, spec: InputSpec, offer: Offer = OFFERS["classification"])
         return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    encode = partial(offer.predictions, offer.decided(asked) if asked.decides else None)
-    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media)
+    output_answers.check_task(asked.task, offer)
+    wanted: tuple[str, ...] = ()
+    encode: Encode
+    if offer.of:
+        encode, wanted = output_answers.predicting(asked, offer)
+    else:
+        encode = partial(offer.predictions, offer.decided(asked) if asked.decides else None)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media, wanted=wanted)
 
 
 def _unread(spec: InputSpec) -> NDArray[Any]:
@@ -114,7 +120,9 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
         raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
     (tensor,) = message.inputs.values()
     per_row = user_tensor is not None
-    outputs = answers.wanted(message, per_row, offer)
+    output_answers.check_task(asked.task, offer)
+    pick = output_answers.wanted_outputs if offer.of else answers.wanted
+    outputs = pick(message, per_row, offer)
     users: Callable[[int], Sequence[str | None]] | None
     if len(outputs) == 1 and outputs[0].name == "features":
         users = None
@@ -122,14 +130,21 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
         users = partial(inputs.per_row_users, user_tensor)
     else:
         users = _same_user(asked.user_id)
-    decides = offer.decided(asked) if asked.decides else None
-    encode = partial(answers.inference, message.id, outputs, per_row, decides)
+    wanted: tuple[str, ...] = ()
+    if offer.of:
+        named_outputs = output_answers.named_in(outputs, offer)
+        wanted = named_outputs if asked.task is not None or message.outputs is not None else ()
+        decides = output_answers.decided(asked, named_outputs, offer)
+        encode = partial(output_answers.inference, message.id, outputs, per_row, named_outputs, decides)
+    else:
+        decides = offer.decided(asked) if asked.decides else None
+        encode = partial(answers.inference, message.id, outputs, per_row, decides)
     named = PerRow(message.id, outputs) if per_row and users is not None else None
     if spec.media is not None and tensor.datatype == "BYTES":
         media = inputs.encoded_items(tensor, spec)
-        return Decoded(asked, _unread, users, encode, media=media, per_row=named)
+        return Decoded(asked, _unread, users, encode, media=media, per_row=named, wanted=wanted)
     windows = partial(inputs.windows, tensor)
-    return Decoded(asked, windows, users, encode, None if per_row else tensor, per_row=named)
+    return Decoded(asked, windows, users, encode, None if per_row else tensor, per_row=named, wanted=wanted)
 
 
 def _same_user(user: str | None) -> Callable[[int], Sequence[str | None]]:

@@ -72,11 +72,11 @@ class Services:
     def opened(self, store: Store) -> None:
         """Take the opened store into use; the service is ready when its models are."""
         self._store = store
-        self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
+        self.plane.heads = self._resolver = Resolver(store, self.models.served)
         self._calibrator = Calibrator(store, self._resolver)
         self._adapter = Adapter(store, self._resolver, self._calibrator)
         self._following = Following(
-            store, self._resolver, self._calibrator, self._adapter, self.models.loaded, self.metrics.drifted
+            store, self._resolver, self._calibrator, self._adapter, self.models.served, self.metrics.drifted
         )
         self.plane.observations = self._following.observations
         self._resolver.on_erase = self.erased
