@@ -202,7 +202,7 @@ class Bundle:
         """
         if self.outputs:
             raise BundleError(
-                f"{self.path} has the outputs {', '.join(self.manifest.names)}; {what} with bundles of one output"
+                f"{self.path} has the outputs {', '.join(self.manifest.names)}; {what} of bundles with one"
             )
         return self
 

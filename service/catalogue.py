@@ -57,7 +57,8 @@ class Catalogue:
 
     async def _end(self, model: LoadedModel) -> None:
         deadline = time.monotonic() + RETIREMENT_SECONDS
-        while (model.uses or model.scheduler.pending) and time.monotonic() < deadline:  # noqa: ASYNC110 - seldom
+        each = (model, *model.outputs)
+        while (any(m.uses for m in each) or model.scheduler.pending) and time.monotonic() < deadline:  # noqa: ASYNC110 - seldom
             await asyncio.sleep(0.05)
         await asyncio.to_thread(model.scheduler.stop)
         self.on_unload(model)

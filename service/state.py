@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 
 from service.config import Settings
 from service.errors import InvalidRequest, NotFound, Unavailable
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 ModelName = Annotated[str, Path(description="name of a model")]
 VersionName = Annotated[str, Path(description="version of a model")]
+TaskName = Annotated[str | None, Query(description="which of several outputs; a model with one has no name for it")]
 
 
 def known_query(request: Request) -> None:
@@ -154,6 +155,16 @@ async def model_of(request: Request, model: ModelName) -> AsyncIterator[LoadedMo
         yield note(request, found)
 
 
+async def output_of(request: Request, model: ModelName, task: TaskName = None) -> AsyncIterator[LoadedModel]:
+    """Do the same with the output that `task` names, which may be left out where there is one.
+
+    Raises:
+        InvalidRequest: there is no such output, or there are several and none is named.
+    """
+    with services(request).models.get(model).used() as found:
+        yield note(request, found.of(task))
+
+
 async def version_of(request: Request, model: ModelName, version: VersionName) -> AsyncIterator[LoadedModel]:
     """Do the same with one version of a model."""
     with services(request).models.get(model, version).used() as found:
@@ -180,10 +191,11 @@ def known_user(user: str) -> str:
 
 ServicesOf = Annotated[Services, Depends(services)]
 ModelOf = Annotated[LoadedModel, Depends(model_of)]
+OutputOf = Annotated[LoadedModel, Depends(output_of)]
 
 
-def classifier_of(model: ModelOf) -> LoadedModel:
-    """Find a model as `model_of` does, for what models of labels only offer.
+def classifier_of(model: OutputOf) -> LoadedModel:
+    """Find an output as `output_of` does, for what models of labels only offer.
 
     Raises:
         Unprocessable: it is a regression.

@@ -74,7 +74,7 @@ async def _found(own: Services, user: str, number: str) -> Answer:
 
 def _same_space(own: Services, model: LoadedModel, answer: Answer) -> LoadedModel:
     """Return the version of the model in whose feature space the prediction was made."""
-    for candidate in own.models.candidates(model.name):
-        if candidate.scope == answer.scope:
+    for candidate in own.models.served():
+        if candidate.name == model.name and candidate.scope == answer.scope:
             return candidate
     raise Conflict(f"the prediction was made by a version of model {model.name!r} that is served no longer")
