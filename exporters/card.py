@@ -19,8 +19,7 @@ def model_card(manifest: Manifest) -> str:
         f"* Input `{spec.name}`: {spec.datatype} `[rows, {', '.join(map(str, spec.window_shape))}]`, raw {spec.unit}"
         f"{_timing(spec)}; modality {spec.modality}, electrode layout: {spec.channel_layout}.",
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
-        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.head_rows)} "
-        f"{'targets' if manifest.targets else 'labels'}: {', '.join(manifest.head_rows)}{_room(manifest)}.",
+        *_outputs(manifest),
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
         "",
         "## Made by",
@@ -61,6 +60,23 @@ def model_card(manifest: Manifest) -> str:
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _outputs(manifest: Manifest) -> list[str]:
+    """What the heads of each output say."""
+
+    def heads(of: Manifest) -> str:
+        """Describe those of one."""
+        kind = "targets" if of.targets else "labels"
+        return f"heads for {len(of.head_rows)} {kind}: {', '.join(of.head_rows)}{_room(of)}."
+
+    if not manifest.outputs:
+        return [f"* Output: {manifest.feature_dim} features; {heads(manifest)}"]
+    each = [manifest.of_output(name) for name in manifest.names]
+    return [
+        f"* {manifest.feature_dim} features, for all outputs.",
+        *(f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features." for of in each),
+    ]
 
 
 def _checked(manifest: Manifest) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import BundleError, InputSpec, Manifest
-from exporters.bundle_outputs import MOST_OUTPUTS, Ranges, Target, check_ranges, prior_file
+from exporters.bundle_outputs import MOST_OUTPUTS, Ranges, Target, check_ranges, prior_file, width_of
 from exporters.card import model_card
 from exporters.classification import fit_classification
 from exporters.regression import Population, features_of, left_out_rmse, opset_of
@@ -54,11 +54,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """An output as manifests have it, its prior, and the prior's bytes."""
+    """An output as manifests have it, and its prior's file."""
 
     said: dict[str, Any]
-    dim: int
-    data: bytes
+    file: dict[str, bytes]
 
 
 def export_multitask(
@@ -107,8 +106,10 @@ def export_multitask(
             "files": {},
         }
     )
-    data = {bundles.PRIOR if not i else prior_file(t.name): m.data for i, (t, m) in enumerate(zip(tasks, made))}  # noqa: B905
-    return bundles.write(models, manifest, {bundles.BACKBONE: backbone, **data, **_card(manifest)})
+    files = {bundles.BACKBONE: backbone, **_card(manifest)}
+    for each in made:
+        files |= each.file
+    return bundles.write(models, manifest, files)
 
 
 def add_task(model: Path, models: Path, task: Task, *, called: str = "") -> Path:
@@ -152,7 +153,7 @@ def add_task(model: Path, models: Path, task: Task, *, called: str = "") -> Path
         }
     )
     files = {name: old.file(name) for name in manifest.files}
-    return bundles.write(models, grown, {**files, prior_file(task.name): made.data, **_card(grown)})
+    return bundles.write(models, grown, {**files, **made.file, **_card(grown)})
 
 
 def _made(backbone: bytes, task: Task, spec: InputSpec, dim: int, *, first: bool) -> _Made:
@@ -167,6 +168,7 @@ def _made(backbone: bytes, task: Task, spec: InputSpec, dim: int, *, first: bool
         prior, found = _fitted(backbone, task, task.population, spec)
         evaluation |= found
     assert prior is not None
+    _check_prior(task, prior, width_of(task.features, dim))
     space = bundles.feature_space(backbone, task.features, "" if first else task.name)
     said: dict[str, Any] = {
         "name": task.name,
@@ -175,12 +177,23 @@ def _made(backbone: bytes, task: Task, spec: InputSpec, dim: int, *, first: bool
         "features": task.features,
         "evaluation": evaluation,
     }
+    file = bundles.PRIOR if first else prior_file(task.name)
     if isinstance(prior, RegressionPrior):
         said |= {"targets": task.targets, "regression": prior.settings}
-        return _Made(said, prior.dim, regression_prior.to_bytes(prior))
+        return _Made(said, {file: regression_prior.to_bytes(prior)})
     room = {"label_set": "open", "user_labels": task.user_labels} if task.user_labels else {}
     said |= {"labels": task.labels, "head": prior.hyper, **room}
-    return _Made(said, prior.dim, priors.to_bytes(prior))
+    return _Made(said, {file: priors.to_bytes(prior)})
+
+
+def _check_prior(task: Task, prior: Prior | RegressionPrior, features: int) -> None:
+    """Refuse a prior of another task, before anything is written."""
+    names = prior.targets if isinstance(prior, RegressionPrior) else prior.labels
+    wanted = task.labels or tuple(target.name for target in task.targets)
+    if isinstance(prior, RegressionPrior) != bool(task.targets) or names != wanted:
+        raise ValueError(f"task {task.name!r} is for {', '.join(wanted)}, and its prior for {', '.join(names)}")
+    if prior.dim != features:
+        raise ValueError(f"task {task.name!r} reads {features} features, and its prior is of {prior.dim}")
 
 
 def _fitted(
