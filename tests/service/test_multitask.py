@@ -392,6 +392,23 @@ async def test_a_head_is_taken_along_to_its_own_output_only(client, rng):
     assert onnx.status_code == 200
 
 
+async def test_the_first_output_follows_its_user(client, rng):
+    refused = await client.post(f"{ANA}/adaptations?task=angles", json={"inputs": tiny_windows(5, rng)[0].tolist()})
+    assert "is a regression" in refused.json()["error"]
+    await calibrate_gesture(client, rng)
+    await calibrate_angles(client, rng)
+    ok(await client.put(ANA, json={"adapt": "suggest"}))
+    windows, _ = tiny_windows(20, rng, np.array((3.0, 0, 0, -3.0)))
+    async with asyncio.timeout(20):
+        while (told := ok(await client.get(f"{ANA}?task=gesture")))["adaptation"] is None:
+            await predicted(client, rng.permutation(windows), "ana")
+            await asyncio.sleep(0.02)
+    assert told["adaptation"]["anchor"] == 1
+    assert ok(await client.get(f"{ANA}?task=angles"))["adaptation"] is None
+    adapted = await client.post(f"{ANA}/adaptations?task=gesture", json={"inputs": windows.tolist()})
+    assert adapted.status_code == 201
+
+
 async def test_what_is_offered_is_said(client):
     about = ok(await client.get(MODEL))
     names = [o["name"] for o in about["outputs"]]
