@@ -1,8 +1,8 @@
 """A gesture and a joint angle by one forward: two outputs of one bundle, each calibrated to a person apart.
 
-Everything is synthetic and seeded. Six channels of noise stand for muscles, whose log power follows what the hand does and
-how far the elbow is bent, for everyone in a similar and for no one in the same way. One ONNX graph of raw windows to log
-power serves both outputs; a calibration of one leaves every answer of the other as it was, to the bit.
+Everything is synthetic and seeded. Six channels of noise stand for muscles, whose log power follows what the hand does
+and how far the elbow is bent, for everyone in a similar and for no one in the same way. One ONNX graph of raw windows
+to log power serves both outputs; a calibration of one leaves every answer of the other as it was, to the bit.
 
 python -m examples.gesture_and_angle
 """

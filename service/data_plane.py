@@ -8,6 +8,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
-from service.output_heads import HeadsOfOutputs, slots_of
+from service.output_heads import HeadsOfOutputs, heads_asked_for, slots_of
 from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import Heads
@@ -60,6 +61,7 @@ class DataPlane:
         self.feedback = Answered()
         self.observations: Observations | None = None
         self._decoders = {task: Decoder(offer) for task, offer in answers.OFFERS.items()}
+        self._of_outputs: WeakKeyDictionary[LoadedModel, Decoder] = WeakKeyDictionary()
         self._waiting: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Call) -> None:
@@ -74,11 +76,7 @@ class DataPlane:
             ):
                 self._later(call, self._decode_elsewhere(call, candidates), *candidates)
             else:
-                manifest = candidates[0].bundle.manifest
-                decoder = self._decoders[manifest.task]
-                if manifest.outputs:
-                    decoder = Decoder(output_answers.offer_of(manifest))
-                call.decoded = decoder.decode(call, manifest.input)
+                call.decoded = self._decoder_of(candidates[0]).decode(call, candidates[0].bundle.manifest.input)
                 self._choose(call, candidates)
         except Exception as e:
             self.fail(call, e)
@@ -110,10 +108,19 @@ class DataPlane:
         self._reply(call, status, [(b"content-type", JSON), *headers], body)
 
     async def _decode_elsewhere(self, call: Call, candidates: list[LoadedModel]) -> None:
-        manifest = candidates[0].bundle.manifest
-        offer = output_answers.offer_of(manifest) if manifest.outputs else answers.OFFERS[manifest.task]
-        call.decoded = await asyncio.to_thread(inflate_and_decode, call, manifest.input, offer, self.max_body)
+        spec, offer = candidates[0].bundle.manifest.input, self._decoder_of(candidates[0]).offer
+        call.decoded = await asyncio.to_thread(inflate_and_decode, call, spec, offer, self.max_body)
         self._choose(call, candidates)
+
+    def _decoder_of(self, model: LoadedModel) -> Decoder:
+        """Return what reads requests that a model is asked for: one a task, and one a model with several outputs."""
+        manifest = model.bundle.manifest
+        if not model.outputs:
+            return self._decoders[manifest.task]
+        found = self._of_outputs.get(model)
+        if found is None:
+            found = self._of_outputs[model] = Decoder(output_answers.offer_of(manifest))
+        return found
 
     def _choose(self, call: Call, candidates: list[LoadedModel]) -> None:
         """Choose the version: the one asked for, else the newest in which the user has a head, else the newest."""
@@ -121,7 +128,8 @@ class DataPlane:
         model: LoadedModel | None = candidates[0]
         user, wanted = call.decoded.asked.user_id, call.decoded.wanted
         if wanted and len(candidates) > 1:  # older versions may not have all outputs
-            candidates = [m for m in candidates if set(wanted) <= set(m.bundle.manifest.names)]
+            first = candidates[0].bundle.manifest.output  # which is all that a version with one output has
+            candidates = [m for m in candidates if set(wanted) <= set(m.bundle.manifest.names or (first,))]
         if user is not None and len(candidates) > 1:
             model = self._heads_of(call.decoded, candidates[0]).preferred(candidates, user)
             if model is None:
@@ -263,7 +271,7 @@ class DataPlane:
         self._release(call)
         total = time.monotonic() - call.begin
         headers.append(answers.timing((outcome,), total))
-        self.metrics.answered(model, outcome, heads)
+        self.metrics.answered(model, outcome, heads_asked_for(model, heads, decoded.wanted))
         if call.users is not None and self.observations is not None and self.observations.wanted:
             first = model.each[0]
             self.observations.saw(first, call.users, heads[: len(call.users)], first.taken(outcome.features))

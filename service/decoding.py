@@ -32,10 +32,11 @@ class _Plan(NamedTuple):
     size: int
     features_only: bool
     encode: Encode
+    wanted: tuple[str, ...]
 
 
 class Decoder:
-    """Decodes on the event loop what is asked of models of one task; knows headers again."""
+    """Decodes on the event loop what is asked of models with one offer; knows headers again."""
 
     def __init__(self, offer: Offer = OFFERS["classification"]) -> None:
         self.offer = offer
@@ -53,7 +54,8 @@ class Decoder:
             asked, plan = found
             data = np.frombuffer(call.body, DTYPES[plan.datatype], offset=at).reshape(plan.shape)
             windows = partial(inputs.windows, Tensor(plan.name, plan.datatype, data))
-            return Decoded(asked, windows, None if plan.features_only else _same_user(asked.user_id), plan.encode)
+            users = None if plan.features_only else _same_user(asked.user_id)
+            return Decoded(asked, windows, users, plan.encode, wanted=plan.wanted)
         decoded = decode(call, spec, self.offer)
         if at and decoded.tensor is not None:
             self._keep(header, len(call.body) - at, decoded, decoded.tensor)
@@ -62,7 +64,9 @@ class Decoder:
     def _keep(self, header: bytes, size: int, decoded: Decoded, tensor: Tensor) -> None:
         dtype, shape = DTYPES.get(tensor.datatype), tensor.shape
         if dtype is not None and size == math.prod(shape) * dtype.itemsize:  # all that is behind the header is its data
-            plan = _Plan(tensor.name, tensor.datatype, shape, size, decoded.users is None, decoded.encode)
+            plan = _Plan(
+                tensor.name, tensor.datatype, shape, size, decoded.users is None, decoded.encode, decoded.wanted
+            )
             self._headers.keep(header, decoded.asked, plan)
 
 

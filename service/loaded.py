@@ -55,7 +55,7 @@ def shared_of(bundle: Bundle) -> Head:
     return shared_head(bundle.population.with_own(bundle.manifest.user_labels))
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class LoadedModel:
     """One version of a model that answers, or one of several outputs of it.
 

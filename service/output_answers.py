@@ -139,7 +139,11 @@ def inference(
     answer: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version)}
     if request_id:
         answer["id"] = request_id
-    made, said = tensors(outputs, asked, model, result, heads)
+    if not model.outputs and len(wanted) == 1:  # its one output is the one that is asked for
+        made, said = answers.tensors([_plain(o) for o in outputs], asked, model, result, heads)
+        made = [(replace(tensor, name=o.name), binary) for o, (tensor, binary) in zip(outputs, made, strict=True)]
+    else:
+        made, said = tensors(outputs, asked, model, result, heads)
     if heads and not per_row:
         said = {**_who(model, heads, wanted), **said}
     if said:
@@ -164,11 +168,16 @@ def tensors(
         else:
             of_output.setdefault(output.name.rpartition(".")[0] or first, []).append(output)
     for name, own in of_output.items():
-        found, more = answers.tensors([o._replace(name=o.name.rpartition(".")[2]) for o in own], asked, *parts[name])
+        found, more = answers.tensors([_plain(o) for o in own], asked, *parts[name])
         said |= more
         for output, (tensor, binary) in zip(own, found, strict=True):
             made[output.name] = replace(tensor, name=output.name), binary
     return [made[output.name] for output in outputs], said
+
+
+def _plain(output: RequestedOutput) -> RequestedOutput:
+    """Return what a tensor is called in a model of its output alone."""
+    return output._replace(name=output.name.rpartition(".")[2])
 
 
 def _who(model: LoadedModel, heads: Heads, wanted: tuple[str, ...]) -> dict[str, Any]:
@@ -197,6 +206,8 @@ def predicted(asked: Parameters | None, model: LoadedModel, result: Result, head
 def _predicted_of(
     task: str, asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads
 ) -> dict[str, Any]:
-    """Say what one output has to say, as a model of it alone would."""
+    """Say what one output has to say, as a model of it alone would; or a version that has it alone."""
+    if not model.outputs:
+        return OFFERS[model.bundle.manifest.task].predicted(asked, model, result, heads)
     part = parts_of(model, result, heads)[task]
     return OFFERS[part[0].bundle.manifest.task].predicted(asked, *part)

@@ -87,6 +87,16 @@ def by_output(model: LoadedModel, heads: Sequence[ResolvedHead]) -> list[Sequenc
     return [heads[i * rows : (i + 1) * rows] for i in range(len(model.each))]
 
 
+def heads_asked_for(
+    model: LoadedModel, heads: Sequence[ResolvedHead], wanted: tuple[str, ...]
+) -> Sequence[ResolvedHead]:
+    """Return the heads of the outputs that a request wants, none named for all."""
+    if not wanted or not model.outputs:
+        return heads
+    found = zip(model.outputs, by_output(model, heads), strict=True)
+    return [head for output, own in found if output.output in wanted for head in own]
+
+
 def slots_of(model: LoadedModel, heads: Sequence[ResolvedHead]) -> NDArray[np.int64]:
     """Slots of heads: `(n,)`, or `(n, outputs)` where there are several."""
     slots = np.array([h.slot for h in heads], np.int64)

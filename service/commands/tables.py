@@ -54,6 +54,7 @@ def bundles_table(models: Path, found: Mapping[str, list[int]]) -> Table:
             size = sum(entry.bytes for entry in m.files.values()) / 2**20
             shape = "×".join(map(str, m.input.window_shape))
             rate = f"{m.input.sample_rate:g}" if m.input.sample_rate else "–"
-            row = (shape, rate, str(len(m.head_rows)), str(m.feature_dim), f"{size:.2f}", "yes")
+            rows = [len(m.of_output(output).head_rows) for output in m.names] or [len(m.head_rows)]
+            row = (shape, rate, " + ".join(map(str, rows)), str(m.feature_dim), f"{size:.2f}", "yes")
             table.add_row(name, str(version), *row)
     return table

@@ -192,6 +192,27 @@ async def test_a_batch_mixes_users_of_every_output(client, rng, x):
             assert np.allclose(got[name][i], alone[name][0], rtol=1e-5, atol=1e-5), (user, name)
 
 
+async def test_a_header_that_comes_again_asks_for_the_same(client, rng, x):
+    await calibrate_angles(client, rng)
+
+    async def said(user):
+        inputs = [
+            {"name": "input", "datatype": "FP32", "shape": [5, 2, 4], "parameters": {"binary_data_size": x.nbytes}}
+        ]
+        outputs = [{"name": "angles.value", "parameters": {"binary_data": True}}]
+        head = orjson.dumps({"parameters": {"user_id": user}, "inputs": inputs, "outputs": outputs})
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        answer = await client.post(f"{MODEL}/infer", content=head + x.tobytes(), headers=headers)
+        return orjson.loads(answer.content[: int(answer.headers["inference-header-content-length"])])["parameters"]
+
+    for _ in range(2):
+        assert await said("ana") == {"angles.head": "personal", "angles.head_version": 1}
+        assert await said("bob") == {"angles.head": "shared", "angles.head_version": 0}
+    scraped = (await client.get("/metrics")).text
+    assert 'headway_predictions_total{head="personal",model="arm"} 10.0' in scraped
+    assert 'headway_predictions_total{head="shared",model="arm"} 10.0' in scraped
+
+
 async def test_raw_binary_and_parameters_of_one_output(client, rng, x):
     await calibrate_gesture(client, rng)
     raw = {"headers": {"Inference-Header-Content-Length": "0"}, "content": x.tobytes()}
@@ -353,6 +374,18 @@ async def test_evaluations_and_feedback_are_of_one_output(client, rng, x):
     assert ok(await client.post(f"{ANA}/feedback?task=gesture", json=answer), 201)["accepted"] == 1
 
 
+async def test_a_correction_is_of_the_output_that_answered(tmp_path, rng):
+    write_tiny_outputs(tmp_path / "models", gesture(), gesture("side"))
+    async with running(create_app(settings_on(tmp_path / "models", tmp_path))) as client:
+        windows, _ = tiny_windows(1, rng)
+        told = await predicted(client, windows[:1], "ana", task="side", feedback=True)
+        answer = {"prediction_id": told["prediction_id"], "label": "fist"}
+        wrong = await client.post(f"{ANA}/feedback?task=gesture", json=answer)
+        assert (wrong.status_code, "is of the output 'side'" in wrong.json()["error"]) == (409, True)
+        assert ok(await client.post(f"{ANA}/feedback?task=side", json=answer), 201)["accepted"] == 1
+        assert (await client.get(f"{ANA}/samples?task=gesture")).status_code == 404
+
+
 async def test_a_user_is_taken_along_with_all_outputs(client, models, tmp_path, rng, x):
     await calibrate_gesture(client, rng)
     await calibrate_angles(client, rng)
@@ -479,6 +512,12 @@ async def test_an_unversioned_request_goes_where_the_user_has_a_head(tmp_path, r
         ana = await predicted(client, x, "ana")
         assert (ana["model_version"], ana["head"]) == ("1", "personal")
         assert "outputs" not in ana
+        asked = await predicted(client, x, "ana", task="gesture")
+        assert (asked["model_version"], asked["predictions"]) == ("1", ana["predictions"])
+        listed = ok(await infer(client, x, user_id="ana", outputs=["gesture.label", "probabilities"]))
+        assert (listed["model_version"], [o["name"] for o in listed["outputs"]]) == (
+            "1", ["gesture.label", "probabilities"],
+        )  # fmt: skip
         asked = await predicted(client, x, "ana", task="angles")
         assert (asked["model_version"], asked["head"]) == ("2", "shared")
         usual = ok(await infer(client, x, user_id="ana"))
@@ -490,6 +529,34 @@ async def test_an_unversioned_request_goes_where_the_user_has_a_head(tmp_path, r
         assert (ana["model_version"], ana["outputs"]["angles"]["head"]) == ("2", "personal")
         got = tensors(await infer(client, x[:2], ["ana", "bob"]))
         assert got["model_version"].tolist() == [2, 2]
+
+
+async def test_users_of_an_output_are_moved_to_another_backbone(tmp_path, rng, x):
+    folder = tmp_path / "models"
+    write_tiny_bundle(folder, "arm")
+    async with running(create_app(settings_on(folder, tmp_path))) as client:
+        ok(await client.put(ANA, json={"retention": "inputs"}))
+        parts = [tiny_windows(6, rng, 1.5) for _ in range(2)]
+        body = {
+            "inputs": np.concatenate([w for w, _ in parts]).tolist(),
+            "labels": [label for _, labels in parts for label in labels],
+            "repetitions": np.repeat([0, 1], 18).tolist(),
+        }
+        ok(await client.post(f"{ANA}/calibrations", json=body), 201)
+        write_tiny_outputs(folder)
+        write_tiny_outputs(folder, scale=1.25)
+        ok(await client.post("/v2/repository/models/arm/load"))
+        assert (await client.post(f"{MODEL}/users:recalibrate", json={})).status_code == 400
+        assert (await client.post(f"{MODEL}/users:recalibrate?task=angles", json={})).status_code == 422
+        begun = ok(await client.post(f"{MODEL}/users:recalibrate?task=gesture", json={}), 202)
+        assert begun["progress"]["total"] == 1
+        async with asyncio.timeout(20):
+            while (found := ok(await client.get(f"/v2/operations/{begun['operation']}")))["state"] != "done":
+                await asyncio.sleep(0.02)
+        assert found["progress"]["moved"] == 1, found
+        answer = await predicted(client, x, "ana")
+        assert (answer["model_version"], answer["head"]) == ("3", "personal")
+        assert answer["outputs"]["angles"]["head"] == "shared"
 
 
 async def test_outputs_are_added_and_not_taken_away(tmp_path):
