@@ -201,9 +201,7 @@ class Bundle:
             BundleError: there are several.
         """
         if self.outputs:
-            raise BundleError(
-                f"{self.path} has the outputs {', '.join(self.manifest.names)}; {what} of bundles with one"
-            )
+            raise BundleError(f"{self.path} has the outputs {', '.join(self.manifest.names)}; {what} bundles with one")
         return self
 
     @property

@@ -30,36 +30,49 @@ def model_card(manifest: Manifest) -> str:
     if subjects:
         lines.append(f"* {len(subjects)} population subjects: {', '.join(s['stem'] for s in subjects)}")
     lines += ["", "## Checked", *_checked(manifest)]
-    if manifest.head.evidence:
-        lines += [
-            "",
-            "## Left-out population users",
-            "Accuracy gained by a personal head over the generic one, for users that the backbone was not trained on:",
-            "",
-            "| labelled windows a class | repetitions | users | gain | at least (95 %) |",
-            "|--|--|--|--|--|",
-        ]
-        lines += [
-            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |"
-            for e in manifest.head.evidence
-        ]
-    if manifest.regression is not None and manifest.regression.evidence:
-        lines += [
-            "",
-            "## Left-out population users",
-            "Mean squared error that a personal head saves, the shared head's being 1:",
-            "",
-            "| labelled windows | repetitions | users | saved | at least (95 %) |",
-            "|--|--|--|--|--|",
-        ]
-        lines += [
-            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.3f} | {e.lower:+.3f} |"
-            for e in manifest.regression.evidence
-        ]
+    for of in _each(manifest):
+        lines += _record(of)
     lines += ["", "## Licence", manifest.licence]
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
     return "\n".join(lines) + "\n"
+
+
+def _each(manifest: Manifest) -> list[Manifest]:
+    """What is said of each output; the manifest itself where there is one."""
+    return [manifest.of_output(name) for name in manifest.names] or [manifest]
+
+
+def _record(manifest: Manifest) -> list[str]:
+    """What personal heads of an output did for people left out."""
+    heading = f"## Left-out population users{f': {manifest.output}' if manifest.output else ''}"
+    if manifest.task == "classification" and manifest.head.evidence:
+        return [
+            "",
+            heading,
+            "Accuracy gained by a personal head over the generic one, for users that the backbone was not trained on:",
+            "",
+            "| labelled windows a class | repetitions | users | gain | at least (95 %) |",
+            "|--|--|--|--|--|",
+            *(
+                f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |"
+                for e in manifest.head.evidence
+            ),
+        ]
+    if manifest.regression is not None and manifest.regression.evidence:
+        return [
+            "",
+            heading,
+            "Mean squared error that a personal head saves, the shared head's being 1:",
+            "",
+            "| labelled windows | repetitions | users | saved | at least (95 %) |",
+            "|--|--|--|--|--|",
+            *(
+                f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.3f} | {e.lower:+.3f} |"
+                for e in manifest.regression.evidence
+            ),
+        ]
+    return []
 
 
 def _outputs(manifest: Manifest) -> list[str]:
@@ -72,11 +85,8 @@ def _outputs(manifest: Manifest) -> list[str]:
 
     if not manifest.outputs:
         return [f"* Output: {manifest.feature_dim} features; {heads(manifest)}"]
-    each = [manifest.of_output(name) for name in manifest.names]
-    return [
-        f"* {manifest.feature_dim} features, for all outputs.",
-        *(f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features." for of in each),
-    ]
+    told = (f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features." for of in _each(manifest))
+    return [f"* {manifest.feature_dim} features, for all outputs.", *told]
 
 
 def _checked(manifest: Manifest) -> list[str]:

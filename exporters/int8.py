@@ -90,7 +90,7 @@ def quantise(
 
     Source: Jacob et al. 2018 (integer arithmetic); ONNX Runtime's quantisation, QDQ format.
     """
-    original = bundles.load(bundles.resolve(model)).of_one_output("variants are made")
+    original = bundles.load(bundles.resolve(model)).of_one_output("variants are made of")
     spec, prior = original.manifest.input, original.prior
     if original.manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {original.manifest.precision}; only fp32 bundles are converted")

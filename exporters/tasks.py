@@ -132,8 +132,6 @@ def add_task(model: Path, models: Path, task: Task, *, called: str = "") -> Path
     if bool(called) == bool(manifest.output):
         why = f"is named {manifest.output!r}" if manifest.output else "has no name yet: say how it is called"
         raise BundleError(f"the output of {old.path} {why}")
-    if manifest.bridges:
-        raise BundleError(f"{old.path} has bridges; outputs are added to bundles without: add it first")
     names = manifest.names or (called,)
     if task.name in names:
         raise BundleError(f"{old.path} has an output {task.name!r} already; it has {', '.join(names)}")

@@ -19,6 +19,7 @@ from models.heads.prior import Prior
 from tests.tiny import DIM, LABELS, tiny_graph, tiny_prior, tiny_windows, write_tiny_bundle
 from tests.tiny_outputs import angles, gesture, write_tiny_outputs
 from tests.tiny_regression import NAMES, TARGETS, population
+from tests.upgraded import write_bridged_bundle
 
 
 @pytest.fixture
@@ -57,6 +58,10 @@ def test_what_is_exported_is_loaded(folder):
     card = (folder / bundles.CARD).read_text()
     assert "Output `gesture`: heads for 3 labels" in card
     assert "Output `angles`: heads for 2 targets: elbow [deg], wrist [deg]" in card
+    assert [line for line in card.splitlines() if "Left-out" in line] == [
+        "## Left-out population users: gesture",
+        "## Left-out population users: angles",
+    ]
 
 
 def test_a_bundle_of_one_output_says_nothing_of_several(tmp_path):
@@ -87,6 +92,13 @@ def test_an_added_output_changes_nothing_of_what_was_there(tmp_path):
             name: getattr(third.outputs[1].manifest, name) for name in ("version", "provenance", "created", "files")
         }
     )
+
+
+def test_bridges_stay_where_an_output_is_added(tmp_path):
+    bridged = write_bridged_bundle(tmp_path)
+    new = bundles.load(add_task(bridged, tmp_path, angles(), called="gesture"))
+    assert set(new.outputs[0].bridges) == set(new.bridges) == set(bundles.load(bridged).bridges)
+    assert new.outputs[1].bridges == {}
 
 
 def test_an_output_is_added_once_and_under_a_name(tmp_path):
