@@ -25,7 +25,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
-from service.output_heads import HeadsOfOutputs, heads_asked_for, slots_of
+from service.output_heads import HeadsOfOutputs, heads_asked_for, rows_of
 from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import Heads
@@ -76,7 +76,11 @@ class DataPlane:
             ):
                 self._later(call, self._decode_elsewhere(call, candidates), *candidates)
             else:
-                call.decoded = self._decoder_of(candidates[0]).decode(call, candidates[0].bundle.manifest.input)
+                newest = candidates[0]
+                manifest = newest.bundle.manifest
+                # What several outputs need is not called where there is one, here and below: it is the hot path.
+                decoder = self._decoder_of(newest) if newest.outputs else self._decoders[manifest.task]
+                call.decoded = decoder.decode(call, manifest.input)
                 self._choose(call, candidates)
         except Exception as e:
             self.fail(call, e)
@@ -113,7 +117,7 @@ class DataPlane:
         self._choose(call, candidates)
 
     def _decoder_of(self, model: LoadedModel) -> Decoder:
-        """Return what reads requests that a model is asked for: one a task, and one a model with several outputs."""
+        """Return what reads requests to a model: one a task, and one a model with several outputs."""
         manifest = model.bundle.manifest
         if not model.outputs:
             return self._decoders[manifest.task]
@@ -189,7 +193,8 @@ class DataPlane:
         asked, call.x = decoded.asked, rows
         if decoded.users is not None:
             call.users = decoded.users(len(call.x) // asked.tta)
-            heads = self._heads_of(decoded, model).resident(model, call.users, asked.head_version, asked.fallback)
+            finder = self._heads_of(decoded, model) if model.outputs else self._heads
+            heads = finder.resident(model, call.users, asked.head_version, asked.fallback)
             if heads is None:
                 self._later(call, self._fetch_heads(call, decoded, model), model)
                 return
@@ -214,7 +219,9 @@ class DataPlane:
             return
         assert call.x is not None
         asked = decoded.asked
-        slots = None if call.users is None else slots_of(model, call.heads)
+        slots = None if call.users is None else np.array([h.slot for h in call.heads], np.int64)
+        if slots is not None and model.outputs:
+            slots = rows_of(model, slots)
         call.job = model.scheduler.enqueue(
             call.x,
             slots if slots is None or asked.tta == 1 else np.repeat(slots, asked.tta, 0),
@@ -271,7 +278,7 @@ class DataPlane:
         self._release(call)
         total = time.monotonic() - call.begin
         headers.append(answers.timing((outcome,), total))
-        self.metrics.answered(model, outcome, heads_asked_for(model, heads, decoded.wanted))
+        self.metrics.answered(model, outcome, heads_asked_for(model, heads, decoded.wanted) if model.outputs else heads)
         if call.users is not None and self.observations is not None and self.observations.wanted:
             first = model.each[0]
             self.observations.saw(first, call.users, heads[: len(call.users)], first.taken(outcome.features))
@@ -320,8 +327,10 @@ class DataPlane:
 
     def _release(self, call: Call) -> None:
         if call.heads and call.loaded is not None:
-            heads = self._heads if call.decoded is None else self._heads_of(call.decoded, call.loaded)
-            heads.release(call.loaded, call.heads)
+            finder = self._heads
+            if call.loaded.outputs and call.decoded is not None:
+                finder = self._heads_of(call.decoded, call.loaded)
+            finder.release(call.loaded, call.heads)
             call.heads = ()
 
     def _heads_of(self, decoded: Decoded, newest: LoadedModel) -> Heads:

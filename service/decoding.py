@@ -91,7 +91,8 @@ def decode(call: Call, spec: InputSpec, offer: Offer = OFFERS["classification"])
         return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    output_answers.check_task(asked.task, offer)
+    if asked.task is not None:
+        output_answers.check_task(asked.task, offer)
     wanted: tuple[str, ...] = ()
     encode: Encode
     if offer.of:
@@ -124,7 +125,8 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
         raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
     (tensor,) = message.inputs.values()
     per_row = user_tensor is not None
-    output_answers.check_task(asked.task, offer)
+    if asked.task is not None:
+        output_answers.check_task(asked.task, offer)
     pick = output_answers.wanted_outputs if offer.of else answers.wanted
     outputs = pick(message, per_row, offer)
     users: Callable[[int], Sequence[str | None]] | None

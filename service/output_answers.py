@@ -101,13 +101,13 @@ def decided(asked: Parameters, wanted: tuple[str, ...], offer: Offer) -> Paramet
     return offer.of[wanted[0]].decided(asked) if asked.decides else None
 
 
-def check_task(task: str | None, offer: Offer) -> None:
+def check_task(task: str, offer: Offer) -> None:
     """Refuse the name of an output that is not there.
 
     Raises:
         InvalidRequest: the model has others, or one without a name.
     """
-    if task is not None and task not in offer.of:
+    if task not in offer.of:
         has = f"it has {_names(offer)}" if offer.of else "its one output has no name: leave task out"
         raise InvalidRequest(f"this model has no output {task[:64]!r}; {has}")
 

@@ -91,13 +91,12 @@ def heads_asked_for(
     model: LoadedModel, heads: Sequence[ResolvedHead], wanted: tuple[str, ...]
 ) -> Sequence[ResolvedHead]:
     """Return the heads of the outputs that a request wants, none named for all."""
-    if not wanted or not model.outputs:
+    if not wanted:
         return heads
     found = zip(model.outputs, by_output(model, heads), strict=True)
     return [head for output, own in found if output.output in wanted for head in own]
 
 
-def slots_of(model: LoadedModel, heads: Sequence[ResolvedHead]) -> NDArray[np.int64]:
-    """Slots of heads: `(n,)`, or `(n, outputs)` where there are several."""
-    slots = np.array([h.slot for h in heads], np.int64)
-    return slots.reshape(len(model.outputs), -1).T if model.outputs else slots
+def rows_of(model: LoadedModel, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the slots of each row's heads, `(n, outputs)`, of those of all outputs one behind the other."""
+    return slots.reshape(len(model.outputs), -1).T
