@@ -167,6 +167,11 @@ class LoadedModel:
         return self._prior
 
     @property
+    def sizes(self) -> dict[Scope, tuple[int, int]]:
+        """Classes and personal features of each output with labels, by scope: what windows are counted in."""
+        return {each.scope: (each.prior.classes, each.prior.personal) for each in self.each if not each.targets}
+
+    @property
     def population(self) -> Prior | RegressionPrior:
         """What training knows of people: `prior`, or the one of a regression."""
         return self.bundle.regression if self._prior is None else self._prior

@@ -83,21 +83,31 @@ async def take_out(
     return UserFile(index, contents)
 
 
-async def bring_in(store: Store, files: Mapping[Scope, UserFile], user: str, *, replace: bool) -> None:
+async def bring_in(
+    store: Store, files: Mapping[Scope, UserFile], user: str, sizes: Mapping[Scope, tuple[int, int]], *, replace: bool
+) -> None:
     """Write a user as the files have them, all or nothing: versions, statistics, pointers and what was served before.
 
-    Heads and statistics must have been checked against the outputs of the model that the scopes are of.
+    Heads and statistics must have been checked against the outputs of the model that the scopes are of; `sizes` is as
+    of `data_changes.let_go`, for outputs that no file is of.
 
     Raises:
         UserExists: and `replace` does not say that they are to be replaced.
     """
     async with store.transaction(write=True) as c:
         for scope, file in files.items():
-            await _bring_in(c, store, scope, user, file, replace=replace)
+            await _bring_in(c, store, scope, user, file, sizes, replace=replace)
 
 
 async def _bring_in(
-    c: AsyncConnection, store: Store, scope: Scope, user: str, file: UserFile, *, replace: bool
+    c: AsyncConnection,
+    store: Store,
+    scope: Scope,
+    user: str,
+    file: UserFile,
+    sizes: Mapping[Scope, tuple[int, int]],
+    *,
+    replace: bool,
 ) -> None:
     index, who = file.index, owner_values(scope, user)
     known = await c.scalar(select(users.c.user).where(owned(users, scope, user)).with_for_update())
@@ -116,7 +126,7 @@ async def _bring_in(
             settings = UserSettings(before.retention, settings.adapt, settings.attributes, settings.half_life)
         await data_changes.set_settings(c, scope, user, settings)
         if not settings.keeps((before or UserSettings()).retention):
-            await data_changes.let_go(c, scope, user, settings, {})  # what is kept in other feature spaces
+            await data_changes.let_go(c, scope, user, settings, sizes)  # what is kept in other feature spaces
     await c.execute(
         insert(users).values(
             **who,

@@ -227,7 +227,7 @@ async def _restore(
     own: Services, model: LoadedModel, user: str, files: dict[LoadedModel, UserFile], replace: bool
 ) -> UserSettings:
     scopes = {output.scope: file for output, file in files.items()}
-    await transfer.bring_in(own.store, scopes, user, replace=replace)
+    await transfer.bring_in(own.store, scopes, user, model.sizes, replace=replace)
     for loaded in own.models.served():
         if loaded.scope in scopes:
             own.resolver.forget(user, loaded)

@@ -133,10 +133,8 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
         if value is not None
     }
     targets.check_settings(model, chosen)
-    # Of enrolled windows, which a regression has none of.
-    sizes = {each.scope: (each.prior.classes, each.prior.personal) for each in model.each if not each.targets}
     async with changing(own, model, user):
-        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, sizes)
+        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, model.sizes)
         own.following.set_mode(model.name, user, after.adapt)
         if not after.keeps("statistics"):
             own.plane.feedback.forget(user)

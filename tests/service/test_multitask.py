@@ -415,6 +415,19 @@ async def test_a_user_is_taken_along_with_all_outputs(client, models, tmp_path, 
         assert (await other.get(f"{MODEL}/users/dora")).status_code == 404
 
 
+async def test_a_file_of_one_output_leaves_what_is_enrolled_for_another(tmp_path, rng):
+    write_tiny_outputs(tmp_path / "models", gesture(), gesture("side"))
+    async with running(create_app(settings_on(tmp_path / "models", tmp_path))) as client:
+        await calibrate_gesture(client, rng, "ben")
+        file = (await client.get(f"{MODEL}/users/ben/export?task=gesture")).content
+        ok(await client.put(ANA, json={"retention": "features"}))
+        windows, labels = tiny_windows(6, rng, 1.0)
+        ok(await client.post(f"{ANA}/samples?task=side", json={"inputs": windows.tolist(), "labels": labels}), 201)
+        told = ok(await client.post(f"{ANA}/import?task=gesture&replace=true", content=file), 201)
+        assert (told["retention"], told["active"]) == ("statistics", 1)
+        assert ok(await client.get(f"{ANA}/samples?task=side"))["samples"] == len(windows)
+
+
 async def test_a_head_is_taken_along_to_its_own_output_only(client, rng):
     await calibrate_gesture(client, rng)
     file = (await client.get(f"{ANA}/versions/1/weights?task=gesture")).content
