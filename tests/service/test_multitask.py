@@ -9,6 +9,7 @@ import pytest
 
 from exporters.tasks import add_task
 from service.app import create_app
+from service.client import Client
 from service.commands.process import running_service
 from service.config import Settings
 from tests import tiny_regression
@@ -604,3 +605,9 @@ def test_front_ends_answer_every_output(models, tmp_path, rng, x):
             assert (outputs["angles"]["head"], outputs["angles"]["head_version"]) == ("personal", 1)
         ok(client.delete(ANA))
         assert [said("ana") for _ in range(4)] == shared
+        with Client(service.url) as python:
+            windows, labels = tiny_windows(6, rng, 1.5)
+            report = python.calibrate("arm", "ben", windows, labels, task="gesture", activate="always")
+            assert (report["task"], report["version"]) == ("gesture", 1)
+            values, who = python.infer("arm", x, user="ben", output="angles.value")
+            assert (values.shape, who) == ((5, 2), {"angles.head": "shared", "angles.head_version": 0})
