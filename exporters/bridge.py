@@ -81,7 +81,7 @@ def bridge(
         BridgeError: the bundles differ in labels, input or name, or share the feature space; the people are too few; or
             heads that come over the bridge are worth too little.
     """
-    before, after = (bundles.load(bundles.resolve(path)) for path in (old, new))
+    before, after = (bundles.load(bundles.resolve(path)).of_one_output("bridges lead between") for path in (old, new))
     _check(before, after)
     fitted = fit([person(rec, before, after, told) for rec in recordings], after.prior, told)
     if not fitted.parity.passes:

@@ -5,6 +5,7 @@
   manifest.json      what this is, and the sha256 of every other file
   backbone.onnx      raw input -> features
   prior.safetensors  generic head and population prior
+  prior.<output>.safetensors           of each further output, where there are several
   bridge.<feature space>.safetensors   from an older feature space to this one; there may be none
   MODEL_CARD.md
 ```
@@ -18,12 +19,25 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from exporters.bundle_outputs import (
+    MOST_OUTPUTS,
+    OUTPUT_MARK,
+    OUTPUT_PATTERN,
+    Output,
+    Ranges,
+    check_ranges,
+    check_task,
+    prior_file,
+    width_of,
+)
+from exporters.bundle_outputs import MOST_USER_LABELS as MOST_USER_LABELS
+from exporters.bundle_outputs import Target as Target
 from exporters.input_spec import InputSpec as InputSpec
 from exporters.input_spec import Padding as Padding
 from models.heads import bridge as bridges
@@ -31,12 +45,12 @@ from models.heads import prior as priors
 from models.heads import regression_prior
 from models.heads.bridge import Bridge, BridgeParity
 from models.heads.prior import HyperParameters, Prior
-from models.heads.regression_prior import MOST_FEATURES, RegressionPrior, RegressionSettings
+from models.heads.regression_prior import RegressionPrior, RegressionSettings
 
 MANIFEST_VERSION = "1.0"
 MANIFEST, BACKBONE, PRIOR, CARD = "manifest.json", "backbone.onnx", "prior.safetensors", "MODEL_CARD.md"
+SEVERAL_OUTPUTS_VERSION = "1.2"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-MOST_USER_LABELS = 256
 RESERVED_NAMES = frozenset({"stats"})
 
 
@@ -53,24 +67,6 @@ class FileEntry(BaseModel):
     bytes: int = Field(ge=0)
 
 
-class Target(BaseModel):
-    """What a regression says: a name and the unit of its values, which may be empty."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(min_length=1, max_length=64)
-    unit: str = Field("", max_length=64)
-
-    @model_validator(mode="after")
-    def _printable(self) -> Target:
-        if not self.name.isprintable() or not self.unit.isprintable() or not self.name.strip():
-            raise ValueError("a target's name and unit must be printable")
-        return self
-
-    def __str__(self) -> str:
-        return f"{self.name} [{self.unit}]" if self.unit else self.name
-
-
 class BridgeEntry(BaseModel):
     """A bridge from an older feature space: its file, the bundle it was fitted from, and what it is worth."""
 
@@ -83,7 +79,11 @@ class BridgeEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a bundle is. Unknown major versions are refused; unknown fields of a known one are, too."""
+    """What a bundle is. Unknown major versions are refused; unknown fields of a known one are, too.
+
+    A bundle has one output, which these fields describe and which has no name, or several: then these fields describe
+    the first one, `output` is its name, and `outputs` are the others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,6 +106,9 @@ class Manifest(BaseModel):
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     head: HyperParameters = Field(default_factory=HyperParameters, description="of a classification's heads")
     regression: RegressionSettings | None = Field(None, description="of a regression's heads")
+    output: str = Field("", pattern=OUTPUT_PATTERN + "|^$", description="name of the first of several outputs")
+    features: Ranges = Field((), description="of the graph's features, those that the first output reads; else all")
+    outputs: tuple[Output, ...] = Field((), max_length=MOST_OUTPUTS - 1, description="the others, on the same graph")
     bridges: dict[str, BridgeEntry] = Field(default_factory=dict, description="by the older feature space")
     parity: dict[str, Any] = Field(default_factory=dict, description="torch against ONNX Runtime, measured at export")
     provenance: dict[str, Any] = Field(default_factory=dict, description="data, split, seed, commit, command")
@@ -116,33 +119,59 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
-    def _open_sets_have_room(self) -> Manifest:
-        if (self.label_set == "open") != (self.user_labels > 0):
-            raise ValueError(
-                f"label_set is {self.label_set!r} and user_labels is {self.user_labels}; open sets have some"
-            )
+    def _of_one_task(self) -> Manifest:
+        check_task(self, self.head_dim)
+        if self.targets and self.bridges:
+            raise ValueError("a regression has no labels, no user_labels and no bridges")
         return self
 
     @model_validator(mode="after")
-    def _of_one_task(self) -> Manifest:
-        if self.task == "classification":
-            if "head" not in self.model_fields_set:
-                raise ValueError("a classification says under head how heads are fitted")
-            if len(self.labels) < 2:
-                raise ValueError(f"a classification has two labels or more, not {len(self.labels)}")
-            if self.targets or self.regression is not None:
-                raise ValueError("a classification has neither targets nor regression: its labels and head say all")
+    def _outputs_are_told_apart(self) -> Manifest:
+        if not self.outputs:
+            if self.output or self.features:
+                raise ValueError("output and features are of the first of several outputs, and there are no others")
             return self
-        if not self.targets or self.regression is None:
-            raise ValueError("a regression has one of targets or more, and says under regression how heads are fitted")
-        names = [target.name for target in self.targets]
-        if len(set(names)) < len(names):
-            raise ValueError(f"the targets are {', '.join(names)}: one is named twice")
-        if self.labels or self.user_labels or self.bridges:
-            raise ValueError("a regression has no labels, no user_labels and no bridges")
-        if self.feature_dim > MOST_FEATURES:
-            raise ValueError(f"a regression has at most {MOST_FEATURES} features, not {self.feature_dim}: project them")
+        names = [self.output, *(output.name for output in self.outputs)]
+        if not self.output or len(set(names)) < len(names):
+            raise ValueError(f"several outputs have a name each; these are named {', '.join(map(repr, names))}")
+        if OUTPUT_MARK in self.feature_space:
+            raise ValueError(f"the feature space of the first output is an id without {OUTPUT_MARK!r}")
+        check_ranges(self.features, self.feature_dim)
+        for output in self.outputs:
+            output.check(self.feature_dim)
         return self
+
+    @property
+    def head_dim(self) -> int:
+        """Features that heads (of the first output) are over."""
+        return width_of(self.features, self.feature_dim)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs, where there are several."""
+        return (self.output, *(output.name for output in self.outputs)) if self.outputs else ()
+
+    def of_output(self, name: str) -> Manifest:
+        """Return what a bundle of this one output alone would say; it is not to be written.
+
+        Raises:
+            KeyError: there is no such output.
+        """
+        alone = {"outputs": (), "output": name}
+        if name == self.output:
+            return self.model_copy(update={**alone, "feature_dim": self.head_dim})
+        output = {each.name: each for each in self.outputs}[name]
+        own = ("feature_space", "task", "labels", "targets", "label_set", "user_labels", "regression", "features")
+        return self.model_copy(
+            update={
+                **alone,
+                **{field: getattr(output, field) for field in own},
+                "head": output.head or HyperParameters(),
+                "evaluation": output.evaluation,
+                "feature_dim": width_of(output.features, self.feature_dim),
+                "bridges": {},
+            }
+        )
 
     @property
     def head_rows(self) -> tuple[str, ...]:
@@ -154,7 +183,8 @@ class Manifest(BaseModel):
 class Bundle:
     """A verified bundle: `path`, `manifest`, `population`, and the `digest` of its manifest (which pins all files).
 
-    `bridges`: from older feature spaces, by their id.
+    `bridges`: from older feature spaces, by their id. `outputs`: where there are several, each as a bundle of that one
+    alone, the first one first: its manifest (`Manifest.of_output`) and its population.
     """
 
     path: Path
@@ -162,6 +192,17 @@ class Bundle:
     population: Prior | RegressionPrior
     digest: str
     bridges: Mapping[str, Bridge] = field(default_factory=dict)
+    outputs: tuple[Bundle, ...] = ()
+
+    def of_one_output(self, what: str) -> Bundle:
+        """Return the bundle, for `what` is only done with bundles of one output.
+
+        Raises:
+            BundleError: there are several.
+        """
+        if self.outputs:
+            raise BundleError(f"{self.path} has the outputs {', '.join(self.manifest.names)}; {what} bundles with one")
+        return self
 
     @property
     def prior(self) -> Prior:
@@ -206,21 +247,33 @@ def load(path: Path) -> Bundle:
     contents = {name: _verified(path / name, entry) for name, entry in manifest.files.items()}
     if len(set(manifest.labels)) != len(manifest.labels):
         raise BundleError(f"{path}: the manifest names a label twice")
-    try:
-        prior = _population(manifest, contents[PRIOR])
-    except ValueError as e:
-        raise BundleError(f"{path}/{PRIOR}: {e}") from e
-    if prior.dim != manifest.feature_dim:
-        raise BundleError(f"{path}: the prior has {prior.dim} features, the manifest says {manifest.feature_dim}")
+    prior = _population(path, manifest, PRIOR, contents)
     found = _bridges(path, manifest, prior, contents) if isinstance(prior, Prior) else {}
-    return Bundle(path, manifest, prior, digest, found)
+    bundle = Bundle(path, manifest, prior, digest, found)
+    if not manifest.outputs:
+        return bundle
+    first = replace(bundle, manifest=manifest.of_output(manifest.output))
+    others = [manifest.of_output(output.name) for output in manifest.outputs]
+    populations = [_population(path, m, prior_file(m.output), contents) for m in others]
+    alone = [Bundle(path, m, found, digest) for m, found in zip(others, populations, strict=True)]
+    return replace(bundle, outputs=(first, *alone))
 
 
-def _population(manifest: Manifest, data: bytes) -> Prior | RegressionPrior:
-    if manifest.regression is None:
-        return priors.from_bytes(data, manifest.labels, manifest.head)
-    names = tuple(target.name for target in manifest.targets)
-    return regression_prior.from_bytes(data, names, manifest.regression)
+def _population(path: Path, manifest: Manifest, file: str, contents: Mapping[str, bytes]) -> Prior | RegressionPrior:
+    prior: Prior | RegressionPrior
+    try:
+        if manifest.regression is None:
+            prior = priors.from_bytes(contents[file], manifest.labels, manifest.head)
+        else:
+            names = tuple(target.name for target in manifest.targets)
+            prior = regression_prior.from_bytes(contents[file], names, manifest.regression)
+    except KeyError as e:
+        raise BundleError(f"{path}: the manifest does not list {file}") from e
+    except ValueError as e:
+        raise BundleError(f"{path}/{file}: {e}") from e
+    if prior.dim != manifest.head_dim:
+        raise BundleError(f"{path}: the prior has {prior.dim} features, the manifest says {manifest.head_dim}")
+    return prior
 
 
 def _bridges(path: Path, manifest: Manifest, prior: Prior, contents: Mapping[str, bytes]) -> dict[str, Bridge]:
@@ -279,9 +332,13 @@ def _verified(file: Path, entry: FileEntry) -> bytes:
     return data
 
 
-def feature_space(backbone: bytes) -> str:
-    """Id of the features a graph computes: heads fitted on them are valid in no other."""
-    return f"fs-{sha256(backbone)[:24]}"
+def feature_space(backbone: bytes, features: Ranges = (), output: str = "") -> str:
+    """Id of the features a graph computes, or of some of them: heads fitted on them are valid in no other.
+
+    `output`: of which of several outputs; the first one goes without, so that heads stay valid where others are added.
+    """
+    read = f"\0{json.dumps(features)}".encode() if features else b""
+    return f"fs-{sha256(backbone + read)[:24]}" + (f"{OUTPUT_MARK}{output}" if output else "")
 
 
 def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
@@ -302,7 +359,7 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{manifest.version}-", dir=target.parent))
     try:
-        for name, data in {**files, MANIFEST: manifest.model_dump_json(indent=2).encode() + b"\n"}.items():
+        for name, data in {**files, MANIFEST: _manifest_bytes(manifest)}.items():
             with (temporary / name).open("wb") as f:
                 f.write(data)
                 f.flush()
@@ -316,6 +373,12 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
         raise
     load(target)
     return target
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    """Encode a manifest; that of one output says nothing of several, so that earlier releases read it."""
+    left = None if manifest.outputs else {"output", "features", "outputs"}
+    return manifest.model_dump_json(indent=2, exclude=left).encode() + b"\n"
 
 
 def _sync(folder: Path) -> None:

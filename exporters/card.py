@@ -19,8 +19,7 @@ def model_card(manifest: Manifest) -> str:
         *(["* One or more of these inputs; what is missing is made up for."] if spec.parts else []),
         *map(_input, spec.parts or (spec,)),
         f"* Inside the graph: {manifest.preprocessing.rstrip('.')}.",
-        f"* Output: {manifest.feature_dim} features; heads for {len(manifest.head_rows)} "
-        f"{'targets' if manifest.targets else 'labels'}: {', '.join(manifest.head_rows)}{_room(manifest)}.",
+        *_outputs(manifest),
         f"* Feature space `{manifest.feature_space}`: heads fitted in it are valid in no other.",
         "",
         "## Made by",
@@ -34,32 +33,8 @@ def model_card(manifest: Manifest) -> str:
     lines += ["", "## Checked", *_checked(manifest)]
     if "variants" in manifest.evaluation:
         lines += ["", "## Variants", *_variants(manifest.evaluation["variants"])]
-    if manifest.head.evidence:
-        lines += [
-            "",
-            "## Left-out population users",
-            "Accuracy gained by a personal head over the generic one, for users that the backbone was not trained on:",
-            "",
-            "| labelled windows a class | repetitions | users | gain | at least (95 %) |",
-            "|--|--|--|--|--|",
-        ]
-        lines += [
-            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |"
-            for e in manifest.head.evidence
-        ]
-    if manifest.regression is not None and manifest.regression.evidence:
-        lines += [
-            "",
-            "## Left-out population users",
-            "Mean squared error that a personal head saves, the shared head's being 1:",
-            "",
-            "| labelled windows | repetitions | users | saved | at least (95 %) |",
-            "|--|--|--|--|--|",
-        ]
-        lines += [
-            f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.3f} | {e.lower:+.3f} |"
-            for e in manifest.regression.evidence
-        ]
+    for of in _each(manifest):
+        lines += _record(of)
     lines += ["", "## Licence", manifest.licence]
     if manifest.citation:
         lines += ["", "## Cite", manifest.citation]
@@ -72,6 +47,57 @@ def _input(spec: InputSpec) -> str:
         f"* Input `{spec.name}`: {spec.datatype} `[rows, {shape}]`, raw {spec.unit}{_timing(spec)}; "
         f"modality {spec.modality}, electrode layout: {spec.channel_layout}."
     )
+
+
+def _each(manifest: Manifest) -> list[Manifest]:
+    """What is said of each output; the manifest itself where there is one."""
+    return [manifest.of_output(name) for name in manifest.names] or [manifest]
+
+
+def _record(manifest: Manifest) -> list[str]:
+    """What personal heads of an output did for people left out."""
+    heading = f"## Left-out population users{f': {manifest.output}' if manifest.output else ''}"
+    if manifest.task == "classification" and manifest.head.evidence:
+        return [
+            "",
+            heading,
+            "Accuracy gained by a personal head over the generic one, for users that the backbone was not trained on:",
+            "",
+            "| labelled windows a class | repetitions | users | gain | at least (95 %) |",
+            "|--|--|--|--|--|",
+            *(
+                f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.1%} | {e.lower:+.1%} |"
+                for e in manifest.head.evidence
+            ),
+        ]
+    if manifest.regression is not None and manifest.regression.evidence:
+        return [
+            "",
+            heading,
+            "Mean squared error that a personal head saves, the shared head's being 1:",
+            "",
+            "| labelled windows | repetitions | users | saved | at least (95 %) |",
+            "|--|--|--|--|--|",
+            *(
+                f"| {e.windows} | {e.repetitions} | {e.users} | {e.gain:+.3f} | {e.lower:+.3f} |"
+                for e in manifest.regression.evidence
+            ),
+        ]
+    return []
+
+
+def _outputs(manifest: Manifest) -> list[str]:
+    """What the heads of each output say."""
+
+    def heads(of: Manifest) -> str:
+        """Describe those of one."""
+        kind = "targets" if of.targets else "labels"
+        return f"heads for {len(of.head_rows)} {kind}: {', '.join(of.head_rows)}{_room(of)}."
+
+    if not manifest.outputs:
+        return [f"* Output: {manifest.feature_dim} features; {heads(manifest)}"]
+    told = (f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features." for of in _each(manifest))
+    return [f"* {manifest.feature_dim} features, for all outputs.", *told]
 
 
 def _checked(manifest: Manifest) -> list[str]:

@@ -101,7 +101,7 @@ def quantise(
         PrecisionError: the bundle is not FP32, windows are too few, there is nothing to quantise, or no variant's heads
             are right as often.
     """
-    original = bundles.load(bundles.resolve(model))
+    original = bundles.load(bundles.resolve(model)).of_one_output("variants are made of")
     spec, prior = original.manifest.input, original.prior
     if original.manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {original.manifest.precision}; only fp32 bundles are converted")

@@ -80,7 +80,7 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
     Raises:
         PrecisionError: the bundle is not FP32, the windows are too few, or no variant's features are close.
     """
-    original = bundles.load(bundles.resolve(model))
+    original = bundles.load(bundles.resolve(model)).of_one_output("variants are made of")
     manifest = original.manifest
     if manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {manifest.precision} already; only fp32 bundles are converted")

@@ -79,14 +79,14 @@ def export_regression(
         input=input_spec,
         preprocessing=preprocessing,
         feature_dim=prior.dim,
-        opset=_opset(backbone),
+        opset=opset_of(backbone),
         regression=prior.settings,
         provenance={
             "recipe": "regression",
             "people": len(np.unique(population.users)),
             "windows": len(features),
         },
-        evaluation={"left_out_people": {"rmse": _left_out_rmse(prior)}},
+        evaluation={"left_out_people": {"rmse": left_out_rmse(prior)}},
         licence=licence,
         citation=citation,
         files={},
@@ -123,13 +123,18 @@ def features_of(backbone: bytes, windows: NDArray[np.generic], spec: InputSpec) 
     return np.asarray(features, np.float32)
 
 
-def _left_out_rmse(prior: RegressionPrior) -> dict[str, float]:
+def left_out_rmse(prior: RegressionPrior) -> dict[str, float]:
     """Error of the shared head on people it does not know, by target, in its unit."""
     found = zip(prior.targets, prior.residual_variance.tolist(), strict=True)
     return {name: float(f"{math.sqrt(variance):.6g}") for name, variance in found}
 
 
-def _opset(backbone: bytes) -> int:
+def opset_of(backbone: bytes) -> int:
+    """Return the operator set of a graph.
+
+    Raises:
+        BundleError: it is older than 18.
+    """
     opset = max(
         (o.version for o in onnx.load_from_string(backbone).opset_import if o.domain in ("", "ai.onnx")), default=0
     )

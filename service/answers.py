@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,13 +43,21 @@ class Offer(NamedTuple):
         usual: outputs of an `infer` that asks for none.
         outputs: names of all that can be asked for.
         decides: whether rows can be rejected, get sets of labels and be corrected (`Parameters.decides`).
-        predictions: answers `predict`.
+        predicted: what `predict` says: rows, and who answered them.
+        of: what each output offers, where a model has several, the first one first.
     """
 
     usual: tuple[oip.RequestedOutput, ...]
     outputs: tuple[str, ...]
     decides: bool
-    predictions: Callable[[Parameters | None, LoadedModel, Result, Heads], tuple[Headers, bytes]]
+    predicted: Callable[[Parameters | None, LoadedModel, Result, Heads], dict[str, Any]]
+    of: Mapping[str, Offer] = MappingProxyType({})
+
+    def predictions(
+        self, asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads
+    ) -> tuple[Headers, bytes]:
+        """Answer `predict`; `asked` as of `inference`."""
+        return [(b"content-type", JSON)], orjson.dumps(self.predicted(asked, model, result, heads))
 
     def decided(self, asked: Parameters) -> Parameters:
         """Return the parameters of a request that wants more than labels (`Parameters.decides`).
@@ -79,7 +88,7 @@ def wanted(message: oip.InferRequest, per_row: bool, offer: Offer) -> tuple[oip.
     for output in message.outputs:
         if output.name not in offer.outputs:
             raise InvalidRequest(f"there is no output {output.name[:64]!r}; the outputs are {', '.join(offer.outputs)}")
-        needed = DECIDED_OUTPUTS.get(output.name)
+        needed = DECIDED_OUTPUTS.get(output.name.rpartition(".")[2])
         if needed is not None and not _given(message, needed):
             raise InvalidRequest(f"the output {output.name!r} needs the parameter {needed!r}")
     return message.outputs
@@ -260,8 +269,8 @@ def _output(name: str, model: LoadedModel, result: Result, heads: Heads) -> Tens
     return Tensor(name, "INT64", np.array([h.version for h in heads], np.int64))
 
 
-def predictions(asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads) -> tuple[Headers, bytes]:
-    """Answer `predict`; `asked` as of `inference`."""
+def predictions(asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads) -> dict[str, Any]:
+    """Say labels and probabilities; `asked` as of `inference`."""
     labels = (*model.labels, *heads[0].own)  # all rows are of one user
     assert result.scores is not None
     probabilities = result.scores[:, model.columns : model.columns + len(labels)]
@@ -276,16 +285,15 @@ def predictions(asked: Parameters | None, model: LoadedModel, result: Result, he
         decided = decide(asked, model, result, heads, len(labels))
         _decide_rows(rows, decided, probabilities, labels)
         answer |= _said(decided, result)
-    return [(b"content-type", JSON)], orjson.dumps(answer)
+    return answer
 
 
-def values(asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads) -> tuple[Headers, bytes]:
-    """Answer `predict` of a regression, with the values by the targets' names."""
+def values(asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads) -> dict[str, Any]:
+    """Say the values of a regression by the targets' names."""
     assert result.scores is not None
     said = result.scores[:, : model.columns].tolist()
     rows = [{"values": dict(zip(model.targets, row, strict=True))} for row in said]
-    answer = {"predictions": rows, **_who(model), "head": heads[0].kind, "head_version": heads[0].version}
-    return [(b"content-type", JSON)], orjson.dumps(answer)
+    return {"predictions": rows, **_who(model), "head": heads[0].kind, "head_version": heads[0].version}
 
 
 def _decide_rows(

@@ -86,6 +86,7 @@ class Decoded:
         media: encoded images, texts or sounds, or the parts of a fused model's windows, which the model that answers
             reads into rows; `windows` is then unused.
         per_row: the outputs and id of an OIP request whose rows name their users.
+        wanted: names of the outputs asked for, of a model with several; none for all.
     """
 
     asked: Parameters
@@ -95,6 +96,7 @@ class Decoded:
     tensor: Tensor | None = None
     media: Items | Parts | None = None
     per_row: PerRow | None = None
+    wanted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,8 @@ class Catalogue:
 
     async def _end(self, model: LoadedModel) -> None:
         deadline = time.monotonic() + RETIREMENT_SECONDS
-        while (model.uses or model.scheduler.pending) and time.monotonic() < deadline:  # noqa: ASYNC110 - seldom
+        each = (model, *model.outputs)
+        while (any(m.uses for m in each) or model.scheduler.pending) and time.monotonic() < deadline:  # noqa: ASYNC110 - seldom
             await asyncio.sleep(0.05)
         await asyncio.to_thread(model.scheduler.stop)
         self.on_unload(model)
@@ -74,6 +75,10 @@ class Catalogue:
     def loaded(self) -> Iterator[LoadedModel]:
         """Every version that answers."""
         return (m for versions in self.by_name().values() for m in versions if isinstance(m, LoadedModel))
+
+    def served(self) -> Iterator[LoadedModel]:
+        """Every output of every version that answers, each as a model of one output."""
+        return (output for model in self.loaded() for output in model.each)
 
     def candidates(self, name: str, version: str | int | None = None) -> list[LoadedModel]:
         """Versions that may answer an (un)versioned request, newest first.

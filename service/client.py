@@ -99,13 +99,18 @@ class Client:
         x: Windows,
         labels: Sequence[str],
         repetitions: Sequence[int] | None = None,
+        task: str | None = None,
         **fields: Any,
     ) -> dict[str, Any]:
-        """Calibrate a user from windows `(n, C, T)` and their labels; `fields` as the API names them."""
+        """Calibrate a user from windows `(n, C, T)` and their labels; `fields` as the API names them.
+
+        `task`: which output, of a model with several.
+        """
         message: dict[str, Any] = {"labels": list(labels), **fields}
         if repetitions is not None:
             message["repetitions"] = [int(r) for r in repetitions]
-        report: dict[str, Any] = self._tensors(f"{self.user_path(model, user)}/calibrations", message, x).json()
+        path = f"{self.user_path(model, user)}/calibrations" + (f"?task={quote(task)}" if task is not None else "")
+        report: dict[str, Any] = self._tensors(path, message, x).json()
         return report
 
     def erase(self, model: str, user: str) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import answers, mixed, views
+from service import answers, mixed, output_answers, views
 from service.answered import Answered
 from service.answers import JSON, Headers
 from service.call import Call, Decoded
@@ -24,6 +25,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
+from service.output_heads import HeadsOfOutputs, heads_asked_for, rows_of
 from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import Heads
@@ -59,6 +61,7 @@ class DataPlane:
         self.feedback = Answered()
         self.observations: Observations | None = None
         self._decoders = {task: Decoder(offer) for task, offer in answers.OFFERS.items()}
+        self._of_outputs: WeakKeyDictionary[LoadedModel, Decoder] = WeakKeyDictionary()
         self._waiting: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Call) -> None:
@@ -73,8 +76,11 @@ class DataPlane:
             ):
                 self._later(call, self._decode_elsewhere(call, candidates), *candidates)
             else:
-                manifest = candidates[0].bundle.manifest
-                call.decoded = self._decoders[manifest.task].decode(call, manifest.input)
+                newest = candidates[0]
+                manifest = newest.bundle.manifest
+                # What several outputs need is not called where there is one, here and below: it is the hot path.
+                decoder = self._decoder_of(newest) if newest.outputs else self._decoders[manifest.task]
+                call.decoded = decoder.decode(call, manifest.input)
                 self._choose(call, candidates)
         except Exception as e:
             self.fail(call, e)
@@ -106,18 +112,30 @@ class DataPlane:
         self._reply(call, status, [(b"content-type", JSON), *headers], body)
 
     async def _decode_elsewhere(self, call: Call, candidates: list[LoadedModel]) -> None:
-        manifest = candidates[0].bundle.manifest
-        offer = answers.OFFERS[manifest.task]
-        call.decoded = await asyncio.to_thread(inflate_and_decode, call, manifest.input, offer, self.max_body)
+        spec, offer = candidates[0].bundle.manifest.input, self._decoder_of(candidates[0]).offer
+        call.decoded = await asyncio.to_thread(inflate_and_decode, call, spec, offer, self.max_body)
         self._choose(call, candidates)
+
+    def _decoder_of(self, model: LoadedModel) -> Decoder:
+        """Return what reads requests to a model: one a task, and one a model with several outputs."""
+        manifest = model.bundle.manifest
+        if not model.outputs:
+            return self._decoders[manifest.task]
+        found = self._of_outputs.get(model)
+        if found is None:
+            found = self._of_outputs[model] = Decoder(output_answers.offer_of(manifest))
+        return found
 
     def _choose(self, call: Call, candidates: list[LoadedModel]) -> None:
         """Choose the version: the one asked for, else the newest in which the user has a head, else the newest."""
         assert call.decoded is not None
         model: LoadedModel | None = candidates[0]
-        user = call.decoded.asked.user_id
+        user, wanted = call.decoded.asked.user_id, call.decoded.wanted
+        if wanted and len(candidates) > 1:  # older versions may not have all outputs
+            first = candidates[0].bundle.manifest.output  # which is all that a version with one output has
+            candidates = [m for m in candidates if set(wanted) <= set(m.bundle.manifest.names or (first,))]
         if user is not None and len(candidates) > 1:
-            model = self._heads.preferred(candidates, user)
+            model = self._heads_of(call.decoded, candidates[0]).preferred(candidates, user)
             if model is None:
                 self._later(call, self._find_version(call, candidates, user), *candidates)
                 return
@@ -136,7 +154,7 @@ class DataPlane:
         else:
             x = decoded.windows(candidates[0].bundle.manifest.input)
         users = decoded.users(len(x))
-        groups = await mixed.dealt(self._heads, candidates, users)
+        groups = await mixed.dealt(self._heads_of(decoded, candidates[0]), candidates, users)
         if len(groups) == 1:
             self._find_heads(call, decoded, next(iter(groups)))
             return
@@ -156,7 +174,8 @@ class DataPlane:
 
     async def _find_version(self, call: Call, candidates: list[LoadedModel], user: str) -> None:
         assert call.decoded is not None
-        self._find_heads(call, call.decoded, await mixed.version_of(self._heads, candidates, user))
+        heads = self._heads_of(call.decoded, candidates[0])
+        self._find_heads(call, call.decoded, await mixed.version_of(heads, candidates, user))
 
     def _find_heads(self, call: Call, decoded: Decoded, model: LoadedModel) -> None:
         call.loaded = model
@@ -177,7 +196,8 @@ class DataPlane:
         asked, call.x = decoded.asked, rows
         if decoded.users is not None:
             call.users = decoded.users(len(call.x) // asked.tta)
-            heads = self._heads.resident(model, call.users, asked.head_version, asked.fallback)
+            finder = self._heads_of(decoded, model) if model.outputs else self._heads
+            heads = finder.resident(model, call.users, asked.head_version, asked.fallback)
             if heads is None:
                 self._later(call, self._fetch_heads(call, decoded, model), model)
                 return
@@ -190,7 +210,8 @@ class DataPlane:
         left = None if asked.timeout is None else call.begin + asked.timeout - time.monotonic()
         try:
             async with asyncio.timeout(left):
-                call.heads = await self._heads.fetched(model, call.users, asked.head_version, asked.fallback)
+                heads = self._heads_of(decoded, model)
+                call.heads = await heads.fetched(model, call.users, asked.head_version, asked.fallback)
         except TimeoutError as e:
             raise DeadlineExceeded("the timeout passed while the user's head was fetched") from e
         self._queue(call, decoded, model)
@@ -202,9 +223,11 @@ class DataPlane:
         assert call.x is not None
         asked = decoded.asked
         slots = None if call.users is None else np.array([h.slot for h in call.heads], np.int64)
+        if slots is not None and model.outputs:
+            slots = rows_of(model, slots)
         call.job = model.scheduler.enqueue(
             call.x,
-            slots if slots is None or asked.tta == 1 else np.repeat(slots, asked.tta),
+            slots if slots is None or asked.tta == 1 else np.repeat(slots, asked.tta, 0),
             partial(self._done, call, decoded, model),
             timeout=None if asked.timeout is None else call.begin + asked.timeout - time.monotonic(),
             priority=asked.priority,
@@ -241,9 +264,11 @@ class DataPlane:
             if isinstance(outcome, Exception):
                 raise outcome
             if decoded.asked.tta > 1:
-                outcome = views.together(outcome, decoded.asked.tta)
+                outcome = views.together(model, outcome, decoded.asked.tta)
             if decoded.asked.feedback:
-                outcome.prediction_id = self.feedback.keep(model, decoded.asked.user_id, outcome.features)
+                output = model.of(decoded.wanted[0]) if decoded.wanted else model
+                features = output.taken(outcome.features)
+                outcome.prediction_id = self.feedback.keep(output, decoded.asked.user_id, features)
             if self.observations is not None and self.observations.advised:
                 outcome.advised = (model.name, decoded.asked.user_id) in self.observations.advised
             headers, body = decoded.encode(model, outcome, heads)
@@ -256,9 +281,10 @@ class DataPlane:
         self._release(call)
         total = time.monotonic() - call.begin
         headers.append(answers.timing((outcome,), total))
-        self.metrics.answered(model, outcome, heads)
+        self.metrics.answered(model, outcome, heads_asked_for(model, heads, decoded.wanted) if model.outputs else heads)
         if call.users is not None and self.observations is not None and self.observations.wanted:
-            self.observations.saw(model, call.users, heads, outcome.features)
+            first = model.each[0]
+            self.observations.saw(first, call.users, heads[: len(call.users)], first.taken(outcome.features))
         model.statistics.answered(outcome, total)
         self._send(call, 200, headers, body)
 
@@ -304,8 +330,15 @@ class DataPlane:
 
     def _release(self, call: Call) -> None:
         if call.heads and call.loaded is not None:
-            self._heads.release(call.loaded, call.heads)
+            finder = self._heads
+            if call.loaded.outputs and call.decoded is not None:
+                finder = self._heads_of(call.decoded, call.loaded)
+            finder.release(call.loaded, call.heads)
             call.heads = ()
+
+    def _heads_of(self, decoded: Decoded, newest: LoadedModel) -> Heads:
+        """Return what finds the heads that a request wants, of a version or of those up to it."""
+        return HeadsOfOutputs(self._heads, decoded.wanted) if newest.outputs else self._heads
 
     @property
     def _heads(self) -> Heads:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.bundle import InputSpec
-from service import answers
+from service import answers, output_answers
 from service.answers import OFFERS, Offer
 from service.call import Call, Decoded, Encode, PerRow
 from service.errors import InvalidRequest
@@ -33,10 +33,11 @@ class _Plan(NamedTuple):
     size: int
     features_only: bool
     encode: Encode
+    wanted: tuple[str, ...]
 
 
 class Decoder:
-    """Decodes on the event loop what is asked of models of one task; knows headers again."""
+    """Decodes on the event loop what is asked of models with one offer; knows headers again."""
 
     def __init__(self, offer: Offer = OFFERS["classification"]) -> None:
         self.offer = offer
@@ -62,7 +63,8 @@ class Decoder:
             asked, plan = found
             data = np.frombuffer(call.body, DTYPES[plan.datatype], offset=at).reshape(plan.shape)
             windows = partial(inputs.windows, Tensor(plan.name, plan.datatype, data))
-            return Decoded(asked, windows, None if plan.features_only else _same_user(asked.user_id), plan.encode)
+            users = None if plan.features_only else _same_user(asked.user_id)
+            return Decoded(asked, windows, users, plan.encode, wanted=plan.wanted)
         decoded = decode(call, spec, self.offer)
         if at and decoded.tensor is not None:
             self._keep(header, len(call.body) - at, decoded, decoded.tensor)
@@ -71,7 +73,9 @@ class Decoder:
     def _keep(self, header: bytes, size: int, decoded: Decoded, tensor: Tensor) -> None:
         dtype, shape = DTYPES.get(tensor.datatype), tensor.shape
         if dtype is not None and size == math.prod(shape) * dtype.itemsize:  # all that is behind the header is its data
-            plan = _Plan(tensor.name, tensor.datatype, shape, size, decoded.users is None, decoded.encode)
+            plan = _Plan(
+                tensor.name, tensor.datatype, shape, size, decoded.users is None, decoded.encode, decoded.wanted
+            )
             self._headers.keep(header, decoded.asked, plan)
 
 
@@ -97,8 +101,15 @@ def decode(call: Call, spec: InputSpec, offer: Offer = OFFERS["classification"])
         return Decoded(Parameters(), windows, None, lambda m, r, _: answers.features(npy, m, r), media=media)
     _only(call.query, PREDICT_PARAMETERS)
     asked = parameters.of_query(call.query)
-    encode = partial(offer.predictions, offer.decided(asked) if asked.decides else None)
-    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media)
+    if asked.task is not None:
+        output_answers.check_task(asked.task, offer)
+    wanted: tuple[str, ...] = ()
+    encode: Encode
+    if offer.of:
+        encode, wanted = output_answers.predicting(asked, offer)
+    else:
+        encode = partial(offer.predictions, offer.decided(asked) if asked.decides else None)
+    return Decoded(asked, windows, lambda rows: [asked.user_id] * rows, encode, media=media, wanted=wanted)
 
 
 def _unread(spec: InputSpec) -> NDArray[Any]:
@@ -123,7 +134,10 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
     if len(message.inputs) != 1 and not spec.parts:
         raise InvalidRequest(f"one input tensor was expected, not {len(message.inputs)}")
     per_row = user_tensor is not None
-    outputs = answers.wanted(message, per_row, offer)
+    if asked.task is not None:
+        output_answers.check_task(asked.task, offer)
+    pick = output_answers.wanted_outputs if offer.of else answers.wanted
+    outputs = pick(message, per_row, offer)
     users: Callable[[int], Sequence[str | None]] | None
     if len(outputs) == 1 and outputs[0].name == "features":
         users = None
@@ -131,17 +145,24 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
         users = partial(inputs.per_row_users, user_tensor)
     else:
         users = _same_user(asked.user_id)
-    decides = offer.decided(asked) if asked.decides else None
-    encode = partial(answers.inference, message.id, outputs, per_row, decides)
+    wanted: tuple[str, ...] = ()
+    if offer.of:
+        named_outputs = output_answers.named_in(outputs, offer)
+        wanted = named_outputs if asked.task is not None or message.outputs is not None else ()
+        decides = output_answers.decided(asked, named_outputs, offer)
+        encode = partial(output_answers.inference, message.id, outputs, per_row, named_outputs, decides)
+    else:
+        decides = offer.decided(asked) if asked.decides else None
+        encode = partial(answers.inference, message.id, outputs, per_row, decides)
     named = PerRow(message.id, outputs) if per_row and users is not None else None
     if spec.parts:
         return Decoded(asked, _unread, users, encode, media=Parts(message.inputs), per_row=named)
     (tensor,) = message.inputs.values()
     if spec.media is not None and tensor.datatype == "BYTES":
         media = inputs.encoded_items(tensor, spec)
-        return Decoded(asked, _unread, users, encode, media=media, per_row=named)
+        return Decoded(asked, _unread, users, encode, media=media, per_row=named, wanted=wanted)
     windows = partial(inputs.windows, tensor)
-    return Decoded(asked, windows, users, encode, None if per_row else tensor, per_row=named)
+    return Decoded(asked, windows, users, encode, None if per_row else tensor, per_row=named, wanted=wanted)
 
 
 def _same_user(user: str | None) -> Callable[[int], Sequence[str | None]]:

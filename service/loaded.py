@@ -22,7 +22,7 @@ from service.engine.memory import ModelMemory
 from service.engine.runtime import Runtime
 from service.engine.scheduler import Scheduler
 from service.engine.statistics import ModelStatistics
-from service.errors import Unprocessable
+from service.errors import InvalidRequest, Unprocessable
 from service.media import Media
 from service.personal.records import Scope
 
@@ -35,6 +35,11 @@ def scope_of(manifest: Manifest) -> Scope:
 def _rows_mark(manifest: Manifest, room: int) -> str:
     names = (*(["regression"] if manifest.targets else []), *manifest.head_rows, *([f"+{room}"] if room else []))
     return hashlib.sha256("\0".join(names).encode()).hexdigest()[:8]
+
+
+def columns_of(manifest: Manifest) -> NDArray[np.int64] | None:
+    """Columns of the graph's features that heads are over, where these are not all."""
+    return np.concatenate([np.arange(*pair) for pair in manifest.features]) if manifest.features else None
 
 
 def same_labels(scope: Scope, manifest: Manifest) -> bool:
@@ -50,9 +55,12 @@ def shared_of(bundle: Bundle) -> Head:
     return shared_head(bundle.population.with_own(bundle.manifest.user_labels))
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class LoadedModel:
-    """One version of a model that answers.
+    """One version of a model that answers, or one of several outputs of it.
+
+    Where there are several outputs, each is a model of one output for all that is of users: heads, calibrations,
+    versions. They share runtime and scheduler: one forward answers all.
 
     Attributes:
         scope: where heads of this model are valid.
@@ -63,6 +71,9 @@ class LoadedModel:
         uses: requests that are about to queue rows here, for which a version that is unloaded waits.
         answers_begun: JSON that answers of `infer` begin with, by what determines it.
         serial: its number among all that were ever loaded, by which processes name it to each other.
+        outputs: where there are several, each of them, the first one first, which shares heads and serial with this.
+        output: its name, where it is one of several.
+        reads: columns of the graph's features that its heads are over; None for all.
     """
 
     bundle: Bundle
@@ -75,6 +86,9 @@ class LoadedModel:
     media: Media
     uses: int = 0
     answers_begun: dict[Any, bytes] = field(default_factory=dict)
+    outputs: tuple[LoadedModel, ...] = ()
+    output: str = field(init=False)
+    reads: NDArray[np.int64] | None = field(init=False)
     scope: Scope = field(init=False)
     targets: tuple[str, ...] = field(init=False)
     columns: int = field(init=False)
@@ -84,6 +98,8 @@ class LoadedModel:
     def __post_init__(self) -> None:
         manifest, population = self.bundle.manifest, self.bundle.population
         self.scope = scope_of(manifest)
+        self.output = "" if manifest.outputs else manifest.output
+        self.reads = columns_of(manifest) if self.output else None
         self.targets = tuple(target.name for target in manifest.targets)
         self._prior = population.with_own(manifest.user_labels) if isinstance(population, Prior) else None
         self.columns = len(self.targets) or self.prior.classes
@@ -100,6 +116,38 @@ class LoadedModel:
         return self.bundle.manifest.version
 
     @property
+    def called(self) -> str:
+        """The model's name as sentences have it, with the output's."""
+        return f"{self.name!r} (output {self.output!r})" if self.output else repr(self.name)
+
+    @property
+    def each(self) -> tuple[LoadedModel, ...]:
+        """Its outputs; itself where it has one."""
+        return self.outputs or (self,)
+
+    def of(self, task: str | None) -> LoadedModel:
+        """Return the output named; of a model with one output, which has no name, that.
+
+        Raises:
+            InvalidRequest: there is no such output, or there are several and none is named.
+        """
+        if not self.outputs:
+            if task is not None:
+                raise InvalidRequest(f"model {self.name!r} has one output, which has no name: leave task out")
+            return self
+        names = ", ".join(output.output for output in self.outputs)
+        if task is None:
+            raise InvalidRequest(f"model {self.name!r} has several outputs: name one by task, one of {names}")
+        for output in self.outputs:
+            if output.output == task:
+                return output
+        raise InvalidRequest(f"model {self.name!r} has no output {task[:64]!r}; it has {names}")
+
+    def taken(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return of the graph's features `(n, d)` those that heads of this output are over."""
+        return features if self.reads is None else features[:, self.reads]
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The bundle's K labels."""
         return self.bundle.manifest.labels
@@ -113,10 +161,15 @@ class LoadedModel:
         """
         if self._prior is None:
             raise Unprocessable(
-                f"model {self.name!r} is a regression of {', '.join(self.targets)}; samples, corrections, adaptations, "
+                f"model {self.called} is a regression of {', '.join(self.targets)}; samples, corrections, adaptations, "
                 "heads as ONNX and moving users to another feature space are offered by models of labels only"
             )
         return self._prior
+
+    @property
+    def sizes(self) -> dict[Scope, tuple[int, int]]:
+        """Classes and personal features of each output with labels, by scope: what windows are counted in."""
+        return {each.scope: (each.prior.classes, each.prior.personal) for each in self.each if not each.targets}
 
     @property
     def population(self) -> Prior | RegressionPrior:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from exporters import bundle as bundles
-from exporters.bundle import Bundle, BundleError
+from exporters.bundle import Bundle, BundleError, Manifest
 from service.config import Settings
 from service.engine.head_bank import SPARE_SLOTS, HeadBank, capacity_of
 from service.engine.head_table import HeadReader
 from service.engine.jobs import BatchReport
 from service.engine.machine import this_machine
 from service.engine.memory import Layout, ModelMemory
+from service.engine.output_heads import OutputHeads
 from service.engine.runtime import Runtime
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import ApplyHeads, Scheduler
 from service.engine.statistics import ModelStatistics
-from service.loaded import LoadedModel, shared_of
+from service.loaded import LoadedModel, columns_of, shared_of
 from service.media import Media
 
 INLINE_ROW_SECONDS = 0.001
@@ -58,28 +60,39 @@ def load(path: Path, settings: Settings, on_batch: OnBatch) -> LoadedModel:
     if cpu and not quick:
         max_batch = _largest_batch(bundle, runtime, row_seconds, settings)
     _seconds(bundle, runtime, max_batch)  # the first forward of a size is slower
+    inline = settings.dispatch == "inline" or (settings.dispatch == "auto" and quick)
+    places = [_room(each, settings, len(bundle.outputs) or 1) for each in bundle.outputs or (bundle,)]
+    return _assemble(bundle, runtime, settings, places, on_batch, max_batch, inline=inline)
+
+
+class Place(NamedTuple):
+    """Where heads of one output are, its serial, and its bank in the process that owns the store."""
+
+    memory: ModelMemory
+    serial: int
+    bank: HeadBank | None = None
+
+
+def _room(bundle: Bundle, settings: Settings, outputs: int) -> Place:
+    """Make room for the heads of one of so many outputs."""
     head = shared_of(bundle)
     k, d = head.weight.shape
-    capacity = capacity_of(k, d, settings.resident_heads, settings.head_bank_bytes)
+    capacity = capacity_of(k, d, settings.resident_heads, settings.head_bank_bytes // outputs)
     followers = settings.frontends if settings.frontends > 1 else 0
     layout = Layout(capacity + SPARE_SLOTS, k, d, settings.max_batch, 1 + followers)
     memory = ModelMemory.shared(layout) if followers else ModelMemory(layout)
     bank = HeadBank(head, capacity, table=memory.table, lease=LEASE_SECONDS if followers else 0.0)
-    inline = settings.dispatch == "inline" or (settings.dispatch == "auto" and quick)
-    return _assemble(
-        bundle, runtime, settings, memory, on_batch, max_batch, inline=inline, serial=next(_serials), bank=bank
-    )
+    return Place(memory, next(_serials), bank)
 
 
 def follow(
     path: Path,
     settings: Settings,
     on_batch: OnBatch,
-    memory: ModelMemory,
+    places: Sequence[Place],
     *,
     max_batch: int,
     inline: bool,
-    serial: int,
     process: int,
 ) -> LoadedModel:
     """Load the same version in a front end, number `process` of those that share its memory.
@@ -89,34 +102,34 @@ def follow(
     """
     bundle = _read(path)
     runtime = _open(bundle, settings, max_batch)
-    return _assemble(
-        bundle, runtime, settings, memory, on_batch, max_batch, inline=inline, serial=serial, process=process
-    )
+    return _assemble(bundle, runtime, settings, places, on_batch, max_batch, inline=inline, process=process)
 
 
 def _assemble(
     bundle: Bundle,
     runtime: Runtime,
     settings: Settings,
-    memory: ModelMemory,
+    places: Sequence[Place],
     on_batch: OnBatch,
     max_batch: int,
     *,
     inline: bool,
-    serial: int,
     process: int = 0,
-    bank: HeadBank | None = None,
 ) -> LoadedModel:
     def report(batch: BatchReport) -> None:
         model.statistics.batch(batch)
         on_batch(model, batch)
 
     manifest = bundle.manifest
-    statistics = ModelStatistics(memory.counts[process])
+    statistics = [ModelStatistics(place.memory.counts[process]) for place in places]
+    scores = [HeadReader(p.memory.table).scores if p.bank is None else p.memory.table.scores for p in places]
+    apply_heads: ApplyHeads = scores[0]
+    if bundle.outputs:
+        apply_heads = OutputHeads([(columns_of(b.manifest), s) for b, s in zip(bundle.outputs, scores, strict=True)])
     scheduler = Scheduler(
         f"{manifest.name}-{manifest.version}",
         runtime.run,
-        HeadReader(memory.table).scores if bank is None else memory.table.scores,
+        apply_heads,
         max_batch=max_batch,
         # Of a queue of the service's size each front end has its part.
         queue_rows=settings.queue_rows if process == 0 else max(max_batch, settings.queue_rows // settings.frontends),
@@ -125,11 +138,16 @@ def _assemble(
         padding=manifest.input.padding,
         inline=inline,
         on_batch=report,
-        level=statistics.pending,
+        level=statistics[0].pending,
     )
-    model = LoadedModel(
-        bundle, runtime, scheduler, memory, statistics, serial, bank, Media(bundle, settings.max_body_bytes)
+    media = Media(bundle, settings.max_body_bytes)
+    model, *outputs = (
+        LoadedModel(alone, runtime, scheduler, memory, counts, serial, bank, media)
+        for alone, (memory, serial, bank), counts in zip(
+            (bundle, *bundle.outputs), (places[0], *places), (statistics[0], *statistics), strict=False
+        )
     )
+    model.outputs = tuple(outputs)
     return model
 
 
@@ -143,21 +161,41 @@ def _read(path: Path) -> Bundle:
 
 
 def _check_task(bundle: Bundle) -> None:
-    """Refuse a version of another task than the model's first one: clients of a model count on what it answers."""
-    folder, task = bundle.path.parent, bundle.manifest.task
-    version, first = next(_tasks(folder))
-    if first != task:
+    """Refuse a version of another task than the model's first one: clients of a model count on what it answers.
+
+    So a version may have more outputs than those before it, and not fewer; the first one stays the first.
+    """
+    manifest, versions = bundle.manifest, list(_manifests(bundle.path.parent))
+    first = versions[0]
+    if first.task != manifest.task:
         raise BundleError(
-            f"{bundle.path} is a {task} and version {version} a {first}: versions of a model are of one task; give it "
-            "another name"
+            f"{bundle.path} is a {manifest.task} and version {first.version} a {first.task}: versions of a model are "
+            "of one task; give it another name"
         )
+    for other in versions:
+        older, newer = sorted((other, manifest), key=lambda m: m.version)
+        kept = _tasks(newer).items() >= _tasks(older).items()
+        if not kept or older.output not in ("", newer.output):
+            raise BundleError(
+                f"{bundle.path} has {_told(manifest)} and version {other.version} {_told(other)}: a version may add "
+                "outputs to those of the versions before it, behind them, and not take any away; give it another name"
+            )
 
 
-def _tasks(folder: Path) -> Iterator[tuple[int, str]]:
-    """Tasks of a model's versions, the first version first; what cannot be read is not served."""
+def _tasks(manifest: Manifest) -> dict[str, str]:
+    """Task by output, where there are several."""
+    return {name: manifest.of_output(name).task for name in manifest.names}
+
+
+def _told(manifest: Manifest) -> str:
+    return f"the outputs {', '.join(manifest.names)}" if manifest.outputs else "one output"
+
+
+def _manifests(folder: Path) -> Iterator[Manifest]:
+    """Manifests of a model's versions, the first version first; what cannot be read is not served."""
     for version in bundles.versions(folder):
         with contextlib.suppress(BundleError):
-            yield version, bundles.read_manifest(folder / str(version))[0].task
+            yield bundles.read_manifest(folder / str(version))[0]
 
 
 def _open(bundle: Bundle, settings: Settings, max_batch: int) -> Runtime:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.head import NEVER
-from service import answers
+from service import answers, output_answers
 from service.answers import Headers
 from service.call import Call, Decoded, PerRow
 from service.engine.jobs import Result
@@ -36,7 +36,8 @@ def alternatives(candidates: Sequence[LoadedModel]) -> list[LoadedModel]:
 
 def _form(model: LoadedModel) -> tuple[object, ...]:
     manifest = model.bundle.manifest
-    return manifest.head_rows, manifest.input, model.media.tokenizer
+    outputs = tuple((output.output, output.bundle.manifest.head_rows) for output in model.outputs)
+    return manifest.head_rows, manifest.input, model.media.tokenizer, outputs
 
 
 async def version_of(heads: Heads, candidates: Sequence[LoadedModel], user: str) -> LoadedModel:
@@ -107,7 +108,7 @@ class Mixed:
         )
         part.is_part, part.loaded = True, model
         encode = partial(self._made, rows)
-        part.decoded = Decoded(self.decoded.asked, lambda spec: x, lambda n: users, encode)
+        part.decoded = Decoded(self.decoded.asked, lambda spec: x, lambda n: users, encode, wanted=self.decoded.wanted)
         return part
 
     def _made(
@@ -115,7 +116,8 @@ class Mixed:
     ) -> tuple[Headers, bytes]:
         """Take a part's tensors."""
         asked = self.decoded.asked if self.decoded.asked.decides else None
-        made, said = answers.tensors(self._asked.outputs, asked, model, result, heads)
+        tensors = output_answers.tensors if model.outputs else answers.tensors
+        made, said = tensors(self._asked.outputs, asked, model, result, heads)
         self._parts.append((rows, made, said))
         self._results.append(result)
         return [], b""

@@ -216,12 +216,13 @@ class _Levels(Collector):
         for name, loaded in self._models.by_name().items():
             live = [m for m in loaded if isinstance(m, LoadedModel)]
             pending.add_metric([name], sum(int(m.memory.counts[:, Cell.PENDING].sum()) for m in live))
-            resident.add_metric([name], sum(len(m.bank) for m in live))
-            size.add_metric([name], sum(m.bank.nbytes for m in live))
+            outputs = [output for m in live for output in m.each]
+            resident.add_metric([name], sum(len(m.bank) for m in outputs))
+            size.add_metric([name], sum(m.bank.nbytes for m in outputs))
             for what, family in counts.items():
                 elsewhere = {"hits": Cell.HITS, "misses": Cell.MISSES}.get(what)
-                counted = sum(int(m.memory.counts[1:, elsewhere].sum()) for m in live if elsewhere is not None)
-                family.add_metric([name], sum(getattr(m.bank, what) for m in live) + counted)
+                counted = sum(int(m.memory.counts[1:, elsewhere].sum()) for m in outputs if elsewhere is not None)
+                family.add_metric([name], sum(getattr(m.bank, what) for m in outputs) + counted)
             for m in loaded:
                 ready.add_metric([name, str(m.version)], float(isinstance(m, LoadedModel)))
         yield from (pending, resident, size, ready, *counts.values())

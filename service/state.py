@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 
 from service.config import Settings
 from service.errors import InvalidRequest, NotFound, Unavailable
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 ModelName = Annotated[str, Path(description="name of a model")]
 VersionName = Annotated[str, Path(description="version of a model")]
+TaskName = Annotated[str | None, Query(description="which of several outputs; a model with one has no name for it")]
 
 
 def known_query(request: Request) -> None:
@@ -72,11 +73,11 @@ class Services:
     def opened(self, store: Store) -> None:
         """Take the opened store into use; the service is ready when its models are."""
         self._store = store
-        self.plane.heads = self._resolver = Resolver(store, self.models.loaded)
+        self.plane.heads = self._resolver = Resolver(store, self.models.served)
         self._calibrator = Calibrator(store, self._resolver)
         self._adapter = Adapter(store, self._resolver, self._calibrator)
         self._following = Following(
-            store, self._resolver, self._calibrator, self._adapter, self.models.loaded, self.metrics.drifted
+            store, self._resolver, self._calibrator, self._adapter, self.models.served, self.metrics.drifted
         )
         self.plane.observations = self._following.observations
         self._resolver.on_erase = self.erased
@@ -154,6 +155,16 @@ async def model_of(request: Request, model: ModelName) -> AsyncIterator[LoadedMo
         yield note(request, found)
 
 
+async def output_of(request: Request, model: ModelName, task: TaskName = None) -> AsyncIterator[LoadedModel]:
+    """Do the same with the output that `task` names, which may be left out where there is one.
+
+    Raises:
+        InvalidRequest: there is no such output, or there are several and none is named.
+    """
+    with services(request).models.get(model).used() as found:
+        yield note(request, found.of(task))
+
+
 async def version_of(request: Request, model: ModelName, version: VersionName) -> AsyncIterator[LoadedModel]:
     """Do the same with one version of a model."""
     with services(request).models.get(model, version).used() as found:
@@ -180,10 +191,11 @@ def known_user(user: str) -> str:
 
 ServicesOf = Annotated[Services, Depends(services)]
 ModelOf = Annotated[LoadedModel, Depends(model_of)]
+OutputOf = Annotated[LoadedModel, Depends(output_of)]
 
 
-def classifier_of(model: ModelOf) -> LoadedModel:
-    """Find a model as `model_of` does, for what models of labels only offer.
+def classifier_of(model: OutputOf) -> LoadedModel:
+    """Find an output as `output_of` does, for what models of labels only offer.
 
     Raises:
         Unprocessable: it is a regression.

@@ -43,13 +43,17 @@ async def features_of(model: LoadedModel, x: NDArray[Any], count: int = 1) -> ND
     """
     if count > 1:
         x = await asyncio.to_thread(viewed, model, x, count)
-    return averaged((await model.scheduler.submit(x, None, bulk=True)).features, count)
+    return averaged(model.taken((await model.scheduler.submit(x, None, bulk=True)).features), count)
 
 
-def together(result: Result, count: int) -> Result:
+def together(model: LoadedModel, result: Result, count: int) -> Result:
     """Return what is said of windows, from what was said of so many views of each: features and logits are averaged."""
-    scores = result.scores
+    scores, at = result.scores, 0
     if scores is not None:
-        logits = averaged(scores[:, : scores.shape[1] // 2], count)
-        scores = np.concatenate([logits, softmax(logits)], 1)
+        parts = []
+        for output in model.each:
+            logits = averaged(scores[:, at : at + output.columns], count)
+            parts += [logits, softmax(logits)]
+            at += 2 * output.columns
+        scores = np.concatenate(parts, 1)
     return replace(result, features=averaged(result.features, count), scores=scores)

@@ -28,7 +28,10 @@ def sources(*packages: str) -> list[Path]:
     "file",
     [
         *sources("models/heads"),
-        *(ROOT / "exporters" / f for f in ("bundle.py", "input_spec.py", "media_spec.py", "personal.py")),
+        *(
+            ROOT / "exporters" / f
+            for f in ("bundle.py", "bundle_outputs.py", "input_spec.py", "media_spec.py", "personal.py")
+        ),
     ],
     ids=lambda f: f.name,
 )

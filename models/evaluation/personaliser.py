@@ -74,6 +74,8 @@ class LocalPersonaliser:
 
     def __init__(self, path: Path) -> None:
         self.bundle: Bundle = bundles.load(bundles.resolve(path))
+        if self.bundle.manifest.features:
+            self.bundle = self.bundle.of_one_output("evaluations are of")
         self.manifest: Manifest = self.bundle.manifest
         self._session = _session(self.bundle.backbone)
         self._input = self._session.get_inputs()[0].name

@@ -23,7 +23,7 @@ from models.heads.guard import (
     not_recorded,
 )
 from models.heads.head import Head, blend, leaning, log_losses
-from models.heads.inputs import Raw, inspect
+from models.heads.inputs import Raw, inspect, rows_of, those_of
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
@@ -112,13 +112,14 @@ def calibrate(
             kept.
     """
     started = time.perf_counter()
-    merged = merged_before(before, x, y, repetition)
-    if merged:
+    rows = None if x is None else rows_of(x)
+    merged = merged_before(before, rows, y, repetition)
+    if x is not None and rows is not None and merged:
         new = ~np.isin(repetition, merged)
-        z, y, repetition, x = z[new], y[new], repetition[new], None if x is None else x[new]
+        z, y, repetition, x, rows = z[new], y[new], repetition[new], those_of(x, new), rows[new]
     if merged and not len(y):
         raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
-    shown = together(prior, np.asarray(z, np.float64), y, repetition, before, x)
+    shown = together(prior, np.asarray(z, np.float64), y, repetition, before, rows)
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.

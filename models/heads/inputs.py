@@ -108,6 +108,16 @@ class Inspection:
         return tuple(found)
 
 
+def rows_of(x: Raw) -> NDArray[np.generic]:
+    """Windows as one array, `(n, …)`; of several sensors all of a window in one row."""
+    return x if isinstance(x, np.ndarray) else np.concatenate([part.reshape(len(part), -1) for part in x], 1)
+
+
+def those_of(x: Raw, mask: NDArray[np.bool_]) -> Raw:
+    """Some of the windows, by `mask (n,)`, of every sensor."""
+    return x[mask] if isinstance(x, np.ndarray) else [part[mask] for part in x]
+
+
 def inspect(x: Raw | None, z: NDArray[np.floating], prior: Prior | None) -> Inspection:
     """Look at raw windows `x (n, C, T)` and their features `z (n, d)`, one by one.
 

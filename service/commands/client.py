@@ -26,12 +26,13 @@ def run_calibration(
     repetitions: str,
     per_class: int | None,
     fields: dict[str, Any],
+    task: str | None = None,
 ) -> None:
-    """Send labelled windows of a file and print what came of them."""
+    """Send labelled windows of a file, for one of several outputs where there are some, and print what came of them."""
     rec = load(file)
     session = session or rec.session_names[0]
     with Client(url) as client:
-        spec = _window_spec(client, model, rec)
+        spec = _window_spec(client, model, rec, task)
         if per_class is not None:
             chosen = first_windows(rec, spec, per_class, session=session)
         else:
@@ -39,7 +40,7 @@ def run_calibration(
         if not len(chosen):
             raise ValueError(f"{file} has no such windows; {_what_there_is(rec)}")
         names = [rec.label_names[i] for i in chosen.y]
-        report = client.calibrate(model, user, chosen.x, names, chosen.repetition.tolist(), **fields)
+        report = client.calibrate(model, user, chosen.x, names, chosen.repetition.tolist(), task=task, **fields)
     console.print(f"{report['outcome']} (version {report['version']}, {report['evidence']}): {report['reason']}")
     for warning in report["warnings"]:
         console.print(f"[yellow]warning:[/] {warning}")
@@ -50,29 +51,38 @@ def run_calibration(
 
 
 def run_prediction(
-    url: str, model: str, file: Path, user: str | None, session: str | None, repetitions: str | None
+    url: str,
+    model: str,
+    file: Path,
+    user: str | None,
+    session: str | None,
+    repetitions: str | None,
+    task: str | None = None,
 ) -> None:
     """Predict the windows of a file and print the accuracy of each label."""
     rec = load(file)
     session = session or rec.session_names[-1]
     with Client(url) as client:
         wanted = None if repetitions is None else _numbers(repetitions)
-        chosen = windows(rec, _window_spec(client, model, rec), sessions={session}, repetitions=wanted)
+        chosen = windows(rec, _window_spec(client, model, rec, task), sessions={session}, repetitions=wanted)
         if not len(chosen):
             raise ValueError(f"{file} has no such windows; {_what_there_is(rec)}")
-        labels = client.metadata(model)["parameters"]["labels"]
+        labels = _output(client.metadata(model), task)["labels"]
         if foreign := sorted({rec.label_names[i] for i in np.unique(chosen.y)} - set(labels)):
             raise ValueError(
                 f"{file} has windows labelled {', '.join(foreign)}, which model {model!r} does not know; "
                 f"its labels are {', '.join(labels)}"
             )
-        probabilities, answer = client.infer(model, chosen.x, user=user)
+        mark = "" if task is None else f"{task}."
+        probabilities, answer = client.infer(model, chosen.x, user=user, output=f"{mark}probabilities")
+    # The first output's have plain names in the answer.
+    head, version = (answer.get(f"{mark}{name}", answer.get(name)) for name in ("head", "head_version"))
     hit = np.array(labels)[probabilities.argmax(1)] == np.array(rec.label_names)[chosen.y]
     console.print(_accuracy_table(chosen, rec, hit))
-    head = "the shared head" if answer["head"] == "shared" else f"{user}'s head, version {answer['head_version']}"
+    by = "the shared head" if head == "shared" else f"{user}'s head, version {version}"
     which = "all repetitions" if repetitions is None else f"repetitions {repetitions}"
-    console.print(f"{hit.mean():.1%} of {len(hit)} windows of session {session!r}, {which}, by {head}", highlight=False)
-    if answer["head"] == "personal" and session == rec.session_names[0] and repetitions is None:
+    console.print(f"{hit.mean():.1%} of {len(hit)} windows of session {session!r}, {which}, by {by}", highlight=False)
+    if head == "personal" and session == rec.session_names[0] and repetitions is None:
         console.print(
             "[yellow]note:[/] windows that calibrated this head are among them, if they came from this session"
         )
@@ -95,10 +105,24 @@ def _accuracy_table(chosen: Windows, rec: Recordings, hit: NDArray[np.bool_]) ->
     return table
 
 
-def _window_spec(client: Client, model: str, rec: Recordings) -> WindowSpec:
+def _output(metadata: dict[str, Any], task: str | None) -> dict[str, Any]:
+    """What a model says of its output, or of one of several: the one named, else the first."""
+    found: dict[str, Any] = metadata["parameters"]
+    if task is None:
+        return found
+    outputs: dict[str, dict[str, Any]] = found.get("outputs", {})
+    if task not in outputs:
+        raise ServiceError(
+            f"model {metadata['name']!r} has no output {task!r}; "
+            + (f"it has {', '.join(outputs)}" if outputs else "its one output has no name: leave --task out")
+        )
+    return outputs[task]
+
+
+def _window_spec(client: Client, model: str, rec: Recordings, task: str | None) -> WindowSpec:
     metadata = client.metadata(model)
-    if metadata["parameters"].get("task") == "regression":
-        raise ServiceError(f"model {model!r} is a regression; recordings have labels, so it is called over HTTP")
+    if _output(metadata, task).get("task") == "regression":
+        raise ServiceError(f"model {model!r} is a regression there; recordings have labels, so it is called over HTTP")
     if len(metadata["inputs"]) > 1:
         named = ", ".join(entry["name"] for entry in metadata["inputs"])
         raise ServiceError(f"model {model!r} takes {named} together; this command sends one kind of recordings")

@@ -31,25 +31,34 @@ def import_user(url: str, model: str, user: str, file: Path, replace: bool) -> s
     with Client(url) as client:
         path = f"{client.user_path(model, user)}/import"
         found = client.request("POST", path, params={"replace": replace}, content=file.read_bytes()).json()
-    return f"{user}: {found['versions']} versions, {found['statistics']} with statistics; active: {found['active']}"
+    outputs = found.get("outputs", {"": found})
+    told = [
+        f"{mark}: {said['versions']} versions, {said['statistics']} with statistics; active: {said['active']}"
+        for mark, said in ((f"{user}, {name}" if name else user, said) for name, said in outputs.items())
+    ]
+    return "\n".join(told)
 
 
-def export_onnx(url: str, model: str, user: str, out: Path, version: str) -> str:
-    """Write a standalone model with a version of the user's head."""
+def export_onnx(url: str, model: str, user: str, out: Path, version: str, task: str | None = None) -> str:
+    """Write a standalone model with a version of the user's head, of one of several outputs where there are some."""
     with Client(url) as client:
-        path = client.user_path(model, user)
+        path, which = client.user_path(model, user), {} if task is None else {"task": task}
         if version == "active":
-            version = str(client.request("GET", path).json()["active"])
-        content = client.request("GET", f"{path}/versions/{quote(version)}/onnx").content
+            version = str(client.request("GET", f"{path}/versions", params=which).json()["active"])
+        content = client.request("GET", f"{path}/versions/{quote(version)}/onnx", params=which).content
     _write(out, content)
     return f"head version {version}: {len(content):,} bytes written to {out}"
 
 
-def run_recalibration(url: str, model: str, from_version: int | None, *, dry_run: bool, wait: bool) -> None:
+def run_recalibration(
+    url: str, model: str, from_version: int | None, *, dry_run: bool, wait: bool, task: str | None = None
+) -> None:
     """Begin to move users, and show how far it is."""
     wanted = {"dry_run": dry_run, **({} if from_version is None else {"from_version": from_version})}
     with Client(url) as client:
-        begun = client.request("POST", f"/v2/models/{quote(model)}/users:recalibrate", json=wanted).json()
+        which = {} if task is None else {"task": task}
+        url = f"/v2/models/{quote(model)}/users:recalibrate"
+        begun = client.request("POST", url, params=which, json=wanted).json()
         path = f"/v2/operations/{begun['operation']}"
         console.print(f"operation {begun['operation']}: {begun['progress']['total']} users", highlight=False)
         if not wait:

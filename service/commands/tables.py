@@ -59,7 +59,9 @@ def bundles_table(models: Path, found: Mapping[str, list[int]]) -> Table:
                 continue
             size = sum(entry.bytes for entry in m.files.values()) / 2**20
             shape = "×".join("…" if n < 0 else str(n) for n in m.input.window_shape)
-            rows = f"{len(m.head_rows)}{'+' if m.user_labels else ''}"
-            kind = (m.task, shape, rows, str(m.feature_dim), m.precision, f"{size:.1f}", m.created[:10] or "–", "yes")
+            kinds = [m.of_output(output) for output in m.names] or [m]
+            rows = " + ".join(f"{len(k.head_rows)}{'+' if k.user_labels else ''}" for k in kinds)
+            tasks = " + ".join(dict.fromkeys(k.task for k in kinds))
+            kind = (tasks, shape, rows, str(m.feature_dim), m.precision, f"{size:.1f}", m.created[:10] or "–", "yes")
             table.add_row(name, str(version), *kind)
     return table

@@ -32,6 +32,7 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str], *, 
         f"{begin} L={labels!r}; N=range({6 * k}); print(json.dumps({{'inputs': [{window} for i in [n%{k} for n in N]], "
         f"'labels': [L[n%{k}] for n in N], 'repetitions': [n//{3 * k} for n in N]}}))\""
     )
+    task = f"?task={manifest.output}" if manifest.outputs else ""
     bearer = '-H "authorization: Bearer $HEADWAY_KEY" ' if keys else ""
     json_header = f"-w '\\n' {bearer}-H 'content-type: application/json' -d @-"
     return "\n".join(
@@ -42,7 +43,7 @@ def welcome(base: str, metrics_url: str, models: Path, names: Sequence[str], *, 
             "with made-up windows; the third answer is by ana's own head:",
             "",
             f"{one} | curl -s {json_header} {base}/v2/models/{name}/predict",
-            f"{many} | curl -s {json_header} {base}/v2/models/{name}/users/ana/calibrations",
+            f"{many} | curl -s {json_header} {base}/v2/models/{name}/users/ana/calibrations{task}",
             f"{one} | curl -s {json_header} '{base}/v2/models/{name}/predict?user_id=ana'",
             "",
         ]

@@ -115,7 +115,7 @@ class Scheduler:
 
         Args:
             x: the rows.
-            slots: `(n,)`, or None.
+            slots: `(n,)`, of several outputs `(n, outputs)`, or None.
             done: called on the event loop with the result or the error, once, unless the job is cancelled.
             timeout: seconds after which the request is not worth running.
             priority: 1 is the highest level; 0 is the usual one, between 1 and 2.
@@ -330,11 +330,9 @@ class Scheduler:
             return self._apply_heads(features, slots[0] if len(slots) == 1 else np.concatenate(slots)), None
         if all(job.slots is None for job, _, _ in batch):
             return None, None
-        every = np.concatenate(
-            [np.full(hi - lo, -1, np.int64) if job.slots is None else job.slots[lo:hi] for job, lo, hi in batch]
-        )
-        wanting = every >= 0
-        return self._apply_heads(features[wanting], every[wanting]), np.cumsum(wanting) - 1
+        wanting = np.repeat([job.slots is not None for job, _, _ in batch], [hi - lo for _, lo, hi in batch])
+        chosen = np.concatenate([job.slots[lo:hi] for job, lo, hi in batch if job.slots is not None])
+        return self._apply_heads(features[wanting], chosen), np.cumsum(wanting) - 1
 
     @staticmethod
     def _deliver(outcomes: list[Outcome]) -> None:

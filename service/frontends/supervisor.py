@@ -88,7 +88,8 @@ class Frontends:
         def unloaded(model: LoadedModel) -> None:
             on_unload(model)
             # Front ends end a version by themselves, and may still ask for heads for the last requests to it.
-            self._loop.call_later(GRACE_SECONDS, self._serials.pop, model.serial, None)
+            for output in model.each:
+                self._loop.call_later(GRACE_SECONDS, self._serials.pop, output.serial, None)
 
         models.on_unload = unloaded
         starting = (self._start(number) for number in self._pauses)
@@ -175,16 +176,16 @@ class Frontends:
         """Tell a front end what a version is now."""
         content: dict[str, Any] = {"name": name, "version": version}
         if isinstance(model, LoadedModel):
-            self._serials[model.serial] = model
+            self._serials.update({output.serial: output for output in model.each})
             content |= {
                 "path": str(Path(self._settings.models / name / str(version)).resolve()),
                 "digest": model.bundle.digest,
-                "serial": model.serial,
+                "serials": [output.serial for output in model.each],
                 "inline": model.scheduler.inline,
                 "max_batch": model.scheduler.max_batch,
-                "layout": list(model.memory.layout),
+                "layouts": [list(output.memory.layout) for output in model.each],
             }
-            return channel.call("load", content, [model.memory])
+            return channel.call("load", content, [output.memory for output in model.each])
         if model is not None:
             content["reason"] = model.reason
         return channel.call("unload", content)

@@ -132,16 +132,16 @@ class Worker:
     async def _load(self, content: dict[str, Any], fds: list[int]) -> None:
         """Serve a version; returns when it is warmed up."""
         async with self._changing:
-            memory = ModelMemory(Layout(*content["layout"]), fds[0])
+            outputs = zip(content["layouts"], content["serials"], fds, strict=True)
+            places = [loading.Place(ModelMemory(Layout(*layout), fd), serial) for layout, serial, fd in outputs]
             follow = partial(
                 loading.follow,
                 Path(content["path"]),
                 self._settings,
                 self._catalogue.on_batch,
-                memory,
+                places,
                 max_batch=content["max_batch"],
                 inline=content["inline"],
-                serial=content["serial"],
                 process=1 + self._number,
             )
             model = await asyncio.to_thread(follow)
@@ -224,7 +224,8 @@ class Worker:
 
     def _unloaded(self, model: LoadedModel) -> None:
         self._metrics.forget(model)
-        self._heads.forget(model)
+        for output in model.each:
+            self._heads.forget(output)
 
     def _orphaned(self) -> None:
         """End with the primary: what it has not told this process, nobody will. A folder it left is removed."""

@@ -74,7 +74,7 @@ class Adapter:
             if before is not None:
                 return before, True
             anchor = await self.calibrated(model, user)
-            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+            features = model.taken((await model.scheduler.submit(request.x, None, bulk=True)).features)
             result = await asyncio.to_thread(_fitted, anchor, features)
             report = report_of(model, anchor, result, len(request.x), activate=request.activate != "never")
             if request.dry_run:

@@ -124,7 +124,7 @@ class Calibrator:
         extracted = time.perf_counter()
         fit = targets.fitted if model.targets else _fitted
         made = await fit(self._store, self.data, model, user, request, features)
-        report = made.report
+        report = {**made.report, **({"task": model.output} if model.output else {})}
         report["timings_ms"] = {
             "features": milliseconds(extracted - begin),
             **{stage: milliseconds(seconds) for stage, seconds in made.seconds.items()},

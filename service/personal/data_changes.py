@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from service.personal.data_tables import (
 )
 from service.personal.kept import MOST_WINDOWS, Kept, UserSettings, joined
 from service.personal.records import Scope
-from service.personal.rows import owned, owner_values
+from service.personal.rows import of_output, owned, owner_values
 from service.personal.schema import users, versions
 
 KEYS_KEPT = 128
@@ -129,14 +130,15 @@ async def own_labels_of(c: AsyncConnection, scope: Scope, user: str) -> tuple[st
 
 
 async def own_labels_anywhere(c: AsyncConnection, scope: Scope, user: str) -> list[str]:
-    """Read which labels a user has added in any feature space of a model."""
-    rows = await c.scalars(select(own_labels.c.labels).where(*_in_model(own_labels, scope, user)))
+    """Read which labels a user has added in any feature space of an output."""
+    mine = *_in_model(own_labels, scope, user), of_output(own_labels.c, scope)
+    rows = await c.scalars(select(own_labels.c.labels).where(*mine))
     return list(dict.fromkeys(name for names in rows for name in names))
 
 
 async def spaces_of(c: AsyncConnection, scope: Scope, user: str) -> list[str]:
-    """Lock a user in all feature spaces of a model, and return which there are."""
-    mine = select(users.c.feature_space).where(*_in_model(users, scope, user))
+    """Lock a user in all feature spaces of an output, and return which there are."""
+    mine = select(users.c.feature_space).where(*_in_model(users, scope, user), of_output(users.c, scope))
     return list((await c.scalars(mine.order_by(users.c.feature_space).with_for_update())).all())
 
 
@@ -230,21 +232,27 @@ async def remember(
 
 
 async def let_go(
-    c: AsyncConnection, scope: Scope, user: str, settings: UserSettings, classes: int, personal: int
+    c: AsyncConnection, scope: Scope, user: str, settings: UserSettings, sizes: Mapping[Scope, tuple[int, int]]
 ) -> None:
-    """Delete what a lowered retention allows no longer, in every feature space of the model."""
+    """Delete what a lowered retention allows no longer, in every feature space of the model.
+
+    `sizes`: classes and personal features where enrolled windows become statistics; in other spaces they go.
+    """
     if settings.keeps("features"):
         await _strip_inputs(c, scope, user)
         return
-    here = await enrolled_of(c, scope, user, windows=settings.keeps("statistics"))
+    enrolled_in = {}
+    if settings.keeps("statistics"):
+        enrolled_in = {space: await enrolled_of(c, space, user, windows=True) for space in sizes}
     for table in (enrolled_windows, retained):
         await c.execute(delete(table).where(*_in_model(table, scope, user)))
     if settings.keeps("statistics"):
-        if here.windows is not None:
-            total = here.windows.statistics(classes, personal)
-            total = total if here.statistics is None else here.statistics + total
-            blob = statistics.to_bytes(total.merged_to(MAX_REPETITIONS))
-            await set_enrolled(c, scope, user, here.revision, blob)
+        for space, here in enrolled_in.items():
+            if here.windows is not None:
+                total = here.windows.statistics(*sizes[space])
+                total = total if here.statistics is None else here.statistics + total
+                blob = statistics.to_bytes(total.merged_to(MAX_REPETITIONS))
+                await set_enrolled(c, space, user, here.revision, blob)
         return
     for table in (enrolled, sample_calls):
         await c.execute(delete(table).where(*_in_model(table, scope, user)))

@@ -24,6 +24,7 @@ def onnx_model(bundle: Bundle, head: Head, version: int, digest: str) -> bytes:
     manifest = bundle.manifest
     told = {
         "model": manifest.name,
+        **({"output": manifest.output} if manifest.output else {}),
         "model_version": str(manifest.version),
         "feature_space": manifest.feature_space,
         "bundle_digest": bundle.digest,

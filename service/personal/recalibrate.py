@@ -160,8 +160,9 @@ class Recalibrator:
             except HeadwayError as e:
                 await self.operations.say(operation, f"waits: {e.message}")
             else:
-                if model.scope == operation.scope:
-                    return model
+                output = next((each for each in model.each if each.scope == operation.scope), None)
+                if output is not None:
+                    return output
                 text = f"version {model.version} computes {model.scope.feature_space} now"
                 await self.operations.finish(operation, FAILED, text)
                 raise NotOurs(operation.id)

@@ -13,6 +13,7 @@ import orjson
 import safetensors
 import safetensors.numpy
 
+from exporters.bundle_outputs import OUTPUT_MARK
 from models.heads.head import Head
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ class Scope:
     model: str
     feature_space: str
     tenant: str = "default"
+
+    @property
+    def output(self) -> str:
+        """Which of several outputs its heads are of; empty for the first, and where there is one."""
+        return output_of(self.feature_space)
+
+
+def output_of(feature_space: str) -> str:
+    """Return the output that a feature space, as scopes name it, is of; empty for the first, and where there is one."""
+    return feature_space.rpartition("-")[0].partition(OUTPUT_MARK)[2]
 
 
 @dataclass(frozen=True, slots=True)

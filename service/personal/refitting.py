@@ -163,6 +163,6 @@ class Refitter:
         """Features of windows, behind predictions; waits while the queue is full."""
         while True:
             try:
-                return (await model.scheduler.submit(x, None, bulk=True)).features
+                return model.taken((await model.scheduler.submit(x, None, bulk=True)).features)
             except TooManyRequests as e:
                 await asyncio.sleep(e.retry_after or 1.0)

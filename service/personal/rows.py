@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Table
 from sqlalchemy.engine import RowMapping
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.elements import ColumnElement
 
+from exporters.bundle_outputs import OUTPUT_MARK
 from service.personal.records import Scope, User, Version
 from service.personal.schema import versions
 
@@ -28,6 +32,15 @@ def owner_values(scope: Scope, user: str) -> dict[str, str]:
 def in_scope(table: Table, scope: Scope) -> list[ColumnElement[bool]]:
     """Conditions on a table's rows of a scope."""
     return [table.c[name] == value for name, value in scope_values(scope).items()]
+
+
+def of_output(columns: ReadOnlyColumnCollection[str, Any], scope: Scope) -> ColumnElement[bool]:
+    """Condition on rows of the same output as a scope's, in whichever feature space (`records.output_of`)."""
+    space: ColumnElement[str] = columns.feature_space
+    if not scope.output:
+        return ~space.contains(OUTPUT_MARK)
+    # The name stands between the mark and a dash with eight digits.
+    return space.like(f"%{OUTPUT_MARK}{scope.output.replace('_', '!_')}-{'_' * 8}", escape="!")
 
 
 def owned(table: Table, scope: Scope, user: str) -> ColumnElement[bool]:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from sqlalchemy import ColumnElement, select
 
-from service.personal.records import Scope, User
-from service.personal.rows import in_scope, user_of
+from service.personal.records import Scope, User, output_of
+from service.personal.rows import in_scope, of_output, user_of
 from service.personal.schema import users
 from service.personal.store import Store
 
@@ -15,10 +15,11 @@ State = Literal["calibrated", "enrolling", "stale"]
 
 
 async def spaces_of(store: Store, scope: Scope) -> list[str]:
-    """Return the feature spaces in which users of a scope's model are known."""
+    """Return the feature spaces, of the scope's output, in which users of its model are known."""
     where = users.c.tenant == scope.tenant, users.c.model == scope.model
     async with store.transaction() as c:
-        return list((await c.scalars(select(users.c.feature_space).where(*where).distinct())).all())
+        found = (await c.scalars(select(users.c.feature_space).where(*where).distinct())).all()
+    return [space for space in found if output_of(space) == scope.output]
 
 
 async def elsewhere(store: Store, scope: Scope, user: str) -> dict[str, int]:
@@ -58,7 +59,7 @@ def _active(scope: Scope, *, here: bool) -> ColumnElement[bool]:
     row = users.alias("row")
     space = row.c.feature_space == scope.feature_space if here else row.c.feature_space != scope.feature_space
     same = row.c.tenant == scope.tenant, row.c.model == scope.model, row.c.user == users.c.user
-    return select(row.c.user).where(*same, space, row.c.active > 0).exists()
+    return select(row.c.user).where(*same, space, of_output(row.c, scope), row.c.active > 0).exists()
 
 
 def unknown(name: str) -> User:
@@ -67,9 +68,10 @@ def unknown(name: str) -> User:
 
 
 def _in_others(scope: Scope) -> list[ColumnElement[bool]]:
-    """Conditions on rows of `users`: of the scope's model, in another feature space."""
+    """Conditions on rows of `users`: of the scope's model and output, in another feature space."""
     return [
         users.c.tenant == scope.tenant,
         users.c.model == scope.model,
         users.c.feature_space != scope.feature_space,
+        of_output(users.c, scope),
     ]

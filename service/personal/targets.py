@@ -117,12 +117,14 @@ def shown(score: RegressionScore, targets: tuple[str, ...]) -> dict[str, Any]:
 def check_settings(model: LoadedModel, chosen: Mapping[str, Any]) -> None:
     """Refuse settings of a user that a regression does not offer.
 
+    Settings are of a user of a model, of whose several outputs the first is the one that may follow its user.
+
     Raises:
         Unprocessable: windows are to be kept, or the head is to follow its user without labels.
     """
     if not model.targets:
         return
-    if chosen.get("retention") in ("features", "inputs"):
+    if all(output.targets for output in model.each) and chosen.get("retention") in ("features", "inputs"):
         raise Unprocessable(
             f"model {model.name!r} is a regression and keeps no windows: retention is none or statistics, "
             f"not {chosen['retention']}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.personal import data_changes
 from service.personal.data_tables import enrolled, enrolled_windows, own_labels, retained, sample_calls
@@ -81,57 +83,73 @@ async def take_out(
     return UserFile(index, contents)
 
 
-async def bring_in(store: Store, scope: Scope, user: str, file: UserFile, *, replace: bool) -> None:
-    """Write a user as the file has them: versions, statistics, pointers and what was served before.
+async def bring_in(
+    store: Store, files: Mapping[Scope, UserFile], user: str, sizes: Mapping[Scope, tuple[int, int]], *, replace: bool
+) -> None:
+    """Write a user as the files have them, all or nothing: versions, statistics, pointers and what was served before.
 
-    Heads and statistics must have been checked against the model.
+    Heads and statistics must have been checked against the outputs of the model that the scopes are of; `sizes` is as
+    of `data_changes.let_go`, for outputs that no file is of.
 
     Raises:
         UserExists: and `replace` does not say that they are to be replaced.
     """
-    index = file.index
-    who = owner_values(scope, user)
     async with store.transaction(write=True) as c:
-        known = await c.scalar(select(users.c.user).where(owned(users, scope, user)).with_for_update())
-        if known is not None and not replace:
-            raise UserExists(user)
-        for table in (versions, activations, users, enrolled, enrolled_windows, retained, sample_calls, own_labels):
-            await c.execute(delete(table).where(owned(table, scope, user)))
-        if index.own_labels:
-            await data_changes.set_own_labels(c, scope, user, index.own_labels)
-        before = await data_changes.chosen_settings(c, scope, user)
-        settings = before or UserSettings()
-        if index.settings:
-            settings = UserSettings.of(index.settings)
-            if before is not None and not before.keeps(settings.retention):
-                # A file does not relax what was chosen here.
-                settings = UserSettings(before.retention, settings.adapt, settings.attributes, settings.half_life)
-            await data_changes.set_settings(c, scope, user, settings)
-            if not settings.keeps((before or UserSettings()).retention):
-                await data_changes.let_go(c, scope, user, settings, 0, 0)  # what is kept in other feature spaces
+        for scope, file in files.items():
+            await _bring_in(c, store, scope, user, file, sizes, replace=replace)
+
+
+async def _bring_in(
+    c: AsyncConnection,
+    store: Store,
+    scope: Scope,
+    user: str,
+    file: UserFile,
+    sizes: Mapping[Scope, tuple[int, int]],
+    *,
+    replace: bool,
+) -> None:
+    index, who = file.index, owner_values(scope, user)
+    known = await c.scalar(select(users.c.user).where(owned(users, scope, user)).with_for_update())
+    if known is not None and not replace:
+        raise UserExists(user)
+    for table in (versions, activations, users, enrolled, enrolled_windows, retained, sample_calls, own_labels):
+        await c.execute(delete(table).where(owned(table, scope, user)))
+    if index.own_labels:
+        await data_changes.set_own_labels(c, scope, user, index.own_labels)
+    before = await data_changes.chosen_settings(c, scope, user)
+    settings = before or UserSettings()
+    if index.settings:
+        settings = UserSettings.of(index.settings)
+        if before is not None and not before.keeps(settings.retention):
+            # A file does not relax what was chosen here.
+            settings = UserSettings(before.retention, settings.adapt, settings.attributes, settings.half_life)
+        await data_changes.set_settings(c, scope, user, settings)
+        if not settings.keeps((before or UserSettings()).retention):
+            await data_changes.let_go(c, scope, user, settings, sizes)  # what is kept in other feature spaces
+    await c.execute(
+        insert(users).values(
+            **who,
+            **{name: getattr(index, name) for name in ("active", "base", "last", "created")},
+            updated=time.time(),
+            revision=1 + secrets.randbits(40),  # whoever began a calibration before must not commit to this
+        )
+    )
+    for v in index.versions:
+        content = file.contents[v.version]
         await c.execute(
-            insert(users).values(
+            insert(versions).values(
                 **who,
-                **{name: getattr(index, name) for name in ("active", "base", "last", "created")},
-                updated=time.time(),
-                revision=1 + secrets.randbits(40),  # whoever began a calibration before must not commit to this
+                version=v.version,
+                calibration_id=v.calibration_id,
+                created=v.created,
+                head=content.head,
+                digest=v.head,
+                statistics=content.statistics if settings.keeps("statistics") else None,
+                report=content.report,
             )
         )
-        for v in index.versions:
-            content = file.contents[v.version]
-            await c.execute(
-                insert(versions).values(
-                    **who,
-                    version=v.version,
-                    calibration_id=v.calibration_id,
-                    created=v.created,
-                    head=content.head,
-                    digest=v.head,
-                    statistics=content.statistics if settings.keeps("statistics") else None,
-                    report=content.report,
-                )
-            )
-        if index.activations:
-            await c.execute(insert(activations), [{**who, **a.model_dump()} for a in index.activations])
-        await store.replaced(c, scope, user)
-        await store.audit(c, scope, user, "imported", {"versions": len(index.versions), "active": index.active})
+    if index.activations:
+        await c.execute(insert(activations), [{**who, **a.model_dump()} for a in index.activations])
+    await store.replaced(c, scope, user)
+    await store.audit(c, scope, user, "imported", {"versions": len(index.versions), "active": index.active})

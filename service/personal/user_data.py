@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -56,11 +56,12 @@ class UserData:
         return None if data is None else Kept.from_bytes(data)
 
     async def configure(
-        self, scope: Scope, user: str, wanted: dict[str, Any], classes: int, personal: int
+        self, scope: Scope, user: str, wanted: dict[str, Any], sizes: Mapping[Scope, tuple[int, int]]
     ) -> tuple[UserSettings, bool]:
         """Set what `wanted` names of a user's settings, and delete what is no longer to be kept.
 
-        Makes the user if there is none. Windows that may not be kept any more become statistics where those may.
+        Makes the user if there is none. Windows that may not be kept any more become statistics where those may, in
+        the spaces that `sizes` names, with their classes and personal features.
 
         Returns:
             The settings, and whether anything was deleted.
@@ -72,7 +73,7 @@ class UserData:
             await data_changes.set_settings(c, scope, user, after)
             lowered = RETENTION.index(after.retention) < RETENTION.index(before.retention)
             if lowered:
-                await data_changes.let_go(c, scope, user, after, classes, personal)
+                await data_changes.let_go(c, scope, user, after, sizes)
             details = {"retention": after.retention, "adapt": after.adapt, "half_life": after.half_life}
             await self._store.audit(c, scope, user, "configured", details)
         if lowered:
@@ -161,7 +162,7 @@ class UserData:
         return made, False
 
     async def own_labels(self, scope: Scope, user: str) -> list[str]:
-        """Return the labels that a user has added in any feature space of a model."""
+        """Return the labels that a user has added in any feature space of an output."""
         async with self._store.transaction() as c:
             return await data_changes.own_labels_anywhere(c, scope, user)
 
@@ -170,7 +171,7 @@ class UserData:
     ) -> bool:
         """Delete enrolled windows, and windows and statistics behind all versions: of one label, or of all (None).
 
-        In every feature space of the model: what is left in an older one would come back with a recalibration. Where
+        In every feature space of the output: what is left in an older one would come back with a recalibration. Where
         `labels_of` does not know a space's labels, all goes. Heads stay as they are.
 
         Returns:

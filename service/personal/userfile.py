@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,43 +107,43 @@ def report_bytes(report: dict[str, Any]) -> bytes:
 
 def write(file: UserFile) -> bytes:
     """Write a user's file."""
+    return zipped(entries(file))
+
+
+def entries(file: UserFile) -> dict[str, bytes]:
+    """Return what stands in a user's file, by the names of its entries."""
+    found = {INDEX: (file.index.model_dump_json(indent=1) + "\n").encode()}
+    for number, content in sorted(file.contents.items()):
+        found[_entry(number, "head.safetensors")] = content.head
+        if content.statistics is not None:
+            found[_entry(number, "statistics.safetensors")] = content.statistics
+        found[_entry(number, "report.json")] = report_bytes(content.report)
+    return found
+
+
+def zipped(contents: Mapping[str, bytes]) -> bytes:
+    """Write a zip of stored entries that carry no trace of when and where they were written."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-
-        def put(name: str, data: bytes) -> None:
-            """Add an entry that carries no trace of when and where it was written."""
+        for name, data in contents.items():
             entry = zipfile.ZipInfo(name, _LONG_AGO)
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             archive.writestr(entry, data)
-
-        put(INDEX, (file.index.model_dump_json(indent=1) + "\n").encode())
-        for number, content in sorted(file.contents.items()):
-            put(_entry(number, "head.safetensors"), content.head)
-            if content.statistics is not None:
-                put(_entry(number, "statistics.safetensors"), content.statistics)
-            put(_entry(number, "report.json"), report_bytes(content.report))
     return buffer.getvalue()
 
 
 def read(body: bytes) -> UserFile:
     """Read and verify a user's file.
 
-    Entries must be stored, not compressed, and be no larger together than the file: nothing here inflates.
-
     Raises:
         InvalidRequest: not such a file.
         Unprocessable: damaged: an entry is missing, of another digest, or the index contradicts itself.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            entries = archive.infolist()
-            if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in entries):
-                raise InvalidRequest("a user's file holds stored entries only, neither compressed nor encrypted")
-            if sum(e.file_size for e in entries) > len(body) or len({e.filename for e in entries}) != len(entries):
-                raise InvalidRequest("the entries overlap, or are named twice: not a file that Headway wrote")
-            data = {e.filename: archive.read(e) for e in entries}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError) as e:
-        raise Unprocessable(f"a user's file is damaged, or none: {e}") from e
+    return read_entries(unzipped(body))
+
+
+def read_entries(data: dict[str, bytes]) -> UserFile:
+    """Verify what stands in a user's file, by the names of its entries; raises as `read`."""
     index = _index(data.pop(INDEX, None))
     contents = {}
     for v in index.versions:
@@ -153,6 +154,25 @@ def read(body: bytes) -> UserFile:
     if data:
         raise Unprocessable(f"the file holds {sorted(data)[0]!r}, which its index does not name")
     return UserFile(index, contents)
+
+
+def unzipped(body: bytes) -> dict[str, bytes]:
+    """Read a zip's entries, which must be stored, not compressed, and no larger together than it: nothing inflates.
+
+    Raises:
+        InvalidRequest: not such a file.
+        Unprocessable: damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            listed = archive.infolist()
+            if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1 for e in listed):
+                raise InvalidRequest("a user's file holds stored entries only, neither compressed nor encrypted")
+            if sum(e.file_size for e in listed) > len(body) or len({e.filename for e in listed}) != len(listed):
+                raise InvalidRequest("the entries overlap, or are named twice: not a file that Headway wrote")
+            return {e.filename: archive.read(e) for e in listed}
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError) as e:
+        raise Unprocessable(f"a user's file is damaged, or none: {e}") from e
 
 
 def _entry(number: int, name: str) -> str:

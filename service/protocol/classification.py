@@ -18,7 +18,7 @@ def check(name: str) -> None:
     Raises:
         InvalidRequest: it has none.
     """
-    if name not in CLASSIFIABLE:
+    if name.rpartition(".")[2] not in CLASSIFIABLE:
         raise InvalidRequest(f"output {name!r} cannot be classified; {' and '.join(CLASSIFIABLE)} can")
 
 

@@ -74,6 +74,7 @@ REQUEST_PARAMETERS: dict[str, Any] = {
     },
     "feedback": {"type": "boolean", "default": False, "description": "remember the answer for a correction"},
     "tta": TTA,
+    "task": {"type": "string", "description": "of a model with several outputs, the one that answers; else all do"},
 }
 
 

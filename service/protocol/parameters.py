@@ -30,6 +30,7 @@ class Parameters:
         coverage: of the set of labels that each row is to have; None for no sets.
         feedback: whether the answer is remembered for a while, so that it can be corrected.
         tta: views of each window whose mean answers; 1 for the window itself.
+        task: output that answers, of a model with several; None for all.
     """
 
     user_id: str | None = None
@@ -42,6 +43,7 @@ class Parameters:
     coverage: float | None = None
     feedback: bool = False
     tta: int = 1
+    task: str | None = None
 
     def of_user(self, user: str | None) -> Parameters:
         """Return the same for another user."""
@@ -56,6 +58,7 @@ class Parameters:
             self.coverage,
             self.feedback,
             self.tta,
+            self.task,
         )
 
     @property
@@ -113,6 +116,12 @@ def tta(name: str, value: Any) -> int:
     return value
 
 
+def _task(name: str, value: Any) -> str:
+    if type(value) is not str:
+        raise InvalidRequest(f"{name} must be the name of an output, not {value!r:.64}")
+    return value
+
+
 def _classes(name: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value < INTEGERS_BELOW:
         raise InvalidRequest(
@@ -132,6 +141,7 @@ _REQUEST: dict[str, Callable[[str, Any], Any]] = {
     "coverage": _coverage,
     "feedback": _boolean,
     "tta": tta,
+    "task": _task,
 }
 _OUTPUT: dict[str, Callable[[str, Any], Any]] = {"binary_data": _boolean, "classification": _classes}
 

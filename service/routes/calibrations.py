@@ -14,7 +14,7 @@ from service.protocol import calibration, oip
 from service.protocol.body import json_response, read_body
 from service.protocol.openapi import CALIBRATION_BODY
 from service.routes.samples import check_key
-from service.state import ModelOf, UserId, known_user, services
+from service.state import OutputOf, UserId, known_user, services
 
 router = APIRouter(tags=["users"])
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["users"])
 )
 async def calibrate(
     request: Request,
-    model: ModelOf,
+    model: OutputOf,
     user: UserId,
     idempotency_key: Annotated[
         str | None, Header(description="a repeated call with the same key answers the same")

@@ -23,7 +23,7 @@ from service.protocol.body import json_response, read_body
 from service.protocol.labelled import Labelled
 from service.protocol.openapi import EVALUATION_BODY
 from service.routes.of_user import LARGEST_VERSION, USER, reading
-from service.state import ModelOf, Services, UserId, known_user, services
+from service.state import OutputOf, Services, UserId, known_user, services
 from service.views import features_of
 
 router = APIRouter(tags=["users"])
@@ -34,7 +34,7 @@ MOST_VERSIONS = 64
 
 
 @router.post(f"{USER}/evaluations", summary="Score labelled windows on versions", openapi_extra=EVALUATION_BODY)
-async def evaluate(request: Request, model: ModelOf, user: UserId) -> Response:
+async def evaluate(request: Request, model: OutputOf, user: UserId) -> Response:
     """Score the windows on each version named (numbers, `shared`, `active`); nothing is stored."""
     own, user = services(request), known_user(user)
     body = await read_body(request)

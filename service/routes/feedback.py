@@ -75,6 +75,9 @@ async def _found(own: Services, user: str, number: str) -> Answer:
 def _same_space(own: Services, model: LoadedModel, answer: Answer) -> LoadedModel:
     """Return the version of the model in whose feature space the prediction was made."""
     for candidate in own.models.candidates(model.name):
-        if candidate.scope == answer.scope:
-            return candidate
+        for output in candidate.each:
+            if output.scope == answer.scope:
+                if output.scope.output != model.scope.output:
+                    raise Conflict(f"the prediction is of the output {output.output!r}, not of {model.output!r}")
+                return output
     raise Conflict(f"the prediction was made by a version of model {model.name!r} that is served no longer")

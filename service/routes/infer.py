@@ -27,7 +27,8 @@ async def infer(request: Request, model: ModelName) -> Response:
     """Run a batch of windows, each row with the head of its user.
 
     Parameters: `user_id`, `head_version`, `fallback` (`shared` or `error`), `timeout` (µs), `priority`. A BYTES input
-    `user_id` of shape `[rows]` names a user for each row.
+    `user_id` of shape `[rows]` names a user for each row. Of a model with several outputs plain names are the first
+    one's tensors and `NAME.value` another's; `task` picks one output.
     """
     return await _answer(request, "infer", model)
 
@@ -53,8 +54,12 @@ async def predict(
     coverage: Annotated[float | None, Query(description="of the set of labels that each row gets")] = None,
     feedback: Annotated[bool, Query(description="remember the answer for a correction")] = False,
     tta: Annotated[int, Query(ge=1, le=MOST_VIEWS, description="views of each window whose mean answers")] = 1,
+    task: Annotated[str | None, Query(description="output that answers, of a model with several; else all do")] = None,
 ) -> Response:
-    """Predict from `{"inputs": nested array}` or a .npy file; one window or a batch."""
+    """Predict from `{"inputs": nested array}` or a .npy file; one window or a batch.
+
+    A model with several outputs answers all of them under `outputs`, by name, or the one that `task` names.
+    """
     return await _answer(request, "predict", model)
 
 

@@ -57,6 +57,26 @@ async def version_ready(model: VersionOf) -> Response:
     return json_response({"name": model.name, "ready": True})
 
 
+def _tensors(manifest: Manifest) -> list[dict[str, Any]]:
+    """Describe the tensors of all outputs: the first one's by their plain names."""
+    found = _outputs(manifest)
+    for name in manifest.names[1:]:
+        found += [{**o, "name": f"{name}.{o['name']}"} for o in _outputs(manifest.of_output(name))[1:]]
+    return found
+
+
+def _of_output(manifest: Manifest) -> dict[str, Any]:
+    """Describe what an output says."""
+    return {
+        "task": manifest.task,
+        "targets": [target.model_dump() for target in manifest.targets],
+        "labels": list(manifest.labels),
+        "label_set": manifest.label_set,
+        "user_labels": manifest.user_labels,
+        "feature_space": manifest.feature_space,
+    }
+
+
 def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
     features = {"name": "features", "datatype": "FP32", "shape": [-1, manifest.feature_dim]}
     if manifest.targets:
@@ -86,13 +106,10 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
         "versions": [str(m.version) for m in reversed(versions)],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in spec.parts or (spec,)],
-        "outputs": _outputs(manifest),
+        "outputs": _tensors(manifest),
         "parameters": {
-            "task": manifest.task,
-            "targets": [target.model_dump() for target in manifest.targets],
-            "labels": list(manifest.labels),
-            "label_set": manifest.label_set,
-            "user_labels": manifest.user_labels,
+            **_of_output(manifest),
+            **({"outputs": {n: _of_output(manifest.of_output(n)) for n in manifest.names}} if manifest.outputs else {}),
             "sample_rate": spec.sample_rate or None,
             "unit": spec.unit,
             "modality": spec.modality,
@@ -101,7 +118,6 @@ def _described(model: LoadedModel, registry: Registry) -> dict[str, Any]:
             "content_types": list(accepted(spec)),
             **({"parts": [_part(part) for part in spec.parts]} if spec.parts else {}),
             "stride": spec.stride if spec.sample_rate else None,
-            "feature_space": manifest.feature_space,
             "bundle_digest": model.bundle.digest,
             "description": manifest.description,
             "licence": manifest.licence,

@@ -72,16 +72,24 @@ async def recalibrate(
 async def _sources(own: Services, model: LoadedModel, from_version: int | None) -> list[str]:
     """Feature spaces to move users from: those of versions that are served, the newest first, then all others."""
     if from_version is not None:
-        older = own.models.get(model.name, from_version)
+        older = _same_output(own.models.get(model.name, from_version), model)
+        if older is None:
+            raise Unprocessable(f"version {from_version} of model {model.name!r} has no output {model.output!r}")
         if older.scope == model.scope:
             raise Unprocessable(
                 f"versions {from_version} and {model.version} of model {model.name!r} compute the same feature space: "
                 "heads are valid in both, and nobody needs to be moved"
             )
         return [older.scope.feature_space]
-    served = [m.scope.feature_space for m in own.models.candidates(model.name)]
+    counterparts = (_same_output(m, model) for m in own.models.candidates(model.name))
+    served = [m.scope.feature_space for m in counterparts if m is not None]
     stored = await spaces_of(own.store, model.scope)
     return [space for space in dict.fromkeys((*served, *stored)) if space != model.scope.feature_space]
+
+
+def _same_output(version: LoadedModel, output: LoadedModel) -> LoadedModel | None:
+    """Return of another version the output that an output was, if there was one."""
+    return next((each for each in version.each if each.scope.output == output.scope.output), None)
 
 
 @router.get("/v2/operations", summary="Operations, the newest first")

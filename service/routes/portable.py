@@ -17,7 +17,7 @@ from models.heads.calibration import shared_head
 from models.heads.head import Head
 from service.errors import Conflict, HeadwayError, Unavailable, UnknownUser, UnknownVersion, Unprocessable
 from service.loaded import LoadedModel
-from service.personal import targets, transfer, userfile
+from service.personal import outputsfile, targets, transfer, userfile
 from service.personal.export import onnx_model, weights_file
 from service.personal.imports import (
     as_version,
@@ -34,7 +34,7 @@ from service.personal.kept import UserSettings
 from service.personal.records import NewVersion, StoreError, head_from_bytes, head_to_bytes
 from service.personal.userfile import UserFile
 from service.protocol.body import json_bytes, json_response, read_body
-from service.state import ModelName, Services, ServicesOf, UserId, known_user, note, services
+from service.state import ModelName, Services, ServicesOf, TaskName, UserId, known_user, note, services
 
 router = APIRouter(tags=["users"])
 
@@ -67,14 +67,26 @@ async def _model(
 ModelOf = Annotated[LoadedModel, Depends(_model)]
 
 
+def _output(model: ModelOf, task: TaskName = None) -> LoadedModel:
+    """Find the output of it that is meant."""
+    return model.of(task)
+
+
+OutputOf = Annotated[LoadedModel, Depends(_output)]
+
+
 @router.get(f"{USER}/versions/{{number}}/onnx", summary="A standalone ONNX model: raw input to probabilities")
-async def onnx(own: ServicesOf, model: ModelOf, user: UserId, number: VersionOrShared) -> Response:
+async def onnx(own: ServicesOf, model: OutputOf, user: UserId, number: VersionOrShared) -> Response:
     """Return the backbone with one head behind it: outputs `features`, `logits`, `probabilities`, `label` (an index).
 
     Labels, digests and licence are in the model's properties. `shared` is the head of those who have none.
     """
     user = known_user(user)
     model.classifier()
+    if model.reads is not None:
+        raise Unprocessable(
+            f"model {model.called} reads a part of the graph's features; heads as ONNX are of outputs that read all"
+        )
     if number == "shared":
         head, digest = _shared(model)
     else:
@@ -88,7 +100,7 @@ async def onnx(own: ServicesOf, model: ModelOf, user: UserId, number: VersionOrS
 @router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
 async def weights(
     own: ServicesOf,
-    model: ModelOf,
+    model: OutputOf,
     user: UserId,
     number: VersionNumber,
     statistics: Annotated[bool, Query(description="add the version's statistics, where they are kept")] = False,
@@ -108,7 +120,7 @@ async def weights(
 async def import_version(
     request: Request,
     own: ServicesOf,
-    model: ModelOf,
+    model: OutputOf,
     user: UserId,
     activate: Annotated[
         Literal["if_better", "always", "never"],
@@ -140,21 +152,34 @@ async def _commit(own: Services, model: LoadedModel, user: str, new: NewVersion)
 
 
 @router.get(f"{USER}/export", summary="All of a user as one file")
-async def export_user(own: ServicesOf, model: ModelOf, user: UserId) -> Response:
-    """Return a zip: every version's head, statistics and report, the pointers. The same user gives the same bytes."""
-    user, manifest = known_user(user), model.bundle.manifest
-    async with _reading():
-        file = await transfer.take_out(
-            own.store,
-            model.scope,
-            user,
-            model_version=model.version,
-            feature_space=manifest.feature_space,
-            labels=manifest.head_rows,
-        )
-    if file is None:
+async def export_user(own: ServicesOf, model: ModelOf, user: UserId, task: TaskName = None) -> Response:
+    """Return a zip: every version's head, statistics and report, the pointers. The same user gives the same bytes.
+
+    Of a model with several outputs it holds such a zip of each, or `task` picks one.
+    """
+    user = known_user(user)
+    together = bool(model.outputs) and task is None
+    files: dict[str, UserFile] = {}
+    for output in model.outputs if together else (model.of(task),):
+        manifest = output.bundle.manifest
+        async with _reading():
+            file = await transfer.take_out(
+                own.store,
+                output.scope,
+                user,
+                model_version=model.version,
+                feature_space=manifest.feature_space,
+                labels=manifest.head_rows,
+            )
+        if file is not None:
+            files[output.output] = file
+    if not files:
         raise UnknownUser(f"user {user!r} is not known to model {model.name!r} version {model.version}")
-    content = await asyncio.to_thread(userfile.write, file)
+    if together:
+        content = await asyncio.to_thread(outputsfile.write, user, model.name, files)
+    else:
+        (alone,) = files.values()
+        content = await asyncio.to_thread(userfile.write, alone)
     return _file(content, f"{model.name}-user.zip", userfile.digest(content))
 
 
@@ -165,30 +190,38 @@ async def import_user(
     model: ModelOf,
     user: UserId,
     replace: Annotated[bool, Query(description="replace all that is known of the user; else that is a 409")] = False,
+    task: TaskName = None,
 ) -> Response:
-    """Restore versions, statistics and pointers, all or nothing; 409 for another feature space, 422 for damage."""
+    """Restore versions, statistics and pointers, all or nothing; 409 for another feature space, 422 for damage.
+
+    Of a model with several outputs the file holds some of them, or `task` says which one it is of.
+    """
     user = known_user(user)
     _accepting(own)
     body = await read_body(request)
-    file = await asyncio.to_thread(_checked, body, model)
+    together = bool(model.outputs) and task is None
+    files = await asyncio.to_thread(_read_outputs if together else _read_one, body, model, task)
     async with own.calibrator.exclusively(model, user):
         try:
-            settings = await asyncio.shield(_restore(own, model, user, file, replace))
+            settings = await asyncio.shield(_restore(own, model, user, files, replace))
         except transfer.UserExists as e:
             raise Conflict(
                 f"user {user!r} is known to model {model.name!r}: erase them, or import with replace=true (--replace)"
             ) from e
-    index = file.index
-    answer = {
-        "user": user,
+    answer = {"user": user, "retention": settings.retention}
+    told = {output.output: _restored(user, file.index, settings) for output, file in files.items()}
+    return json_response(answer | ({"outputs": told} if together else next(iter(told.values()))), 201)
+
+
+def _restored(user: str, index: userfile.Index, settings: UserSettings) -> dict[str, Any]:
+    """Say what came of a file, as the user's settings allow it."""
+    return {
         "versions": len(index.versions),
         "statistics": sum(v.statistics is not None for v in index.versions) if settings.keeps("statistics") else 0,
-        "retention": settings.retention,
         "active": index.active or "shared",
         "feature_space": index.feature_space,
         "warnings": _not_relaxed(user, index.settings, settings),
     }
-    return json_response(answer, 201)
 
 
 def _not_relaxed(user: str, told: dict[str, Any], held: UserSettings) -> list[str]:
@@ -202,10 +235,13 @@ def _not_relaxed(user: str, told: dict[str, Any], held: UserSettings) -> list[st
     ]
 
 
-async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile, replace: bool) -> UserSettings:
-    await transfer.bring_in(own.store, model.scope, user, file, replace=replace)
-    for loaded in own.models.loaded():
-        if loaded.scope == model.scope:
+async def _restore(
+    own: Services, model: LoadedModel, user: str, files: dict[LoadedModel, UserFile], replace: bool
+) -> UserSettings:
+    scopes = {output.scope: file for output, file in files.items()}
+    await transfer.bring_in(own.store, scopes, user, model.sizes, replace=replace)
+    for loaded in own.models.served():
+        if loaded.scope in scopes:
             own.resolver.forget(user, loaded)
     own.following.begin_anew(model.name, user)
     settings = await own.calibrator.data.settings(model.scope, user)
@@ -213,13 +249,24 @@ async def _restore(own: Services, model: LoadedModel, user: str, file: UserFile,
     return settings
 
 
-def _checked(body: bytes, model: LoadedModel) -> UserFile:
-    """Read a user's file, and see that each of its heads and statistics fits the model."""
-    file = userfile.read(body)
+def _read_one(body: bytes, model: LoadedModel, task: str | None) -> dict[LoadedModel, UserFile]:
+    """Read and check the file of one output."""
+    output = model.of(task)
+    return {output: _checked(userfile.read(body), output, model)}
+
+
+def _read_outputs(body: bytes, model: LoadedModel, _: str | None) -> dict[LoadedModel, UserFile]:
+    """Read and check the file of several outputs."""
+    found = {model.of(name): file for name, file in outputsfile.read(body).items()}
+    return {output: _checked(file, output, model) for output, file in found.items()}
+
+
+def _checked(file: UserFile, model: LoadedModel, whole: LoadedModel) -> UserFile:
+    """See that each head and statistics of a user's file fits the output, and its settings the model."""
     manifest, prior = model.bundle.manifest, model.population
     check_space({"feature_space": file.index.feature_space, rows_key(manifest): list(file.index.labels)}, manifest)
     check_own(file.index.own_labels, manifest)
-    targets.check_settings(model, file.index.settings)
+    targets.check_settings(whole, file.index.settings)
     try:
         json_bytes(file.index.settings)
     except TypeError as e:

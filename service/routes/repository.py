@@ -108,6 +108,14 @@ def _statistics(model: LoadedModel) -> dict[str, Any]:
     return shown(model.name, model.version, model.memory.counts)
 
 
+def _tensors(manifest: Manifest) -> list[dict[str, Any]]:
+    """Describe the tensors of all outputs: the first one's by their plain names."""
+    found = _outputs(manifest)
+    for name in manifest.names[1:]:
+        found += [{**o, "name": f"{name}.{o['name']}"} for o in _outputs(manifest.of_output(name))[1:]]
+    return found
+
+
 def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
     k = -1 if manifest.user_labels else len(manifest.labels)
     sizes = {"features": manifest.feature_dim}
@@ -136,7 +144,7 @@ def _config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
             | ({"optional": True} if spec.parts else {})
             for s in spec.parts or (spec,)
         ],
-        "output": _outputs(manifest),
+        "output": _tensors(manifest),
         "dynamic_batching": {"max_queue_delay_microseconds": settings.max_delay_us, "priority_levels": 8},
         "instance_group": [
             {

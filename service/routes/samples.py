@@ -115,7 +115,7 @@ async def forget(
 ) -> dict[str, Any]:
     """Delete enrolled windows, and windows and statistics behind versions; heads stay until the next calibration."""
     user, labels = known_user(user), list(model.labels)
-    served = {m.scope: m.labels for m in own.models.loaded()}
+    served = {m.scope: m.labels for m in own.models.served()}
     async with reading():
         labels += await own.calibrator.data.own_labels(model.scope, user)
     if label is not None and label not in labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
@@ -10,17 +11,20 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from service.errors import UnknownUser
+from service.loaded import LoadedModel
 from service.personal import targets
 from service.personal.database import STALENESS_SECONDS
 from service.personal.kept import LONGEST_HALF_LIFE
 from service.personal.states import State, elsewhere, unknown, users_in
 from service.protocol.body import json_bytes
 from service.routes.of_user import USER, changing, pointers, reading
-from service.state import ModelOf, Services, ServicesOf, UserId, known_user
+from service.state import ModelOf, OutputOf, Services, ServicesOf, TaskName, UserId, known_user
 
 router = APIRouter(tags=["users"])
 
 LARGEST_METADATA = 16 * 1024
+OF_ALL_OUTPUTS = frozenset(("user", "retention", "adapt", "half_life_days", "metadata", "model", "model_version"))
+"""What is said of a user of a model, whatever the output."""
 
 
 class Wanted(BaseModel):
@@ -48,7 +52,7 @@ class Wanted(BaseModel):
 @router.get("/v2/models/{model}/users", summary="List users, by name")
 async def list_users(
     own: ServicesOf,
-    model: ModelOf,
+    model: OutputOf,
     page_size: Annotated[int, Query(ge=1, le=1000)] = 100,
     page_token: Annotated[str, Query(max_length=256)] = "",
     state: Annotated[State | None, Query(description="only users in this state")] = None,
@@ -70,14 +74,29 @@ async def list_users(
 
 
 @router.get(USER, summary="A user's state, active version and last calibration")
-async def state(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
-    """Describe a user; 404 for one who is unknown."""
+async def state(own: ServicesOf, model: ModelOf, user: UserId, task: TaskName = None) -> dict[str, Any]:
+    """Describe a user; 404 for one who is unknown. Of a model with several outputs one by `task`, else all by name."""
+    user = known_user(user)
+    if task is not None or not model.outputs:
+        return await _state(own, model.of(task), user)
+    found: dict[str, dict[str, Any]] = {}
+    for output in model.outputs:
+        with contextlib.suppress(UnknownUser):
+            found[output.output] = await _state(own, output, user)
+    if not found:
+        raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+    common = {name: value for name, value in next(iter(found.values())).items() if name in OF_ALL_OUTPUTS}
+    outputs = {name: {k: v for k, v in said.items() if k not in OF_ALL_OUTPUTS} for name, said in found.items()}
+    return {**common, "outputs": outputs}
+
+
+async def _state(own: Services, model: LoadedModel, user: str) -> dict[str, Any]:
     async with reading():
-        store, user = own.store, known_user(user)
+        store = own.store
         found = await store.user(model.scope, user)
         older = {} if found is not None and found.active else await elsewhere(store, model.scope, user)
         if found is None and not older:
-            raise UnknownUser(f"user {user!r} is not known to model {model.name!r}")
+            raise UnknownUser(f"user {user!r} is not known to model {model.called}")
         found = found or unknown(user)
         last = await store.version(model.scope, user, found.last)
         base = await store.version(model.scope, user, found.base)
@@ -114,10 +133,8 @@ async def configure(own: ServicesOf, model: ModelOf, user: UserId, wanted: Wante
         if value is not None
     }
     targets.check_settings(model, chosen)
-    # Of enrolled windows, which a regression has none of.
-    classes, personal = (0, 0) if model.targets else (model.prior.classes, model.prior.personal)
     async with changing(own, model, user):
-        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, classes, personal)
+        after, lowered = await own.calibrator.data.configure(model.scope, user, chosen, model.sizes)
         own.following.set_mode(model.name, user, after.adapt)
         if not after.keeps("statistics"):
             own.plane.feedback.forget(user)
@@ -146,7 +163,7 @@ async def erase_everywhere(own: ServicesOf, user: UserId) -> dict[str, Any]:
 
 async def _erase(own: Services, user: str, model: str | None) -> dict[str, Any]:
     erased = await own.store.erase(user, model)
-    for loaded in own.models.loaded():
+    for loaded in own.models.served():
         if model in (None, loaded.name):
             own.resolver.forget(user, loaded)
     own.erased(model, user)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import Conflict, UnknownUser, UnknownVersion
 from service.personal.records import NoSuchVersion, Version, VersionIsActive
 from service.routes.of_user import LARGEST_VERSION, USER, VersionNumber, changing, moment, pointers, reading
-from service.state import ModelOf, ServicesOf, UserId, known_user
+from service.state import OutputOf, ServicesOf, UserId, known_user
 
 router = APIRouter(tags=["users"])
 
@@ -24,7 +24,7 @@ class Active(BaseModel):
 
 
 @router.get(f"{USER}/versions", summary="A user's versions, oldest first")
-async def versions(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def versions(own: ServicesOf, model: OutputOf, user: UserId) -> dict[str, Any]:
     """List versions with their outcome and numbers."""
     async with reading():
         store, user = own.store, known_user(user)
@@ -35,7 +35,7 @@ async def versions(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, A
 
 
 @router.get(f"{USER}/versions/{{number}}", summary="One version and the report of the calibration that made it")
-async def version(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
+async def version(own: ServicesOf, model: OutputOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
     """Describe one version."""
     async with reading():
         store, user = own.store, known_user(user)
@@ -47,7 +47,7 @@ async def version(own: ServicesOf, model: ModelOf, user: UserId, number: Version
 
 
 @router.delete(f"{USER}/versions/{{number}}", summary="Delete a version that is not active")
-async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
+async def delete_version(own: ServicesOf, model: OutputOf, user: UserId, number: VersionNumber) -> dict[str, Any]:
     """Delete one version; 409 for the active one."""
     user = known_user(user)
     async with changing(own, model, user):
@@ -56,14 +56,14 @@ async def delete_version(own: ServicesOf, model: ModelOf, user: UserId, number: 
         except VersionIsActive as e:
             raise Conflict(f"version {number} is active; activate another one first") from e
         held = await own.store.user(model.scope, user)
-        for loaded in own.models.loaded():
+        for loaded in own.models.served():
             if loaded.scope == model.scope:
                 own.resolver.forget(user, loaded)
     return {"deleted": number, "active": (held.active if held else 0) or "shared"}
 
 
 @router.put(f"{USER}/active", summary="Serve a named version, or the shared head")
-async def activate(own: ServicesOf, model: ModelOf, user: UserId, wanted: Active) -> dict[str, Any]:
+async def activate(own: ServicesOf, model: OutputOf, user: UserId, wanted: Active) -> dict[str, Any]:
     """Move the active pointer."""
     user = known_user(user)
     async with changing(own, model, user):
@@ -74,7 +74,7 @@ async def activate(own: ServicesOf, model: ModelOf, user: UserId, wanted: Active
 
 
 @router.post(f"{USER}/rollback", summary="Serve again what was served before the active version")
-async def rollback(own: ServicesOf, model: ModelOf, user: UserId) -> dict[str, Any]:
+async def rollback(own: ServicesOf, model: OutputOf, user: UserId) -> dict[str, Any]:
     """Undo the last activation; before the first version there is the shared head."""
     user = known_user(user)
     async with changing(own, model, user):

@@ -59,7 +59,7 @@ CASES = {
     "unknown model": ("/v2/models/nope/infer", {"json": infer()}, 404, "there are tiny"),
     "unknown version": (f"{URL}/versions/2/infer", {"json": infer()}, 404, "no version 2"),
     "unknown path": ("/v2/nothing", {"json": {}}, 404, "nothing at POST /v2/nothing"),
-    "unknown query parameter": (f"{URL}/users/u/calibrations?dry=1", {"json": calibration()}, 400, "'dry'; known are: none"),
+    "unknown query parameter": (f"{URL}/users/u/calibrations?dry=1", {"json": calibration()}, 400, "'dry'; known are: task"),
     "misspelt query parameter": (f"{URL}/users/u/import?replce=true", {"content": b""}, 400, "known are: model_version, replace"),
     "wrong verb": ("/v2/health/live", {"json": {}}, 405, "does not answer POST"),
     "unknown user": (

@@ -375,7 +375,7 @@ async def test_who_lets_less_be_kept_meanwhile_is_looked_at_again(upgrade, rng, 
     async def meanwhile(self, model, *args):
         found = await fitting(self, model, *args)
         # As another service on the same store does it: nothing here holds it back.
-        await upgrade.own.calibrator.data.configure(old.scope, "ana", {"retention": level}, 3, 4)
+        await upgrade.own.calibrator.data.configure(old.scope, "ana", {"retention": level}, {old.scope: (3, 4)})
         return found
 
     monkeypatch.setattr(refitting.Refitter, "refitted", meanwhile)

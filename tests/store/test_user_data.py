@@ -53,7 +53,7 @@ async def enrol(data, new, user="ana", **fields):
 
 
 async def configure(data, user="ana", scope=SCOPE, **wanted):
-    return await data.configure(scope, user, wanted, K, P)
+    return await data.configure(scope, user, wanted, {scope: (K, P)})
 
 
 @pytest.mark.parametrize("level", ["statistics", "features", "inputs"])

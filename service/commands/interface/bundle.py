@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +39,13 @@ def bundle_verify(path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or
     Runtime.of(bundle, max_batch=2)
     console.print(
         f"{bundle.manifest.name} version {bundle.manifest.version}: {len(bundle.manifest.files)} files as listed, "
-        f"features {bundle.manifest.feature_dim}, digest {bundle.digest[:16]}",
+        f"features {bundle.manifest.feature_dim}, {_outputs(bundle.manifest.names)}digest {bundle.digest[:16]}",
         highlight=False,
     )
+
+
+def _outputs(names: Sequence[str]) -> str:
+    return f"outputs {', '.join(names)}, " if names else ""
 
 
 @app.command("convert")

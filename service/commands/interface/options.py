@@ -19,6 +19,9 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all randomness; recorded.")]
 Url = Annotated[str, typer.Option("--url", help="Where the service answers.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name of the model on the service.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="Which output of the model is meant, where it has several.")
+]
 User = Annotated[str, typer.Option("--user", help="The user's id.")]
 
 

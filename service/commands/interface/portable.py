@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.interface.options import ModelName, Url, User, console
+from service.commands.interface.options import ModelName, TaskName, Url, User, console
 
 app = typer.Typer()
 user_app = typer.Typer(help="Take a user or a head out of a running service, and into one.", no_args_is_help=True)
@@ -48,12 +48,13 @@ def user_onnx(
     user: User,
     out: Annotated[Path, typer.Option("--out", help="File to write (.onnx).")],
     version: Annotated[str, typer.Option(help="Version of the user's head; by default the active one.")] = "active",
+    task: TaskName = None,
     url: Url = URL,
 ) -> None:
     """Write a standalone ONNX model with the user's head: raw input to probabilities."""
     from service.commands.portable import export_onnx
 
-    console.print(export_onnx(url, model, user, out, version), highlight=False)
+    console.print(export_onnx(url, model, user, out, version, task), highlight=False)
 
 
 @app.command()
@@ -62,9 +63,10 @@ def recalibrate(
     from_version: Annotated[int | None, typer.Option("--from", min=1, help="Only users of this version.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would come of it; change nothing.")] = False,
     wait: Annotated[bool, typer.Option(help="Show the progress until it is done.")] = True,
+    task: TaskName = None,
     url: Url = URL,
 ) -> None:
     """Move users' heads to the newest version of a model (docs/upgrades.md)."""
     from service.commands.portable import run_recalibration
 
-    run_recalibration(url, model, from_version, dry_run=dry_run, wait=wait)
+    run_recalibration(url, model, from_version, dry_run=dry_run, wait=wait, task=task)

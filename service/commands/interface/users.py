@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.interface.options import ModelName, Url, User
+from service.commands.interface.options import ModelName, TaskName, Url, User
 
 app = typer.Typer()
 
@@ -26,13 +26,13 @@ def calibrate(
     method: Annotated[str, typer.Option(help="map, lda, ncm, ridge, logistic or auto.")] = "map",
     mode: Annotated[str, typer.Option(help="update or replace.")] = "update",
     activate: Annotated[str, typer.Option(help="if_better, always or never.")] = "if_better",
+    task: TaskName = None,
 ) -> None:
     """Calibrate a user on a running service from recordings, and print the guard's verdict."""
     from service.commands.client import run_calibration
 
-    run_calibration(
-        url, model, user, file, session, repetitions, windows, {"method": method, "mode": mode, "activate": activate}
-    )
+    chosen = {"method": method, "mode": mode, "activate": activate}
+    run_calibration(url, model, user, file, session, repetitions, windows, chosen, task)
 
 
 @app.command()
@@ -45,8 +45,9 @@ def predict(
     repetitions: Annotated[
         str | None, typer.Option(help="Repetitions to use: '0', '0,1' or '1-3'; by default all.")
     ] = None,
+    task: TaskName = None,
 ) -> None:
     """Predict a subject's recordings on a running service, and print accuracy by gesture."""
     from service.commands.client import run_prediction
 
-    run_prediction(url, model, file, user, session, repetitions)
+    run_prediction(url, model, file, user, session, repetitions, task)
