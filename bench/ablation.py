@@ -30,13 +30,13 @@ from models.files import write_atomically
 from models.heads.fit import fit_lda, fit_map, shared_share
 from models.heads.prior import HyperParameters, Prior
 from models.heads.transfer import student
+from models.heads.tuning import LeftOut, Trial, trials_of, with_settings
 from models.training import generic
 from models.training.config import TrainConfig
 from models.training.generic import HeldOutEvidence
 from models.training.people import fold_members
 from models.training.population import population_prior
 from models.training.train import Training
-from models.training.tuning import LeftOut, Trial, trials_of, with_settings
 
 Array = NDArray[np.float64]
 SHOTS = {"1w": (1, 1), "5w": (5, 1), "1 cycle": (0, 1), "2 cycles": (0, 2), "3 cycles": (0, 3)}

@@ -11,12 +11,12 @@ from models.heads.confidence import population_floors
 from models.heads.fit import fit_map, shared_share
 from models.heads.head import softmax
 from models.heads.prior import HyperParameters, Prior
+from models.heads.tuning import LeftOut, Trial, evidence, trials_of, tune, with_settings
 from models.training.config import TrainingError
 from models.training.fused_evidence import fit_modal_probe, fit_shares, left_out_probes
 from models.training.fusion_sources import Joined, Source, Tick
 from models.training.joining import Join, always, filled, kept, late, log_posterior, patterns
 from models.training.population import moments, population_prior
-from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune, with_settings
 
 __all__ = ["Fused", "How", "fit_fusion"]
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.heads.fit import fit_map, shared_share
 from models.heads.prior import HyperParameters, Partial
 from models.heads.statistics import Statistics
-from models.training.tuning import LeftOut, with_settings
+from models.heads.tuning import LeftOut, with_settings
 
 __all__ = ["partial_rule"]
 

@@ -14,10 +14,10 @@ from models.data.collections import Collection
 from models.data.media import reader_of
 from models.heads.head import log_loss
 from models.heads.prior import HyperParameters, Prior
+from models.heads.tuning import LeftOut, Trial, evidence, trials_of, tune
 from models.training.config import TrainingError
 from models.training.pooling import Space, pooled_temperature, probe_prior, space_of
 from models.training.probe_fit import fit_probe, folds_of, left_out_logits, stacked
-from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
 
 __all__ = ["WHAT", "Fitted", "Head", "Judge", "assembled", "by_user", "fit_top", "parity_items"]
 

@@ -19,6 +19,7 @@ from models.data.splits import assert_disjoint
 from models.heads.confidence import population_floors
 from models.heads.head import softmax
 from models.heads.prior import HyperParameters, Prior
+from models.heads.tuning import LeftOut, Trial, evidence, trials_of, tune
 from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.claim import CHECKPOINTS, check, claim
@@ -39,7 +40,6 @@ from models.training.provenance import provenance
 from models.training.recipe import recipe
 from models.training.run import Run, load_run, save_run
 from models.training.runners import Where
-from models.training.tuning import LeftOut, Trial, evidence, trials_of, tune
 
 __all__ = ["Training", "train"]
 

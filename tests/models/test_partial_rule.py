@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from models.heads.prior import HyperParameters, Prior
+from models.heads.tuning import LeftOut
 from models.training.partial import partial_rule
-from models.training.tuning import LeftOut
 
 K, D = 4, 6
 
