@@ -21,7 +21,7 @@ from models.training.features import backbone_digest, features_of
 from models.training.inputs import check_kind
 from models.training.loop import Tick
 from models.training.media_run import MediaRun, load_media_run, save_media_run
-from models.training.probe_fit import fit_probe, folds_of, left_out_logits
+from models.training.probe_fit import fit_probe, folds_of
 from models.training.probing import WHAT, Head, Judge, assembled, by_user, fit_top, parity_items, unit
 from models.training.provenance import provenance
 from models.training.runners import Where
@@ -30,6 +30,8 @@ from models.training.tuned import Job, Outcome, TuneConfig, fit_job, timetable_o
 __all__ = ["fine_tune"]
 
 HISTORY = "history.json"
+PULL = 1e-3
+"""Weight of the squared norm in the head that lp-ft begins with."""
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -164,9 +166,7 @@ class _Work:
             return [None] * (len(self.masks) + 1)
         found, _ = features_of(self.encoder, c, self.cache, lambda done, total: self.tick("features", done, total))
         z = unit(found.astype(np.float64))
-        folds = folds_of(c.y, c.user, self.people, self.config.seed)
-        pull = left_out_logits(z, c.y, classes, folds)[0]
-        return [fit_probe(z[~m], c.y[~m], classes, pull) for m in (*self.masks, np.zeros(len(c), bool))]
+        return [fit_probe(z[~m], c.y[~m], classes, PULL) for m in (*self.masks, np.zeros(len(c), bool))]
 
     def _job(
         self,
