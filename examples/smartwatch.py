@@ -154,6 +154,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as made:
-        config = TrainConfig.quick(recipe=options.recipe, seed=options.seed, unit="g and rad/s")
+        config = TrainConfig.model_validate(
+            {**TrainConfig.QUICK, "recipe": options.recipe, "seed": options.seed, "unit": "g and rad/s"}
+        )
         show(run(Path(made), watch_recordings(), options.folds, config))
     print(f"\n{time.monotonic() - begin:.0f} s")

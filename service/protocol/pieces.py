@@ -45,6 +45,8 @@ def parse_inputs(body: bytes) -> dict[str, Any] | None:
 
 def _array(body: bytes, at: int, end: int, depth: int) -> NDArray[np.float64] | None:
     """Parse the elements of an array of `depth` dimensions between two offsets, some whole elements at a time."""
+    if any(body.find(letter, at, end) >= 0 for letter in (b"t", b"l")):
+        return None  # true, false or null, which numpy would take for numbers among numbers
     border = b"]" * (depth - 1) + b","
     parts: list[NDArray[np.float64]] = []
     cut = 0

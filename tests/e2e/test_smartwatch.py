@@ -14,7 +14,7 @@ from models.training import TrainConfig
 @pytest.mark.slow
 def test_people_left_out_are_personalised_within_a_recording_and_across_arms(tmp_path, capsys):
     people = watch_recordings()[:6]
-    scores = run(tmp_path, people, 2, TrainConfig.quick(recipe="handmade"))
+    scores = run(tmp_path, people, 2, TrainConfig.model_validate({**TrainConfig.QUICK, "recipe": "handmade"}))
     half = "half of each recording"
     for column in (SAME, OTHER):
         assert all(len(scores.people(half, method, column)) == 6 for method in (LDA, SERVED, ALWAYS))

@@ -68,6 +68,7 @@ def outcome(body, piece):
 @example(b'{"inputs":[[1],[2],]}', 0)
 @example(b'{"inputs":[1,2,]}', 0)
 @example(b'{"inputs":[[1],[true],[2]]}', 0)
+@example(b'{"inputs":[[0,0,false]]}', 8)
 @example(b'{"inputs":[[1],[2]', 0)
 @example(b'{"inputs":[[1],[2]],"inp\\u0075ts":[3]}', 0)
 @example(b'{"mode":{"inputs":[[1],[2]]},"inp\\u0075ts":[3]}', 0)

@@ -14,12 +14,13 @@ from models.backbones import create_encoder
 from models.backbones.freezing import FrozenChanged
 from models.data.collections import load_collection
 from models.training import TrainingError, tuned
-from models.training.devices import one_process
+from models.training.devices import Devices, one_process
 from models.training.fine_tuning import fine_tune
 from models.training.inputs import Augment
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.loop import Loop, fit
 from models.training.probing import unit
+from models.training.runners import Where
 from models.training.timetable import Layer, Timetable
 from tests import tiny_media
 from tests.recipes.conftest import arrays, same
@@ -348,3 +349,42 @@ def test_what_cannot_be_fine_tuned_is_a_sentence(small, pictures, tmp_path):
 def test_a_rate_that_diverges_is_a_sentence(small, pictures, tmp_path):
     with pytest.raises(TrainingError, match=r"diverged"):
         fine_tune(pictures, small("full", learning_rate=1e30, folds=1), tmp_path / "run")
+
+
+def test_texts_of_different_lengths_are_fine_tuned_with_tokens_dropped(small, tmp_path):
+    encoder = tiny_media.text_encoder(tmp_path)
+    rng, table = np.random.default_rng(0), tmp_path / "texts.csv"
+    rows = [
+        (" ".join(tiny_media.sentence(c, rng) for _ in range(1 + i % 3)), c)
+        for c in tiny_media.WORDS
+        for i in range(12)
+    ]
+    table.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    data = load_collection(table)
+    run = fine_tune(data, small("lp-ft", backbone=encoder, balance="none"), tmp_path / "run")
+    assert run.evaluation["zero_shot"]["mean"] > 0.6
+    bundle = bundles.load(export_run(run.folder, tmp_path / "models", name="texts"))
+    assert bundle.manifest.parity["max_error"] <= 1e-4
+
+
+def test_mixed_precision_gives_about_the_same_network(small, pictures, tmp_path):
+    config = small("full", folds=1, steps=4, dropout=0.0)
+    full = fine_tune(pictures, config, tmp_path / "full")
+    mixed = fine_tune(pictures, config, tmp_path / "mixed", where=Where(Devices(precision="bf16-mixed")))
+    assert not same(arrays(full), arrays(mixed))
+    for name, value in full.backbone().encoder.state_dict().items():
+        assert torch.allclose(value, mixed.backbone().encoder.state_dict()[name], atol=2e-3), name
+
+
+@pytest.mark.parametrize(("balance", "wanted"), [("class", [1, 1]), ("none", [1, 3])])
+def test_classes_are_drawn_equally_often_where_asked(small, tmp_path, balance, wanted):
+    rng = np.random.default_rng(0)
+    for label, count in (("rare", 6), ("usual", 18)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(count):
+            (tmp_path / "data" / label / f"{i}.png").write_bytes(tiny_media.picture((90, 90, 90), rng))
+    data = load_collection(tmp_path / "data")
+    shares = tuned._shares(data, np.arange(24), balance)
+    drawn = np.full(24, 1 / 24) if shares is None else shares
+    share = np.bincount(data.y, drawn)
+    assert share / share[0] == pytest.approx(wanted)

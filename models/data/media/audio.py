@@ -51,7 +51,8 @@ class AudioReader:
             with self._soundfile.SoundFile(io.BytesIO(data)) as file:
                 self._check_size(file, number)
                 stated, rate = file.frames, file.samplerate
-                samples = file.read(stated, dtype="float32", always_2d=True).mean(1)
+                with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below
+                    samples = file.read(stated, dtype="float32", always_2d=True).mean(1)
         except self._soundfile.LibsndfileError as e:
             raise MediaError(f"sound {number} is damaged: {e.error_string}") from e
         if len(samples) < stated:
