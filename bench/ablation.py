@@ -1,6 +1,6 @@
 """What each part of the signals' recipe is worth, on people of the population who had no part in it.
 
-    python -m bench.ablation --data ../shared/data/myo --seeds 3 --out docs/benchmarks/ablation
+    python -m bench.ablation --data ../shared/data/myo --seeds 5 --out docs/benchmarks/ablation
 
 Folds as in `headway train`. Every network is trained for the same number of steps, so that nobody who is left out has
 a say in when it stops. A seed draws episodes, augmentation and dropout; the first weights are the same, as in the folds

@@ -134,6 +134,8 @@ class DataPlane:
         if wanted and len(candidates) > 1:  # older versions may not have all outputs
             first = candidates[0].bundle.manifest.output  # which is all that a version with one output has
             candidates = [m for m in candidates if set(wanted) <= set(m.bundle.manifest.names or (first,))]
+        if len(candidates) > 1:  # a request has one form: packed parts by name, or one input
+            candidates = [m for m in candidates if mixed.part_names(m) == mixed.part_names(candidates[0])]
         if user is not None and len(candidates) > 1:
             model = self._heads_of(call.decoded, candidates[0]).preferred(candidates, user)
             if model is None:

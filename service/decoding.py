@@ -156,7 +156,7 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
         encode = partial(answers.inference, message.id, outputs, per_row, decides)
     named = PerRow(message.id, outputs) if per_row and users is not None else None
     if spec.parts:
-        return Decoded(asked, _unread, users, encode, media=Parts(message.inputs), per_row=named)
+        return Decoded(asked, _unread, users, encode, media=Parts(message.inputs), per_row=named, wanted=wanted)
     (tensor,) = message.inputs.values()
     if spec.media is not None and tensor.datatype == "BYTES":
         media = inputs.encoded_items(tensor, spec)

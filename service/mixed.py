@@ -34,6 +34,11 @@ def alternatives(candidates: Sequence[LoadedModel]) -> list[LoadedModel]:
     return [m for m in candidates if _form(m) == _form(newest)]
 
 
+def part_names(model: LoadedModel) -> tuple[str, ...]:
+    """Names of the parts of a fused model's input; of others none."""
+    return tuple(part.name for part in model.bundle.manifest.input.parts)
+
+
 def _form(model: LoadedModel) -> tuple[object, ...]:
     manifest = model.bundle.manifest
     outputs = tuple((output.output, output.bundle.manifest.head_rows) for output in model.outputs)
@@ -155,7 +160,9 @@ def _as_wide(tensors: list[Tensor]) -> list[NDArray[Any]]:
     if first.ndim == 1 or len({t.data.shape[1:] for t in tensors}) == 1:
         return [t.data for t in tensors]
     width = max(t.data.shape[1] for t in tensors)
-    nothing: Any = b"" if tensors[0].datatype == "BYTES" else NEVER if tensors[0].name == "logits" else 0
+    nothing: Any = (
+        b"" if tensors[0].datatype == "BYTES" else NEVER if tensors[0].name.rpartition(".")[2] == "logits" else 0
+    )
     fills = [(t.data, np.full((len(t.data), width - t.data.shape[1]), nothing, first.dtype)) for t in tensors]
     return [np.concatenate(pair, 1) for pair in fills]
 

@@ -7,7 +7,7 @@ from typing import Any
 from models.files import write_atomically
 from models.training.config import TrainingError
 
-__all__ = ["CHECKPOINTS", "check", "claim", "free"]
+__all__ = ["ASKED", "CHECKPOINTS", "check", "claim", "free"]
 
 CHECKPOINTS, ASKED = "checkpoints", "asked.json"
 

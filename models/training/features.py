@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,9 +105,10 @@ def _shards(folder: Path) -> dict[str, NDArray[np.float32]]:
     found: dict[str, NDArray[np.float32]] = {}
     for file in sorted(folder.glob("*.npz")):
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            # From memory: numpy leaves a file open that turns out to be no archive.
+            with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
                 found |= dict(zip(json.loads(str(arrays["digests"])), arrays["features"], strict=True))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             file.unlink(missing_ok=True)
     return found
 

@@ -1,5 +1,6 @@
 """Fine-tuning recipes on images, texts and sounds: a network for each fold, one for everyone, and what comes behind."""
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,15 +16,16 @@ from models.backbones.module import EncoderModule, create_encoder
 from models.backbones.probe import recorded
 from models.data.collections import Collection
 from models.files import write_atomically
-from models.training.claim import CHECKPOINTS, check, claim
+from models.training.claim import ASKED, CHECKPOINTS, check, claim
 from models.training.config import TrainingError
 from models.training.features import backbone_digest, features_of
 from models.training.inputs import check_kind
 from models.training.loop import Tick
-from models.training.media_run import MediaRun, load_media_run, save_media_run
+from models.training.media_run import MediaRun, is_media_run, load_media_run, save_media_run
 from models.training.probe_fit import fit_probe, folds_of
-from models.training.probing import WHAT, Head, Judge, assembled, by_user, fit_top, parity_items, unit
+from models.training.probing import WHAT, Head, Judge, assembled, by_user, fit_top, parity_items, unit, usable
 from models.training.provenance import provenance
+from models.training.run import RECORD
 from models.training.runners import Where
 from models.training.tuned import Job, Outcome, TuneConfig, fit_job, timetable_of
 
@@ -57,13 +59,17 @@ def fine_tune(
     """
     tick = progress or (lambda stage, done, total: None)
     digests = sorted(collection.digest_of(i) for i in range(len(collection)))
-    asked = {"config": config.model_dump(mode="json"), "data": digests}
+    where = where or Where()
+    if config.batch % where.devices.count:
+        raise TrainingError(f"A batch of {config.batch} cannot be shared equally by {where.devices.count} processes.")
+    _strangers_to(config.start, digests)
+    asked = {"config": config.model_dump(mode="json"), "data": digests, "start": _start_digest(config.start)}
     check(out, asked, resume=resume)
     begin, started = time.monotonic(), datetime.now(UTC)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        work = _Work(collection, config, out, where or Where(), cache, tick)
+        work = _Work(collection, config, out, where, cache, tick)
         claim(out, asked)
         work.run(started, begin, command)
     finally:
@@ -78,7 +84,7 @@ def starting_encoder(config: TuneConfig) -> EncoderModule:
         BackboneError, RunError: it cannot be built.
     """
     if config.start is not None:
-        return load_media_run(Path(config.start)).backbone().encoder
+        return _of_run(Path(config.start), config)
     encoder = create_encoder(config.backbone, config.settings)
     if config.recipe != "scratch":
         return encoder
@@ -88,6 +94,44 @@ def starting_encoder(config: TuneConfig) -> EncoderModule:
         blank = create_encoder(told["encoder"], told["settings"])
     blank.files.update(encoder.files)
     return blank
+
+
+def _of_run(start: Path, config: TuneConfig) -> EncoderModule:
+    """The encoder of another run, which must be of the same backbone."""
+    if config.recipe == "scratch" or config.settings:
+        other = "the recipe scratch" if config.recipe == "scratch" else "settings of the encoder"
+        raise TrainingError(f"Weights and settings are those of the run in start={start}; leave {other} out.")
+    if (start / RECORD).is_file() and not is_media_run(start):
+        raise TrainingError(f"start={start} is a run on recordings; one on images, texts or sounds was expected.")
+    run = load_media_run(start)
+    if run.architecture.encoder != config.backbone:
+        raise TrainingError(
+            f"start={start} is a run of {run.architecture.encoder}, and the backbone is {config.backbone}; name that."
+        )
+    return run.backbone().encoder
+
+
+def _start_digest(start: str | None) -> str | None:
+    """What a run that is started from is, so that resuming notices another in its place."""
+    if start is None or not (Path(start) / RECORD).is_file():
+        return None
+    return hashlib.sha256((Path(start) / RECORD).read_bytes()).hexdigest()
+
+
+def _strangers_to(start: str | None, digests: Sequence[str]) -> None:
+    """Raise `TrainingError` where weights to start from were trained on some of these data.
+
+    Nothing could then be left out of them, and every figure and the record that the guard goes by would be too good.
+    """
+    if start is None:
+        return
+    file = Path(start) / ASKED
+    seen = set(json.loads(file.read_text())["data"]) & set(digests) if file.is_file() else set()
+    if seen:
+        raise TrainingError(
+            f"start={start} was trained on {len(seen)} of these {len(digests)} examples, so nothing could be left out "
+            "of its weights; give other data, or begin at the pre-trained ones."
+        )
 
 
 class _Work:
@@ -104,6 +148,7 @@ class _Work:
         self.cache = cache
         self.people = by_user(collection)
         self.masks = self._folds()
+        usable(collection)
         self.start = {name: value.clone() for name, value in self.encoder.state_dict().items()}
 
     def run(self, started: datetime, begin: float, command: str) -> None:

@@ -19,7 +19,7 @@ from models.training.config import TrainingError
 from models.training.pooling import Space, pooled_temperature, probe_prior, space_of
 from models.training.probe_fit import fit_probe, folds_of, left_out_logits, stacked
 
-__all__ = ["WHAT", "Fitted", "Head", "Judge", "assembled", "by_user", "fit_top", "parity_items"]
+__all__ = ["WHAT", "Fitted", "Head", "Judge", "assembled", "by_user", "fit_top", "parity_items", "unit", "usable"]
 
 Array = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
@@ -77,6 +77,21 @@ def by_user(collection: Collection) -> bool:
     return len(collection.users) >= FEWEST_PEOPLE
 
 
+def usable(collection: Collection) -> None:
+    """Raise `TrainingError` where nobody, or no label, has enough examples to be learned from and scored."""
+    y = collection.y
+    if not by_user(collection):
+        if min(np.bincount(y)) < 2:
+            lonely = collection.labels[int(np.bincount(y).argmin())]
+            raise TrainingError(f"'{lonely}' has one example; two are the least.")
+        return
+    for u in range(len(collection.users)):
+        own = collection.user == u
+        if (np.bincount(y[own]) >= 2).sum() >= 2:
+            return
+    raise TrainingError("No user has enough examples of two labels to be calibrated and scored.")
+
+
 def unit(z: Array) -> Array:
     """Features brought to length 1."""
     return np.asarray(z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-12))
@@ -99,8 +114,7 @@ def fit_top(
     views, y = unit(features), collection.y
     z = views if views.ndim == 2 else views[:, 0]
     people = by_user(collection)
-    if not people and min(np.bincount(y)) < 2:
-        raise TrainingError(f"'{collection.labels[int(np.bincount(y).argmin())]}' has one example; two are the least.")
+    usable(collection)
     space = space_of(z, y, personal)
     tick("generic head", 0, 1)
     if head is None:
@@ -145,15 +159,20 @@ def _figures(logits: Array, judged: NDArray[np.bool_], collection: Collection, p
     group = collection.user if people else collection.y
     shares = np.array([hit[judged & (group == g)].mean() for g in np.unique(group[judged])])
     return {
-        "protocol": "people of the population, each left out" if people else "parts of every class, each left out",
+        "protocol": _protocol(len(shares), len(collection.users)) if people else "parts of every class, each left out",
         "zero_shot": {
             "mean": float(shares.mean() if people else hit[judged].mean()),
             "sd": float(shares.std()),
             "worst": float(shares.min()),
             "of": "users" if people else "classes",
         },
-        "users": len(collection.users) if people else 0,
+        "users": len(shares) if people else 0,
     }
+
+
+def _protocol(judged: int, users: int) -> str:
+    """Who was left out: everyone in turn, or (one fold) some."""
+    return "people of the population, each left out" + (f"; {judged} of {users} judged" if judged < users else "")
 
 
 def _personal(

@@ -92,13 +92,11 @@ def discriminative(layers: Sequence[Sequence[str]], steps: int, peak: float) -> 
     Source: ULMFiT, Howard and Ruder 2018.
     """
     count = len(layers)
-    every = max(1, steps // (2 * count))
     found = []
     for i, names in enumerate(layers):
         below = count - 1 - i
-        found.append(
-            Layer(tuple(names), slanted_triangle(steps, peak / DISCRIMINATIVE**below), begin=min(below * every, steps))
-        )
+        rate = slanted_triangle(steps, peak / DISCRIMINATIVE**below)
+        found.append(Layer(tuple(names), rate, begin=below * steps // (2 * count)))
     return Timetable(tuple(found))
 
 
@@ -125,7 +123,7 @@ def freezing_out(
         share = first + (1 - first) * (i / max(1, count - 1))
         share = share**3 if how == "cubic" else share
         end = max(1, round(share * steps))
-        top = peak / share if scaled else peak
+        top = peak * steps / end if scaled else peak
         found.append(Layer(tuple(names), _annealed(end, top), end=end))
     return Timetable(tuple(found))
 

@@ -51,7 +51,7 @@ RATES: dict[str, float] = {"lp-ft": 1e-2, "gradual": 1e-3, "freezeout": 1e-4, "f
 class TuneConfig(BaseModel):
     """Settings of fine-tuning; recorded in the run, and a resumed run must have the same."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     backbone: str = Field(description="name of a pre-trained encoder, as 'package:efficientnet-lite0'")
     settings: dict[str, Any] = Field(default_factory=dict, description="of the encoder, over its usual ones")
@@ -59,8 +59,8 @@ class TuneConfig(BaseModel):
     start: str | None = Field(None, description="folder of a run whose weights it starts from instead")
     learns_from: str | None = Field(None, description="layer (tap) from which on it learns; below is a frozen trunk")
     personal: int = Field(128, ge=2, le=512, description="features that personal heads are fitted in, at most")
-    seed: int = 0
-    threads: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int = Field(1, ge=1, le=256)
     steps: int = Field(200, ge=1, description="gradient steps of one network, at most")
     batch: int = Field(16, ge=2)
     folds: int = Field(3, ge=1, description="parts (of people, where there are some) left out of a network each")
@@ -78,7 +78,7 @@ class TuneConfig(BaseModel):
     patience: int = Field(4, ge=1, description="validations without gain before a network's training stops")
     freezeout: Literal["linear", "cubic"] = Field("cubic", description="of that recipe: how freezing times are spread")
     freezeout_scaled: bool = Field(True, description="of that recipe: layers with less time learn faster")
-    freezeout_first: float = Field(0.8, gt=0, le=1, description="of that recipe: when the first layer freezes")
+    freezeout_first: float = Field(0.8, ge=0.3, le=1, description="of that recipe: when the first layer freezes")
 
     @property
     def rate(self) -> float:
@@ -198,8 +198,6 @@ class Tuning:
     def batch(self, rng: np.random.Generator, step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
         """Rows and labels of a step; all processes draw the same and take every world-th of them."""
         size = self.job.config.batch
-        if size % world:
-            raise TrainingError(f"A batch of {size} cannot be shared equally by {world} processes.")
         if self._shares is None:
             drawn = np.array([self._in_turn(step * size + i) for i in range(size)])
         else:

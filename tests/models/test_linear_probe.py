@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_as_good_as_none(encoder, tmp_path):
     backbone = create_encoder(encoder)
     first, _ = features_of(backbone, data, tmp_path / "cache")
     for file in (tmp_path / "cache").rglob("*.npz"):
-        file.write_bytes(b"damaged")
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     again, computed = features_of(backbone, data, tmp_path / "cache")
     assert computed == 6
     assert np.array_equal(first, again)

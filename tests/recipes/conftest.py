@@ -16,6 +16,13 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def others(tmp_path_factory):
+    """Thirty other pictures of the same colours."""
+    pytest.importorskip("PIL.Image")
+    return load_collection(tiny_media.write_pictures(tmp_path_factory.mktemp("others") / "data", 10, seed=1))
+
+
+@pytest.fixture(scope="session")
 def people(tmp_path_factory):
     """Four people who call three colours by labels of their own."""
     pytest.importorskip("PIL.Image")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
@@ -315,12 +316,12 @@ def test_cached_features_are_of_fixed_views_and_nothing_stochastic(vit, pictures
     assert not np.array_equal(arrays(first)["weight"], arrays(plain)["weight"])
 
 
-def test_a_branch_keeps_the_trunk_and_the_old_bundle_as_they_were(runs, small, pictures, tmp_path):
+def test_a_branch_keeps_the_trunk_and_the_old_bundle_as_they_were(runs, small, others, tmp_path):
     trunk = runs("lp-ft")
     old = export_run(trunk.folder, tmp_path / "models", name="trunk")
     before = {f.name: f.read_bytes() for f in old.iterdir()}
     config = small("full", folds=1, start=str(trunk.folder), learns_from=trunk.backbone().taps[-1])
-    branch = fine_tune(pictures, config, tmp_path / "branch")
+    branch = fine_tune(others, config, tmp_path / "branch")
     export_run(branch.folder, tmp_path / "models", name="trunk.group")
     assert {f.name: f.read_bytes() for f in old.iterdir()} == before
     was, now = trunk.backbone().encoder.state_dict(), branch.backbone().encoder.state_dict()
@@ -388,3 +389,53 @@ def test_classes_are_drawn_equally_often_where_asked(small, tmp_path, balance, w
     drawn = np.full(24, 1 / 24) if shares is None else shares
     share = np.bincount(data.y, drawn)
     assert share / share[0] == pytest.approx(wanted)
+
+
+def test_figures_and_record_are_of_networks_that_had_not_seen_what_they_judge(small, people, tmp_path, monkeypatch):
+    from models.training import fine_tuning
+
+    outcomes, heads = [], []
+    real_fit, real_top = fine_tuning.fit_job, fine_tuning.fit_top
+    monkeypatch.setattr(
+        fine_tuning, "fit_job", lambda job, tick: outcomes.append((job, real_fit(job, tick))) or outcomes[-1][1]
+    )
+    monkeypatch.setattr(fine_tuning, "fit_top", lambda *args: heads.append(args[-1]) or real_top(*args))
+    fine_tune(people, small("lp-ft"), tmp_path / "run")
+    assert len(outcomes) == 3
+    for (job, outcome), judge in zip(outcomes, heads[0].judges, strict=False):
+        assert not set(job.keep) & set(job.out)
+        assert set(np.flatnonzero(judge.out)) == set(job.out)
+        assert not set(people.user[job.keep]) & set(people.user[job.out])
+        assert np.array_equal(judge.features, outcome.features)
+        assert np.array_equal(judge.logits, outcome.logits)
+    # Whatever a fold leaves out is called: its network, and the head that it begins with, are the same.
+    left = outcomes[0][0].out
+    y = people.y.copy()
+    y[left] = (y[left] + 1) % 3
+    first = outcomes[0]
+    outcomes.clear()
+    fine_tune(replace(people, y=y), small("lp-ft"), tmp_path / "other")
+    assert np.array_equal(outcomes[0][0].head[0], first[0].head[0])
+    losses = [o.fitted.curves["loss"] for o in (first[1], outcomes[0][1])]
+    assert losses[0] == losses[1]
+
+
+def test_what_cannot_be_started_from_is_a_sentence(runs, small, pictures, others, tmp_path):
+    start = str(runs("lp-ft").folder)
+    with pytest.raises(TrainingError, match="was trained on 30 of these 30 examples, so nothing could be left out"):
+        fine_tune(pictures, small("full", start=start), tmp_path / "run")
+    with pytest.raises(TrainingError, match="leave the recipe scratch out"):
+        fine_tune(others, small("scratch", start=start), tmp_path / "run")
+    with pytest.raises(TrainingError, match="leave settings of the encoder out"):
+        fine_tune(others, small("full", start=start, settings={"size": 32}), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"is a run of hf:.*, and the backbone is package:efficientnet-lite0"):
+        fine_tune(others, small("full", start=start, backbone="package:efficientnet-lite0"), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"no finished training run"):
+        fine_tune(others, small("full", start=str(tmp_path / "none")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_fold_says_how_many_were_judged(small, people, tmp_path):
+    run = fine_tune(people, small("lp-ft", folds=1, steps=2), tmp_path / "run")
+    assert run.evaluation["users"] == 1
+    assert run.evaluation["protocol"].endswith("1 of 4 judged")

@@ -35,13 +35,15 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Folder in which features are kept, so that the next run need not compute them.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Most gradient steps of one network (default 2500).")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Most gradient steps of one network (recordings 2500, else 200).")
+    ] = None,
     unit: Annotated[
         str, typer.Option(help="Unit of the samples, for the model card: 'mV', 'armband counts'.")
     ] = "counts",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, as dropout=0.2 (docs/training.md)."),
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, as dropout=0.2 (docs/recipes.md)."),
     ] = None,
     devices: Annotated[
         int, typer.Option(min=1, help="Processes that share every batch of a network, each with a device of its own.")
