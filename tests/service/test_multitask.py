@@ -611,3 +611,23 @@ def test_front_ends_answer_every_output(models, tmp_path, rng, x):
             assert (report["task"], report["version"]) == ("gesture", 1)
             values, who = python.infer("arm", x, user="ben", output="angles.value")
             assert (values.shape, who) == ((5, 2), {"angles.head": "shared", "angles.head_version": 0})
+
+
+async def test_a_label_that_a_row_does_not_have_is_never_in_a_batch_over_versions(tmp_path, rng):
+    models = tmp_path / "models"
+    write_tiny_outputs(models, angles(), gesture("grip", user_labels=3))
+    async with running(create_app(settings_on(models, tmp_path))) as client:
+        x, labels = tiny_windows(8, rng, np.array([3.0, 0, 0, -3]))
+        repetitions = [(i % 8) // 4 for i in range(len(labels))]
+        body = {"inputs": x.tolist(), "labels": labels, "repetitions": repetitions, "activate": "always"}
+        ok(await client.post(f"{ANA}/calibrations?task=grip", json=body), 201)
+        write_tiny_outputs(models, angles(), gesture("grip", user_labels=3), scale=2.0)
+        ok(await client.post("/v2/repository/models/arm/load"))
+        own = {"inputs": np.concatenate([x, x[:8] + 4]).tolist(), "labels": [*labels, *["pinch"] * 8]}
+        body = {**body, **own, "repetitions": repetitions + repetitions[:8]}
+        ok(await client.post(f"{MODEL}/users/bob/calibrations?task=grip", json=body), 201)
+        answer = ok(await infer(client, x[:2], ["ana", "bob"], ["grip.logits", "grip.probabilities"]))
+        logits, probabilities = (np.array(o["data"]).reshape(o["shape"]) for o in answer["outputs"])
+    assert logits.shape == (2, 4)
+    assert logits[0, 3] < logits[0, :3].min()
+    assert probabilities[0, 3] == 0
