@@ -197,7 +197,8 @@ class _Work:
         if lost is not None:
             raise TrainingError(
                 f"'{c.labels[int(lost[0])]}' has examples in one of {len(parts)} folds only, so nothing is left to "
-                "learn it from when that is left out; give more examples or people of it, or other folds."
+                "learn it from when that is left out; give more examples or people of it, other folds, or the recipe "
+                "linear-probe."
             )
         return parts
 
