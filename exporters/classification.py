@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.prior import HyperParameters, Prior
-from models.heads.statistics import Statistics
+from models.heads.spread import spread
 from models.heads.tuning import LeftOut, Trial, evidence, trials_of, tune
 
 FEWEST_USERS = 3
@@ -81,27 +81,12 @@ def fit_classification(
 
 def _prior(people: Sequence[_Person], labels: tuple[str, ...], hyper: HyperParameters) -> Prior:
     """Class means over people, and what windows, repetitions and people differ by."""
-    k, d = len(labels), people[0].z.shape[1]
-    own, seen = np.zeros((len(people), k, d)), np.zeros((len(people), k), bool)
-    within, degrees, jitter = np.zeros((d, d)), 0.0, list[Array]()
-    for number, person in enumerate(people):
-        stats = Statistics.of(person.z, person.y, person.repetition, k)
-        within += stats.scatter()
-        degrees += stats.degrees
-        means = stats.total / np.maximum(stats.count, 1.0)[..., None]
-        own[number] = means.sum(1) / np.maximum(stats.repetitions_seen, 1.0)[:, None]
-        seen[number] = stats.seen
-        jitter.append((means - own[number][:, None])[stats.count > 0])
-    means = own.sum(0) / np.maximum(seen.sum(0), 1)[:, None]
-    away, moves = (own - means)[seen], np.concatenate(jitter)
-    within = within / max(degrees, 1.0)
-    within += 1e-6 * float(np.trace(within)) / d * np.eye(d)
-    between = away.T @ away / max(len(away) - k, 1)
-    between += 1e-6 * float(np.trace(within)) / d * np.eye(d)
-    repeats = len(moves) - int(seen.sum())
+    means, within, between, moves, repeats = spread(people, len(labels))
+    d = len(within)
+    between = between + 1e-6 * float(np.trace(within)) / d * np.eye(d)
     # One repetition each: its spread cannot be told from the people's.
-    repetition = moves.T @ moves / repeats if repeats > 0 else 0.3 * between
-    weight = np.linalg.solve(within + between, means.T).T
+    repetition = moves / repeats if repeats > 0 else 0.3 * between
+    weight: Array = np.linalg.solve(within + between, means.T).T
     return Prior(
         labels=labels,
         generic_weight=weight,

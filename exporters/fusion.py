@@ -164,6 +164,7 @@ def reference(members: Sequence[Member], join: Join, spec: InputSpec) -> Any:
     runs = [onnx_forward(member.bundle.backbone) for member in members]
 
     def forward(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features of packed rows `(n, total)`; a member sees only the rows that its part is in."""
         parts, there = unpack(spec, rows), present(spec, rows)
         found = []
         for m, (member, run) in enumerate(zip(members, runs, strict=True)):

@@ -16,6 +16,7 @@ from models.evaluation.personaliser import LocalPersonaliser
 from models.heads.fit import FITS
 from models.heads.head import Head
 from models.heads.prior import HyperParameters, Prior
+from models.heads.spread import spread
 from models.heads.statistics import Statistics
 
 Array = NDArray[np.float64]
@@ -171,23 +172,9 @@ def population_prior(
     people: Sequence[tuple[Array, Windows]], labels: tuple[str, ...], hyper: HyperParameters | None = None
 ) -> Prior:
     """Estimate a prior from people's features and windows: class means, and covariances pooled over classes."""
-    k, d = len(labels), people[0][0].shape[1]
-    own, seen, jitter, within = np.zeros((len(people), k, d)), np.zeros((len(people), k), bool), [], np.zeros((d, d))
-    degrees = 0.0
-    for u, (z, w) in enumerate(people):
-        stats = Statistics.of(z, w.y, w.repetition, k)
-        within += stats.scatter()
-        degrees += stats.degrees
-        by_repetition = stats.total / np.maximum(stats.count, 1.0)[..., None]
-        own[u] = by_repetition.sum(1) / np.maximum(stats.repetitions_seen, 1.0)[:, None]
-        seen[u] = stats.seen
-        jitter.append((by_repetition - own[u][:, None])[stats.count > 0])
-    means = own.sum(0) / np.maximum(seen.sum(0), 1)[:, None]
-    away, moves = (own - means)[seen], np.concatenate(jitter)
-    within = within / max(degrees, 1.0)
-    within += 1e-6 * np.trace(within) / d * np.eye(d)
-    between = away.T @ away / max(len(away) - k, 1)
-    weight = np.linalg.solve(within + between, means.T).T
+    told = [(z, w.y, w.repetition) for z, w in people]
+    means, within, between, moves, repeats = spread(told, len(labels))
+    weight: Array = np.linalg.solve(within + between, means.T).T
     return Prior(
         labels=labels,
         generic_weight=weight,
@@ -195,7 +182,7 @@ def population_prior(
         means=means,
         within=within,
         between=between,
-        repetition=moves.T @ moves / max(len(moves) - int(seen.sum()), 1),
+        repetition=moves / max(repeats, 1),
         whitening=np.linalg.inv(np.linalg.cholesky(within)),
         hyper=hyper or HyperParameters(window=30.0 / THINNING, shrinkage=100.0),
     )
