@@ -86,7 +86,7 @@ def _prior(people: Sequence[_Person], labels: tuple[str, ...], hyper: HyperParam
     between = between + 1e-6 * float(np.trace(within)) / d * np.eye(d)
     # One repetition each: its spread cannot be told from the people's.
     repetition = moves / repeats if repeats > 0 else 0.3 * between
-    weight: Array = np.linalg.solve(within + between, means.T).T
+    weight = np.asarray(np.linalg.solve(within + between, means.T).T, np.float64)
     return Prior(
         labels=labels,
         generic_weight=weight,

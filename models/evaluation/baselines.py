@@ -174,7 +174,7 @@ def population_prior(
     """Estimate a prior from people's features and windows: class means, and covariances pooled over classes."""
     told = [(z, w.y, w.repetition) for z, w in people]
     means, within, between, moves, repeats = spread(told, len(labels))
-    weight: Array = np.linalg.solve(within + between, means.T).T
+    weight = np.asarray(np.linalg.solve(within + between, means.T).T, np.float64)
     return Prior(
         labels=labels,
         generic_weight=weight,
