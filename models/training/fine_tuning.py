@@ -27,9 +27,10 @@ from models.training.probing import WHAT, Head, Judge, assembled, by_user, fit_t
 from models.training.provenance import provenance
 from models.training.run import RECORD
 from models.training.runners import Where
+from models.training.seen import items_of, note_items, told_items
 from models.training.tuned import Job, Outcome, TuneConfig, fit_job, timetable_of
 
-__all__ = ["fine_tune"]
+__all__ = ["fine_tune", "restored_judges"]
 
 HISTORY = "history.json"
 PULL = 1e-3
@@ -75,6 +76,29 @@ def fine_tune(
     finally:
         torch.set_num_threads(threads)
     return load_media_run(out)
+
+
+def restored_judges(run: MediaRun, collection: Collection, tick: Tick | None = None) -> tuple[Judge, ...]:
+    """Networks of a finished run, each of which had left a part of its data out, as their checkpoints have them.
+
+    `collection` is what the run was trained on, in the same order.
+
+    Raises:
+        TrainingError: a checkpoint is gone.
+    """
+    config = TuneConfig.model_validate(run.provenance["config"])
+    tick = tick or (lambda stage, done, total: None)
+    work = _Work(collection, config, run.folder, Where(), None, tick)
+    jobs = [
+        work._job(f"fold {i + 1} of {len(work.masks)}", i + 1, np.flatnonzero(~m), np.flatnonzero(m), None)
+        for i, m in enumerate(work.masks)
+    ]
+    gone = [job.checkpoint for job in jobs if not job.checkpoint.is_file()]
+    if gone:
+        raise TrainingError(f"{gone[0]} is gone: without it no network left these examples out; train anew.")
+    # Finished checkpoints: nothing is left to train, the best weights are put in.
+    outcomes = [fit_job(job, tick) for job in jobs]
+    return tuple(Judge(m, o.features, o.logits) for m, o in zip(work.masks, outcomes, strict=True))
 
 
 def starting_encoder(config: TuneConfig) -> EncoderModule:
@@ -166,6 +190,7 @@ class _Work:
         self.encoder.load_state_dict(final.state)
         judges = tuple(Judge(m, o.features, o.logits) for m, o in zip(self.masks, folds, strict=True))
         head = Head(final.weight, final.bias, judges)
+        known = items_of(self.collection)
         fitted = fit_top(final.features, self.collection, self.config.personal, self.config.seed, self.tick, head)
         probed = assembled(self.config.backbone, self.encoder, fitted)
         self._note([*zip(jobs, folds, strict=True), (last, final)])
@@ -179,6 +204,7 @@ class _Work:
                     "items": len(self.collection),
                     "kind": self.collection.kind,
                     "users": len(self.collection.users),
+                    **told_items(known),
                 },
                 "population": "pooled" if fitted.prior.hyper.pooled else "users",
                 "stages": self._stages(jobs, folds, final),
@@ -186,6 +212,7 @@ class _Work:
                 **provenance(command, self.config, started, begin),
             },
         }
+        note_items(self.out, known)
         save_media_run(self.out, probed, fitted.prior, parity_items(probed, self.collection), record)
 
     def _folds(self) -> list[NDArray[np.bool_]]:

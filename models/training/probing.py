@@ -19,7 +19,19 @@ from models.training.config import TrainingError
 from models.training.pooling import Space, pooled_temperature, probe_prior, space_of
 from models.training.probe_fit import fit_probe, folds_of, left_out_logits, stacked
 
-__all__ = ["WHAT", "Fitted", "Head", "Judge", "assembled", "by_user", "fit_top", "parity_items", "unit", "usable"]
+__all__ = [
+    "WHAT",
+    "Fitted",
+    "Head",
+    "Judge",
+    "assembled",
+    "by_user",
+    "fit_top",
+    "left_out",
+    "parity_items",
+    "unit",
+    "usable",
+]
 
 Array = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
@@ -127,7 +139,7 @@ def fit_top(
         judges = [Judge(judged, z, logits)]
     else:
         judges = [Judge(j.out, unit(j.features), j.logits) for j in head.judges]
-        judged, logits, temperature = _left_out(judges, y)
+        judged, logits, temperature = left_out(judges, y)
         weight, bias, told = head.weight.T, head.bias + space.centre @ head.weight.T, {}
     tick("generic head", 1, 1)
     if people:
@@ -143,7 +155,7 @@ def fit_top(
     return Fitted(space, weight / temperature, bias / temperature, prior, evaluation)
 
 
-def _left_out(judges: Sequence[Judge], y: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Array, float]:
+def left_out(judges: Sequence[Judge], y: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Array, float]:
     """Which examples some network had left out, everyone's logits by theirs, tempered, and the temperature."""
     judged = np.any([j.out for j in judges], 0)
     logits = np.zeros_like(judges[0].logits)

@@ -33,6 +33,7 @@ def run_probe(
     data: Path,
     out: Path,
     *,
+    column: str | None = None,
     recipe: str | None,
     backbone: str | None,
     personal: int,
@@ -59,7 +60,7 @@ def run_probe(
         )
     given = {"backbone": backbone, "personal": personal, "seed": seed, **({"steps": steps} if steps else {})}
     train = _trainer(recipe, out, given, settings, cache, resume, where, command)
-    collection = load_collection(data, seed)
+    collection = load_collection(data, seed, column)
     people = f"{len(collection.users)} users" if collection.users else "no users"
     console.print(f"{len(collection)} {collection.kind}s, {len(collection.labels)} labels, {people}", highlight=False)
     with stages(console) as tick:
