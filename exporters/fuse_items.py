@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters import bundle as bundles
 from exporters.bundle import Bundle
 from exporters.export import model_name, onnx_forward
 from exporters.fuse import PARITY_ROWS, bundle_of, provenance_of
@@ -26,6 +27,7 @@ from models.training.fusion import RIDGE, Fused, How, fit_fusion
 from models.training.fusion_sources import FrozenSource, Joined, Tick
 from models.training.item_sources import ItemRunSource, groups_of, judges_of, trained_on
 from models.training.media_run import is_media_run, load_media_run
+from models.training.run import RECORD, load_run
 from models.training.seen import known_of, short_digests
 
 BLOCK = 32
@@ -76,10 +78,15 @@ def fuse_items(
         raise TrainingError(f"Fusing needs two members or more; there is {', '.join(members) or 'none'}.")
     begin = time.monotonic(), datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="headway-fuse-") as folder:
-        tick("members", 0, len(members))
-        found = [Member(member, bundle_of(path, Path(folder) / member)) for member, path in members.items()]
-        items = load_pairs(table, {m.name: kind_of(m) for m in found}, seed)
-        fused = fit_items(found, members, items, how=how, personal=personal, seed=seed, tick=tick)
+        items = load_pairs(table, {member: kind_of(path) for member, path in members.items()}, seed)
+        judged = {member: _is_judged(member, path, items) for member, path in members.items()}
+        found: list[Member] = []
+        for member, path in members.items():
+            tick("members", len(found), len(members))
+            found.append(Member(member, bundle_of(path, Path(folder) / member)))
+        tick("members", len(members), len(members))
+        own = {member: members[member] for member, known in judged.items() if known}
+        fused = fit_items(found, own, items, how=how, personal=personal, seed=seed, tick=tick)
         digests = sorted({d for m in found for d in short_digests(items.column(m.name))})
         provenance = provenance_of(found, members, how, command, begin) | {
             "data": {
@@ -107,7 +114,7 @@ def fuse_items(
 
 def fit_items(
     members: Sequence[Member],
-    paths: Mapping[str, Path],
+    runs: Mapping[str, Path],
     items: PairedItems,
     *,
     how: How = "late",
@@ -118,8 +125,10 @@ def fit_items(
 ) -> Fused:
     """Fit what joins the members on items, each person or fold of which is left out of what judges it.
 
+    `runs`: of the members that were trained on the items; the others know none of them.
+
     Raises:
-        TrainingError: as `fuse_items`.
+        TrainingError: the items have other labels than the members, or cannot be left out of a run.
     """
     labels = members[0].bundle.manifest.labels
     heads = {m.name: m.head(labels) for m in members}
@@ -127,10 +136,7 @@ def fit_items(
         odd = sorted(set(items.labels) ^ set(labels))[0]
         where = "the members do not know" if odd in items.labels else "no row of the table has"
         raise TrainingError(f"The label '{odd}' is one that {where}; the members' labels are {', '.join(labels)}.")
-    judged = {}
-    for m in members:
-        if _is_judged(m, paths[m.name], items):
-            judged[m.name] = judges_of(load_media_run(paths[m.name]), m.name, items, seed, tick)
+    judged = {n: judges_of(load_media_run(path), n, items, seed, tick) for n, path in runs.items()}
     kind, groups = groups_of(items, list(judged.values()), seed)
     order = [items.labels.index(label) for label in labels]
     y = np.array([labels.index(label) for label in items.labels])[items.y]
@@ -151,28 +157,32 @@ def fit_items(
     )
 
 
-def kind_of(member: Member) -> str:
-    """What a member reads: the kind of its media, or tensors."""
-    media = member.bundle.manifest.input.media
+def kind_of(path: Path) -> str:
+    """What a member, a run or a bundle, reads: the kind of its media, or tensors."""
+    if (path / RECORD).is_file():
+        media = load_media_run(path).input.media if is_media_run(path) else None
+    else:
+        media = bundles.read_manifest(bundles.resolve(path))[0].input.media
     return TENSOR if media is None else media.kind
 
 
-def _is_judged(member: Member, path: Path, items: PairedItems) -> bool:
+def _is_judged(name: str, path: Path, items: PairedItems) -> bool:
     """Whether a member is a run that was trained on the table; any other must know none of the items.
 
     Raises:
         TrainingError: it was trained on some of them.
     """
-    column = items.column(member.name)
+    column = items.column(name)
     if is_media_run(path):
-        return trained_on(load_media_run(path), member.name, column)
-    made = member.bundle.manifest.provenance
+        return trained_on(load_media_run(path), name, column)
+    run = (path / RECORD).is_file()
+    made = load_run(path).provenance if run else bundles.read_manifest(bundles.resolve(path))[0].provenance
     known = known_of(made, short_digests(column))
     people = sorted({str(s.get("subject")) for s in made.get("subjects", ())} & set(items.users))
     if known or people:
         what = f"{len(known)} of the table's items" if known else f"{', '.join(people)} of the table's users"
         raise TrainingError(
-            f"'{member.name}' was trained on {what}, so that it would be judged too well; give "
+            f"'{name}' was trained on {what}, so that it would be judged too well; give "
             + ("its run instead of its bundle, or a table of others." if known else "a table of other people.")
         )
     return False

@@ -1,7 +1,7 @@
 """Labelled items of several parts (a picture, its caption, its sound), as rows of a table; any part may be missing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,6 @@ class PairedItems:
         items = tuple(cell for cell in self.parts[part] if cell is not None)
         told = self.labels, self.y[rows], self.users, self.user[rows], self.repetition[rows]
         return Collection(self.kinds[part], items, *told)
-
-    def at(self, rows: Labels) -> "PairedItems":
-        """Some of the rows."""
-        parts = {name: tuple(cells[int(i)] for i in rows) for name, cells in self.parts.items()}
-        own = {"y": self.y[rows], "user": self.user[rows], "repetition": self.repetition[rows]}
-        return replace(self, parts=parts, **own)
 
 
 def load_pairs(path: Path, kinds: Mapping[str, str], seed: int = 0) -> PairedItems:

@@ -48,7 +48,8 @@ def joint_prior(
         return population_prior([found], range(len(people)), labels, min(personal, z[0].shape[1]), hyper=hyper)
     rows, y = np.concatenate(z), np.concatenate([p.y for p in people])
     space = space_of(rows, y, personal)
-    user = np.repeat(np.arange(len(people)) if kind == "items" else 0, [len(p.y) for p in people])
+    user = np.repeat(np.arange(len(people)), [len(p.y) for p in people])
+    user = user if kind == "items" else np.zeros_like(user)
     repetition = np.concatenate([p.repetition for p in people])
     prior = probe_prior(space.personal(rows), y, user, repetition, labels, hyper or HyperParameters())
     return prior, space.centre, space.projection

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,11 @@ def judges_of(run: MediaRun, name: str, items: PairedItems, seed: int, tick: Tic
     column, rows = items.column(name), items.where(name)
     if run.provenance["config"]["recipe"] not in FROZEN:
         order = _in_order(run, name, column)
-        told = {"y": column.y[order], "user": column.user[order], "repetition": column.repetition[order]}
+        told: dict[str, Any] = {
+            "y": column.y[order],
+            "user": column.user[order],
+            "repetition": column.repetition[order],
+        }
         found = restored_judges(run, replace(column, items=tuple(column.items[i] for i in order), **told), tick)
         judges = tuple(replace(j, features=unit(j.features)) for j in found)
         judged, logits, _ = left_out(judges, column.y[order])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +37,13 @@ def run_fusion(
     if how not in get_args(How):
         raise TrainingError(f"--how is {how!r}; it can be {' or '.join(get_args(How))}")
     named = _named(members, "--member")
-    told = {"name": name, "how": cast("How", how), "personal": personal, "description": description, "command": command}
+    told: dict[str, Any] = {
+        "name": name,
+        "how": cast("How", how),
+        "personal": personal,
+        "description": description,
+        "command": command,
+    }
     with stages() as tick:
         if table := _table(data):
             if subjects != "*":
