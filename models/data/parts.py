@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.input_spec import InputSpec
+from models.heads.inputs import Sensor
 
 __all__ = ["fused_input", "pack", "places", "present", "signals", "unpack"]
 
@@ -93,9 +94,9 @@ def unpack(spec: InputSpec, rows: NDArray[np.float32]) -> dict[str, NDArray[Any]
     }
 
 
-def signals(spec: InputSpec, x: NDArray[Any]) -> list[NDArray[Any]]:
-    """Windows as the sensors gave them: `x` itself, or of packed rows each part that some row has."""
+def signals(spec: InputSpec, x: NDArray[Any]) -> list[Sensor]:
+    """Windows as the sensors gave them: those of all parts, with which rows have each; else the one sensor's, `x`."""
     if not spec.parts:
-        return [x]
+        return [Sensor("", x, np.ones(len(x), bool))]
     there = present(spec, x)
-    return [windows for m, windows in enumerate(unpack(spec, x).values()) if there[:, m].any()]
+    return [Sensor(name, windows, there[:, m]) for m, (name, windows) in enumerate(unpack(spec, x).items())]

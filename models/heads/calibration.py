@@ -105,7 +105,7 @@ def calibrate(
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
         only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
-        x: the raw windows `(n, C, T)`, or an array a sensor, to warn of flat and clipped channels.
+        x: the raw windows `(n, C, T)`, or those of each sensor, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, no new windows, or a method that needs features where only statistics were
@@ -309,8 +309,9 @@ def _inspected(x: Raw | None, shown: Shown, population: Prior) -> tuple[str, ...
     """Warn of windows, some of many, but not of the user's own labels: the population has none like theirs."""
     familiar = np.flatnonzero(shown.y < population.classes)
     familiar = familiar[:: max(1, -(-len(familiar) // MOST_INSPECTED))]
-    sensors = () if x is None else (x,) if isinstance(x, np.ndarray) else x
-    return inspect([own[familiar] for own in sensors], shown.z[familiar], population).warnings
+    chosen = np.zeros(len(shown.y), bool)
+    chosen[familiar] = True
+    return inspect(None if x is None else those_of(x, chosen), shown.z[chosen], population).warnings
 
 
 def _contradictions(trust: Trust) -> tuple[str, ...]:

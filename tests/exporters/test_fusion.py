@@ -38,6 +38,16 @@ def test_a_fused_bundle_says_what_its_parts_are(fused):
     assert fused.manifest.parity["max_error"] < 1e-4
 
 
+def test_releases_that_know_of_no_parts_refuse_a_fused_bundle(fused, tmp_path):
+    assert fused.manifest.manifest_version == "2.0"  # of which they read 1.x
+    plain = bundles.load(write_tiny_bundle(tmp_path, "arm"))
+    assert plain.manifest.manifest_version == "1.0"
+    text = (plain.path / "manifest.json").read_text()
+    (plain.path / "manifest.json").write_text(text.replace('"shape":', '"shapes": [], "shape":'))
+    with pytest.raises(bundles.BundleError, match=r"input\.shapes"):
+        bundles.load(plain.path)
+
+
 def test_each_part_alone_answers_as_its_member_does_and_both_are_surer(fused):
     arm, watch, labels = tiny_fused.sensor_windows(40, np.random.default_rng(5))
     spec, y = fused.manifest.input, np.array([LABELS.index(name) for name in labels])
