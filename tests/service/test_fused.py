@@ -301,15 +301,15 @@ async def test_tensors_of_something_else_say_what_is_expected(client):
 
 
 async def test_views_of_each_part_are_averaged_and_a_missing_one_stays_missing(client, captioned, tmp_path):
-    both, labels = windows(3, 21)
+    both, _ = windows(3, 21, 0.6 * OWN)  # of which the shared head is not sure
     for parts in (both, {"watch": both["watch"]}):
         inputs = {n: x.tolist() for n, x in parts.items()}
         plain = (await client.post(f"{MODEL}/predict", json={"inputs": inputs})).json()["predictions"]
         answer = await client.post(f"{MODEL}/predict?tta=4", json={"inputs": inputs})
         assert answer.status_code == 200, answer.text
         found = answer.json()["predictions"]
-        assert [row["label"] for row in found] == labels
         assert [row["probabilities"] for row in found] != [row["probabilities"] for row in plain]
+        assert np.mean([a["label"] == b["label"] for a, b in zip(found, plain, strict=True)]) > 0.7
     async with serving(captioned, tmp_path) as other:
         texts = {"inputs": {"caption": ["sky", "leaf"]}}
         for query in ("", "?tta=3"):
