@@ -16,13 +16,13 @@ from exporters import bundle as bundles
 from exporters.bundle import Bundle
 from exporters.export import export_run, model_name, onnx_forward
 from exporters.fusion import Member, write_fused
+from models.data.paired import PairedPerson, pair
 from models.data.parts import fused_input, pack
 from models.data.recordings import Recordings, load_folder
 from models.training.config import TrainingError
 from models.training.fusion import RIDGE, Fused, How, fit_fusion
 from models.training.fusion_sources import FrozenSource, Joined, RunSource, Tick, in_blocks
 from models.training.media_run import is_media_run
-from models.training.paired import PairedPerson, pair
 from models.training.provenance import commit
 from models.training.run import RECORD, load_run
 
@@ -71,6 +71,8 @@ def fuse_recordings(
             f"Fusing needs two members or more, and data for each: members are {', '.join(members) or 'none'}, "
             f"data are for {', '.join(data) or 'none'}."
         )
+    for member, path in members.items():
+        _check_kind(member, path)
     begin = time.monotonic(), datetime.now(UTC)
     recordings = {member: load_folder(folder, subjects) for member, folder in data.items()}
     with tempfile.TemporaryDirectory(prefix="headway-fuse-") as folder:
@@ -156,13 +158,18 @@ def bundle_of(path: Path, folder: Path) -> Bundle:
     return bundles.load(bundles.resolve(path))
 
 
+def _check_kind(member: str, path: Path) -> None:
+    """Refuse what is not cut from recordings, before any are looked for."""
+    run = (path / RECORD).is_file()
+    if is_media_run(path) or (not run and bundles.read_manifest(bundles.resolve(path))[0].input.media is not None):
+        raise TrainingError(
+            f"'{member}' ({path}) reads images, texts or sounds; these are fused on one table with a column for each "
+            "member (--data TABLE), not on folders of recordings."
+        )
+
+
 def _check_people(member: str, path: Path, recordings: Sequence[Recordings]) -> None:
     """Check that everyone can be left out: people of a run by its folds, people whom a bundle knows not at all."""
-    if is_media_run(path):
-        raise TrainingError(
-            f"{path} was trained on images, texts or sounds; these are fused on a table with a column for each member "
-            "(--data TABLE), not on folders of recordings."
-        )
     run = (path / RECORD).is_file()
     told = load_run(path).provenance if run else bundles.read_manifest(bundles.resolve(path))[0].provenance
     known = {subject.get("digest") for subject in told.get("subjects", ())}

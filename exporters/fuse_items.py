@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporters import bundle as bundles
-from exporters.bundle import Bundle
 from exporters.export import model_name, onnx_forward
 from exporters.fuse import PARITY_ROWS, bundle_of, provenance_of
 from exporters.fusion import Member, write_fused
-from models.data.collections import CollectionError
-from models.data.media import MediaError, reader_of
 from models.data.pairs import TENSOR, PairedItems, load_pairs
-from models.data.parts import fused_input, pack
+from models.data.parts import fused_input
 from models.training.config import TrainingError
 from models.training.fusion import RIDGE, Fused, How, fit_fusion
 from models.training.fusion_sources import FrozenSource, Joined, Tick
@@ -103,7 +98,7 @@ def fuse_items(
             found,
             fused.join,
             fused.prior,
-            packed(found, items, PARITY_ROWS),
+            gate_rows(found, items, PARITY_ROWS),
             models,
             name=name,
             provenance=provenance,
@@ -190,7 +185,8 @@ def _is_judged(name: str, path: Path, items: PairedItems) -> bool:
 
 def features_of(member: Member, items: PairedItems, tick: Tick) -> NDArray[np.float32]:
     """Features `(n, d)` of all rows by a member's graph; zeros in those that lack its part."""
-    forward, read = onnx_forward(member.bundle.backbone), _reader(member, items)
+    spec, forward = member.bundle.manifest.input, onnx_forward(member.bundle.backbone)
+    read = items.reader(member.name, spec, member.bundle.file)
     rows = items.where(member.name)
     found = np.zeros((len(items), member.bundle.manifest.feature_dim), np.float32)
     for at in range(0, len(rows), BLOCK):
@@ -200,69 +196,8 @@ def features_of(member: Member, items: PairedItems, tick: Tick) -> NDArray[np.fl
     return found
 
 
-def packed(members: Sequence[Member], items: PairedItems, most: int) -> NDArray[np.float32]:
+def gate_rows(members: Sequence[Member], items: PairedItems, most: int) -> NDArray[np.float32]:
     """Rows of the table as the fused graph takes them, `(n, size)`: so many, spread evenly, with what each has."""
-    spec = fused_input([m.part for m in members])
-    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).astype(int)
-    readers = {m.name: _reader(m, items) for m in members}
-    there = items.present[chosen]
-    rows = np.zeros((len(chosen), spec.shape[1]), np.float32)
-    for way in np.unique(there, axis=0):
-        own = np.flatnonzero((there == way).all(1))
-        given = {n: read(chosen[own]) for (n, read), some in zip(readers.items(), way, strict=True) if some}
-        rows[own] = pack(spec, given)
-    return rows
-
-
-def _reader(member: Member, items: PairedItems) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
-    """Return what reads a member's part of rows that have it, as its graph takes them.
-
-    Raises:
-        TrainingError: a file is none that the member reads; the message names it.
-    """
-    bundle, cells = member.bundle, items.parts[member.name]
-    reader = reader_of(bundle.manifest.input, bundle.file)
-
-    def read(rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read cells of some rows."""
-        given = [cells[int(i)] for i in rows]
-        try:
-            contents = [cell.read_bytes() if isinstance(cell, Path) else str(cell) for cell in given]
-            if reader is not None:
-                return reader.read(contents)
-            return np.stack([_window(bundle, content) for content in contents])
-        except (OSError, MediaError, ValueError) as e:
-            for i, cell in zip(rows, given, strict=True):
-                _check(member, int(i), cell, reader)
-            raise TrainingError(f"The cells of '{member.name}' cannot be read: {e}") from e
-
-    return read
-
-
-def _check(member: Member, row: int, cell: Path | str | None, reader: Any) -> None:
-    """Raise `TrainingError` naming a cell that cannot be read."""
-    try:
-        content = cell.read_bytes() if isinstance(cell, Path) else str(cell)
-        _ = _window(member.bundle, content) if reader is None else reader.read([content])
-    except (OSError, MediaError, ValueError) as e:
-        raise TrainingError(f"Row {row + 1}, {member.name}{f' ({cell})' if isinstance(cell, Path) else ''}: {e}") from e
-
-
-def _window(bundle: Bundle, content: bytes | str) -> NDArray[Any]:
-    """One window from a `.npy` file.
-
-    Raises:
-        CollectionError: it is none, or does not fit the member.
-    """
-    spec = bundle.manifest.input
-    try:
-        assert isinstance(content, bytes)
-        x = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as e:
-        raise CollectionError("it is not a .npy file of numbers") from e
-    misfit = spec.misfit((1, *np.shape(x)))
-    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or misfit:
-        raise CollectionError(f"a window {misfit or 'of numbers was expected'}".replace("[rows, ", "["))
-    if not np.isfinite(x).all():
-        raise CollectionError("it holds values that are not finite")
-    return x.astype(spec.dtype)
+    chosen = np.linspace(0, len(items) - 1, min(most, len(items))).astype(np.int64)
+    files = {name: data for m in members for name, data in m.files.items()}
+    return items.packed(fused_input([m.part for m in members]), files, chosen)

@@ -14,6 +14,7 @@ from exporters import bundle as bundles
 from exporters.bundle import InputSpec
 from exporters.precision import PEOPLE, Agreement, Features, PrecisionError, compare, drawn_heads, features, written
 from exporters.quantiser import Quantiser
+from models.data.parts import present, without
 from models.heads.calibration import shared_head
 from models.heads.fit import fit_map
 from models.heads.head import Head
@@ -86,6 +87,7 @@ def quantise(
 ) -> tuple[Path, Agreement, Task]:
     """Write the INT8 variant of a bundle as the next version of its name under `models`.
 
+    A fused bundle is judged with all parts, and without each of them; its text members are quantised as token models.
     Signals and images are quantised statically (weights by channel, activations by the range that they had on
     `ranges`), as much of the graph as the gate allows; token models dynamically. The variant has a feature space of its
     own unless heads decide alike in both.
@@ -113,21 +115,23 @@ def quantise(
     rng = np.random.default_rng(seed)
     some = ranges[np.sort(rng.permutation(len(ranges))[:RANGE_WINDOWS])]
     heads = [shared_head(prior), *drawn_heads(prior, PEOPLE, rng)]
-    reference = features(original.backbone, spec, judged.x)
-    right = accuracy_of(reference, judged, prior)
+    views = with_parts_missing(spec, judged)
+    references = [features(original.backbone, spec, view.x) for view in views]
+    reference, right = np.concatenate(references), [accuracy_of(*p, prior) for p in zip(references, views, strict=True)]
     told: list[str] = []
     for what, graph in quantisations(original.backbone, spec, some):
-        z = features(graph, spec, judged.x)
-        if not np.isfinite(z).all():
+        z = [features(graph, spec, view.x) for view in views]
+        if not all(np.isfinite(own).all() for own in z):
             told.append(f"{what}: features that are not finite")
             continue
-        found = accuracy_of(z, judged, prior)
-        if right.loss(found) <= LARGEST_LOSS:
-            task = Task(right.shared, found.shared, right.personal, found.personal, judged.people)
-            agreement = compare(reference, z, heads)
+        found = [accuracy_of(*p, prior) for p in zip(z, views, strict=True)]
+        lost = max(a.loss(b) for a, b in zip(right, found, strict=True))
+        if lost <= LARGEST_LOSS:
+            task = Task(right[0].shared, found[0].shared, right[0].personal, found[0].personal, judged.people)
+            agreement = compare(reference, np.concatenate(z), heads)
             how = f"recorded windows of {task.people} people, {what}"
             return written(original, models, graph, agreement, how, "int8", {"task": asdict(task)}), agreement, task
-        told.append(f"{what}: accuracy falls by {right.loss(found):.1%}")
+        told.append(f"{what}: accuracy falls by {lost:.1%}")
     raise PrecisionError(
         f"{original.manifest.name} cannot be served in int8, {LARGEST_LOSS:.0%} may be lost: {'; '.join(told)}"
     )
@@ -153,6 +157,18 @@ def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tu
             worst = worst or quantiser.by_error(layers)
             kept = [name for name in layers if name not in worst[:left]]
             yield f"{len(kept)} of {len(layers)} layers in 8 bits, without those that err most", quantiser.graph(kept)
+
+
+def with_parts_missing(spec: InputSpec, judged: Labelled) -> list[Labelled]:
+    """The windows as they are, and of a fused model's the same without each part, where they have others."""
+    found = [judged]
+    for m in range(len(spec.parts)):
+        there = present(spec, judged.x)
+        rows = there[:, m] & (there.sum(1) > 1)
+        if rows.any():
+            told = judged.y[rows], judged.user[rows], judged.repetition[rows]
+            found.append(Labelled(without(spec, judged.x, m), *told))
+    return found
 
 
 def accuracy_of(z: Features, judged: Labelled, prior: Prior) -> Accuracy:

@@ -1,15 +1,24 @@
 """Labelled items of several parts (a picture, its caption, its sound), as rows of a table; any part may be missing."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.input_spec import InputSpec
 from models.data.collections import TABLES, Collection, CollectionError, dealt_repetitions, records, told_of
+from models.data.media import reader_of
+from models.data.parts import pack
 
-__all__ = ["TENSOR", "PairedItems", "load_pairs"]
+__all__ = ["TENSOR", "PairedItems", "kinds_of", "load_pairs"]
+
+Files = Callable[[str], bytes] | Mapping[str, bytes]
 
 Labels = NDArray[np.int64]
 TENSOR = "tensor"
@@ -57,6 +66,79 @@ class PairedItems:
         items = tuple(cell for cell in self.parts[part] if cell is not None)
         told = self.labels, self.y[rows], self.users, self.user[rows], self.repetition[rows]
         return Collection(self.kinds[part], items, *told)
+
+    def reader(self, part: str, spec: InputSpec, read_file: Files) -> Callable[[Labels], NDArray[Any]]:
+        """Return what reads cells of a part into rows of a model's input, of table rows that have it.
+
+        `read_file` gives what reading the media needs. What is returned raises `CollectionError` naming a cell that
+        cannot be read.
+
+        Raises:
+            MediaUnavailable: a package is missing.
+        """
+        media, cells = reader_of(spec, read_file), self.parts[part]
+
+        def one(cell: Path | str | None) -> bytes | str:
+            """Contents of a cell."""
+            return cell.read_bytes() if isinstance(cell, Path) else str(cell)
+
+        def rows_of(contents: list[bytes | str]) -> NDArray[Any]:
+            """Rows of contents."""
+            return np.stack([_window(spec, c) for c in contents]) if media is None else media.read(contents)
+
+        def read(rows: Labels) -> NDArray[Any]:
+            """Read cells of some rows."""
+            try:
+                return rows_of([one(cells[int(i)]) for i in rows])
+            except (OSError, ValueError):
+                for i in rows:  # to name it
+                    try:
+                        rows_of([one(cells[int(i)])])
+                    except (OSError, ValueError) as e:
+                        where = f" ({cells[int(i)]})" if isinstance(cells[int(i)], Path) else ""
+                        raise CollectionError(f"Row {int(i) + 1}, {part}{where}: {e}") from e
+                raise
+
+        return read
+
+    def packed(self, spec: InputSpec, read_file: Files, rows: Labels) -> NDArray[np.float32]:
+        """Some rows as a fused model takes them, `(n, size)`, with the parts that each has.
+
+        Raises:
+            CollectionError: a cell cannot be read.
+        """
+        readers = [self.reader(part.name, part, read_file) for part in spec.parts]
+        there = self.present[rows]
+        found = np.zeros((len(rows), spec.shape[1]), np.float32)
+        for way in np.unique(there, axis=0):
+            own = np.flatnonzero((there == way).all(1))
+            some = [(part.name, read) for part, read, has in zip(spec.parts, readers, way, strict=True) if has]
+            found[own] = pack(spec, {name: read(rows[own]) for name, read in some})
+        return found
+
+
+def kinds_of(spec: InputSpec) -> dict[str, str]:
+    """Kinds of a fused model's parts, as a table of them is read."""
+    return {part.name: TENSOR if part.media is None else part.media.kind for part in spec.parts}
+
+
+def _window(spec: InputSpec, content: bytes | str) -> NDArray[Any]:
+    """One window from a `.npy` file.
+
+    Raises:
+        ValueError: it is none, or does not fit the model.
+    """
+    try:
+        assert isinstance(content, bytes)
+        x = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as e:
+        raise CollectionError("it is not a .npy file of numbers") from e
+    misfit = spec.misfit((1, *np.shape(x)))
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or misfit:
+        raise CollectionError(f"a window {misfit or 'of numbers was expected'}".replace("[rows, ", "["))
+    if not np.isfinite(x).all():
+        raise CollectionError("it holds values that are not finite")
+    return x.astype(spec.dtype)
 
 
 def load_pairs(path: Path, kinds: Mapping[str, str], seed: int = 0) -> PairedItems:

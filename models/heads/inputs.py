@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class Sensor:
     """Windows `x (n, …)` of one of several sensors, called `name`; `there (n,)`: which windows have it."""
 
     name: str
-    x: NDArray[np.generic]
+    x: NDArray[Any]
     there: Mask
 
     def some(self, mask: Mask) -> Sensor:

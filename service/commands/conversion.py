@@ -10,10 +10,11 @@ from exporters import bundle as bundles
 from exporters.bundle import Bundle
 from exporters.int8 import Labelled, quantise
 from exporters.precision import Agreement, PrecisionError, convert
+from models.data.paired import load_parts, pair
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
-from service.commands.judging import collected, recorded
+from service.commands.judging import collected, recorded, together
 
 MOST_WINDOWS = 4096
 JUDGED_SHARE = 3
@@ -40,12 +41,16 @@ def _int8(model: Path, models: Path, data: Path | None, subjects: str, held_out:
     if data is None:
         raise PrecisionError("int8 needs --data: ranges of activations and accuracy are measured on real windows")
     bundle = bundles.load(bundles.resolve(model))
-    if bundle.manifest.input.media is None:
-        if held_out is None:
-            raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
-        ranges, judged = _windows(bundle, data, subjects, but=held_out), recorded(bundle.manifest, data, held_out)
-    else:
+    spec = bundle.manifest.input
+    if spec.media is not None or (spec.parts and not data.is_dir()):
         ranges, judged = _files(bundle, data, seed)
+    elif held_out is None:
+        raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
+    elif spec.parts:
+        ranges = _windows(bundle, data, subjects, but=held_out)
+        judged = together(bundle.manifest, bundle.file, data, held_out)
+    else:
+        ranges, judged = _windows(bundle, data, subjects, but=held_out), recorded(bundle.manifest, data, held_out)
     path, found, task = quantise(model, models, _some(ranges, seed), judged, seed=seed)
     personal = ""
     if task.personal is not None and task.personal_int8 is not None:
@@ -71,6 +76,8 @@ def _some(x: np.ndarray, seed: int) -> np.ndarray:
 def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) -> np.ndarray:
     """Windows of recordings, whatever their labels; `but`: globs of people who are left out."""
     spec = bundle.manifest.input
+    if spec.parts:
+        return _packed(bundle, data, subjects, but)
     left = {rec.stem for rec in load_folder(data, but)} if but is not None else set()
     people = [rec for rec in load_folder(data, subjects) if rec.stem not in left]
     for rec in people:
@@ -81,9 +88,24 @@ def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) 
     return np.concatenate([windows(rec, cut).x for rec in people]).astype(spec.dtype)
 
 
+def _packed(bundle: Bundle, data: Path, subjects: str, but: str | None) -> np.ndarray:
+    """Rows of a fused bundle, of people who are not left out."""
+    spec = bundle.manifest.input
+    if not data.is_dir():
+        return together(bundle.manifest, bundle.file, data, subjects).x
+    recordings = load_parts(data, spec, subjects)
+    left = {rec.stem for own in load_parts(data, spec, but).values() for rec in own} if but is not None else set()
+    kept = {name: [rec for rec in own if rec.stem not in left] for name, own in recordings.items()}
+    if not all(kept.values()):
+        raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
+    people, _ = pair(kept, {part.name: part for part in spec.parts}, bundle.manifest.labels)
+    return np.concatenate([person.packed(spec) for person in people])
+
+
 def _files(bundle: Bundle, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
     """Rows of files or texts: those that give ranges, and those that judge."""
-    found = collected(bundle.manifest, bundle.file, data, seed=seed)
+    reads = together if bundle.manifest.input.parts else collected
+    found = reads(bundle.manifest, bundle.file, data, "*", seed=seed)
     order = np.random.default_rng(seed).permutation(len(found.y))
     nth = np.zeros(len(found.y), np.int64)
     for c in np.unique(found.y):

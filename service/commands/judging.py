@@ -13,6 +13,8 @@ from exporters.int8 import Labelled
 from exporters.precision import PrecisionError
 from models.data.collections import load_collection
 from models.data.media import MediaError, reader_of
+from models.data.paired import load_parts, pair
+from models.data.pairs import kinds_of, load_pairs
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
@@ -28,10 +30,37 @@ def judges(
     Raises:
         PrecisionError: the data hold nothing that the model could be judged on.
     """
+    if manifest.input.parts:
+        return together(manifest, file, data, held_out, seed=seed), None
     if manifest.input.media is not None:
-        return collected(manifest, file, data, users=held_out, seed=seed), None
+        return collected(manifest, file, data, held_out, seed=seed), None
     seen = {subject["digest"] for subject in manifest.provenance.get("subjects", [])}
     return recorded(manifest, data, held_out), sum(rec.digest in seen for rec in load_folder(data, held_out))
+
+
+def together(manifest: Manifest, file: Callable[[str], bytes], data: Path, subjects: str, *, seed: int = 0) -> Labelled:
+    """Rows of a fused model: of a folder with a folder of recordings a part, or of a table with a column a part.
+
+    Raises:
+        PrecisionError: the data have labels unknown to the model, or nobody matches.
+    """
+    spec, labels = manifest.input, manifest.labels
+    if data.is_dir():
+        people, _ = pair(load_parts(data, spec, subjects), {part.name: part for part in spec.parts}, labels)
+        rows = [(p.packed(spec), p.y, np.full(len(p), u), p.repetition) for u, p in enumerate(people)]
+        return Labelled(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+    items = load_pairs(data, kinds_of(spec), seed)
+    unknown = sorted(set(items.labels) - set(labels))
+    if unknown:
+        raise PrecisionError(f"{data} has labels that the model does not know: {', '.join(unknown)}")
+    globs = [glob.strip() for glob in subjects.split(",")]
+    matched = [any(fnmatch.fnmatchcase(user, glob) for glob in globs) for user in items.users]
+    chosen = np.flatnonzero(np.array(matched)[items.user]) if items.users else np.arange(len(items))
+    if not len(chosen):
+        raise PrecisionError(f"no user in {data} matches {subjects!r}; there are {', '.join(items.users)}")
+    y = np.array([labels.index(name) for name in items.labels])[items.y]
+    x = items.packed(spec, file, chosen)
+    return Labelled(x, y[chosen], items.user[chosen], items.repetition[chosen])
 
 
 def recorded(manifest: Manifest, data: Path, subjects: str) -> Labelled:
@@ -57,7 +86,7 @@ def recorded(manifest: Manifest, data: Path, subjects: str) -> Labelled:
 
 
 def collected(
-    manifest: Manifest, file: Callable[[str], bytes], data: Path, *, users: str = "*", seed: int = 0
+    manifest: Manifest, file: Callable[[str], bytes], data: Path, users: str = "*", *, seed: int = 0
 ) -> Labelled:
     """Rows of files or texts; `file` gives those of the bundle that reading needs, `users` are globs of their users.
 

@@ -1,6 +1,7 @@
 """Fused bundles: the graph computes what its members and the join do, with parts present and missing."""
 
 import numpy as np
+import onnx
 import pytest
 
 from exporters import bundle as bundles
@@ -113,8 +114,34 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
     assert not (tmp_path / "fused").exists()
 
 
-def test_conversions_say_that_members_are_to_be_converted(tmp_path, fused):
-    with pytest.raises(PrecisionError, match="convert its members"):
+def test_a_fused_bundle_in_half_precision_answers_alike_with_each_part_missing(tmp_path, fused):
+    path, found = convert(fused.path, tmp_path)
+    assert found.same
+    assert found.windows > 2 * 64  # of which each part was taken out, too
+    halved = bundles.load(path)
+    assert (halved.manifest.precision, halved.manifest.manifest_version) == ("fp16", "2.0")
+    assert halved.manifest.feature_space == fused.manifest.feature_space
+    assert halved.backbone != fused.backbone
+    arm, watch, _ = tiny_fused.sensor_windows(6, np.random.default_rng(8))
+    for parts in ({"arm": arm}, {"watch": watch}, {"arm": arm, "watch": watch}):
+        rows = pack(fused.manifest.input, parts)
+        np.testing.assert_allclose(generic(halved, rows), generic(fused, rows), atol=1e-2)
+
+
+def test_a_variant_that_fails_without_a_part_alone_is_refused(tmp_path, fused, monkeypatch):
+    from exporters import precision
+
+    def spoiled(graph):
+        """The same graph, but for what it makes up for a part that is missing."""
+        model = onnx.load_from_string(graph)
+        for c in model.graph.initializer:
+            value = onnx.numpy_helper.to_array(c)
+            if value.shape == (8, 8) and not value.diagonal().any():
+                c.CopyFrom(onnx.numpy_helper.from_array(-value, c.name))
+        yield "spoiled", model.SerializeToString()
+
+    monkeypatch.setattr(precision, "halves", spoiled)
+    with pytest.raises(PrecisionError, match="cannot be served in fp16"):
         convert(fused.path, tmp_path)
 
 

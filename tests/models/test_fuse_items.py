@@ -10,7 +10,7 @@ import pytest
 
 from exporters import bundle as bundles
 from exporters.export import export_run, onnx_forward
-from exporters.fuse_items import features_of, fit_items, fuse_items, packed
+from exporters.fuse_items import features_of, fit_items, fuse_items, gate_rows
 from exporters.fusion import Member
 from models.data.collections import CollectionError, load_collection
 from models.data.pairs import load_pairs
@@ -20,6 +20,7 @@ from models.training.fine_tuning import fine_tune
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.tuned import TuneConfig
 from service.app import create_app
+from service.commands.conversion import run_conversion
 from service.config import Settings
 from tests import tiny_media
 from tests.conftest import running
@@ -64,6 +65,12 @@ def members(pooled):
     return [Member(n, bundles.load(export_run(run, table.parent / "members", name=n))) for n, run in runs.items()]
 
 
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """A larger table, of strangers."""
+    return tiny_media.write_table(tmp_path_factory.mktemp("more"), 66, missing=0.1, seed=3)
+
+
 def accuracy(bundle):
     """Mean accuracy of the generic head by what is there."""
     return {tuple(row["there"]): row["generic"]["mean"] for row in bundle.manifest.evaluation["present"]}
@@ -91,7 +98,7 @@ def test_rows_of_the_gate_are_real_with_what_they_lack(pooled, members):
     table, _, path = pooled
     bundle = bundles.load(path)
     items = load_pairs(table, {"picture": "image", "caption": "text", "sound": "audio"})
-    rows = packed(members, items, len(items))
+    rows = gate_rows(members, items, len(items))
     assert (present(bundle.manifest.input, rows) == items.present).all()
     z = onnx_forward(bundle.backbone)(rows)
     labels = bundle.manifest.labels
@@ -217,12 +224,26 @@ def test_tables_that_cannot_be_read_say_why(tmp_path, rows, said):
         load_pairs(file, {"picture": "image", "caption": "text"})
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_what_was_fused_is_converted_on_a_table(pooled, more, tmp_path, precision):
+    table, path = more, pooled[2]
+    told = run_conversion(path, tmp_path, precision=precision, data=table, subjects="*", held_out=None, seed=0)
+    assert "written to" in told
+    original, made = bundles.load(path), bundles.load(tmp_path / "three" / "2")
+    assert made.manifest.precision == precision
+    items = load_pairs(table, {"picture": "image", "caption": "text", "sound": "audio"})
+    rows = items.packed(original.manifest.input, original.file, np.arange(0, len(items), 3))
+    k = len(original.manifest.labels)
+    decided = [onnx_forward(bundle.backbone)(rows)[:, -k:].argmax(1) for bundle in (original, made)]
+    assert (decided[0] == decided[1]).mean() > 0.97
+
+
 def test_a_damaged_file_is_named_with_its_row(pooled, members, tmp_path):
     bad = shutil.copytree(pooled[0].parent, tmp_path / "data")
     victim = sorted(bad.glob("*.wav"))[3]
     victim.write_bytes(b"no sound")
     items = load_pairs(bad / "table.csv", {"picture": "image", "caption": "text", "sound": "audio"})
-    with pytest.raises(TrainingError, match=rf"Row \d+, sound \(.*{victim.name}\): "):
+    with pytest.raises(CollectionError, match=rf"Row \d+, sound \(.*{victim.name}\): "):
         features_of(members[2], items, lambda *_: None)
 
 

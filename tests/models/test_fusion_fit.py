@@ -11,14 +11,14 @@ from exporters.export import export_run, onnx_forward
 from exporters.fuse import fit, fuse_recordings
 from exporters.fusion import Member, write_fused
 from exporters.input_spec import InputSpec
+from models.data.paired import pair
 from models.data.parts import fused_input, pack
-from models.data.recordings import Recordings, load_folder, save
+from models.data.recordings import Recordings, RecordingsError, load_folder, save
 from models.training import TrainConfig, train
 from models.training.config import TrainingError
 from models.training.fusion import fit_fusion
 from models.training.fusion_sources import Joined
 from models.training.joining import patterns
-from models.training.paired import pair
 
 LABELS = ("rest", "shake", "turn")
 RATES = {"emg": 200.0, "imu": 50.0}
@@ -148,7 +148,7 @@ def pair_of(**changes):
     ],
 )
 def test_recordings_that_do_not_go_together_are_refused(changes, said):
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(RecordingsError, match=said):
         pair(*pair_of(**changes))
 
 

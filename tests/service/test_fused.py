@@ -300,7 +300,7 @@ async def test_tensors_of_something_else_say_what_is_expected(client):
     assert "an object with one or more" in answer.json()["error"]
 
 
-async def test_views_of_each_part_are_averaged_and_a_missing_one_stays_missing(client, captioned, tmp_path):
+async def test_views_of_each_part_are_averaged_and_a_missing_one_stays_missing(client):
     both, _ = windows(3, 21, 0.6 * OWN)  # of which the shared head is not sure
     for parts in (both, {"watch": both["watch"]}):
         inputs = {n: x.tolist() for n, x in parts.items()}
@@ -310,6 +310,9 @@ async def test_views_of_each_part_are_averaged_and_a_missing_one_stays_missing(c
         found = answer.json()["predictions"]
         assert [row["probabilities"] for row in found] != [row["probabilities"] for row in plain]
         assert np.mean([a["label"] == b["label"] for a, b in zip(found, plain, strict=True)]) > 0.7
+
+
+async def test_texts_have_no_views_and_are_the_same_in_all_of_a_picture(captioned, tmp_path):
     async with serving(captioned, tmp_path) as other:
         texts = {"inputs": {"caption": ["sky", "leaf"]}}
         for query in ("", "?tta=3"):
