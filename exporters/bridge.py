@@ -70,10 +70,22 @@ class Fitted:
     between: float
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One person's rows as a fused model takes them, `x (n, size)`, labels by the model's, repetitions `(n,)`."""
+
+    name: str
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    repetition: NDArray[np.int64]
+
+
 def bridge(
-    old: Path, new: Path, recordings: Sequence[Recordings], models: Path, told: Progress = lambda _: None
+    old: Path, new: Path, data: Sequence[Recordings] | Sequence[Rows], models: Path, told: Progress = lambda _: None
 ) -> tuple[Path, Fitted]:
     """Fit a bridge and write the newer bundle with it, as the next version of its name under `models`.
+
+    `data`: people's recordings; of fused bundles their rows.
 
     The version keeps the newer bundle's graph, prior and feature space: heads of it stay valid.
 
@@ -83,10 +95,13 @@ def bridge(
     """
     before, after = (bundles.load(bundles.resolve(path)).of_one_output("bridges lead between") for path in (old, new))
     _check(before, after)
-    fitted = fit([person(rec, before, after, told) for rec in recordings], after.prior, told)
+    people = [
+        of_rows(own, before, after, told) if isinstance(own, Rows) else person(own, before, after, told) for own in data
+    ]
+    fitted = fit(people, after.prior, told)
     if not fitted.parity.passes:
         raise BridgeError(f"the bridge is not good enough and is not written: {in_words(fitted.parity)}")
-    return _written(before, after, models, fitted, [r.stem for r in recordings]), fitted
+    return _written(before, after, models, fitted, [one.name for one in people]), fitted
 
 
 def fit(people: Sequence[Person], prior: Prior, told: Progress = lambda _: None) -> Fitted:
@@ -135,6 +150,8 @@ def _check(old: Bundle, new: Bundle) -> None:
         raise BridgeError(
             f"both compute feature space {a.feature_space}: heads of one are valid in the other as they are"
         )
+    if b.input.parts and a.input.parts == b.input.parts:
+        return
     if len(b.input.window_shape) != 2 or b.input.padding is not None:
         raise BridgeError(f"bridges are fitted on recordings of signals; the input is {list(b.input.shape)}")
     if (a.input.shape, a.input.sample_rate, a.input.unit) != (b.input.shape, b.input.sample_rate, b.input.unit):
@@ -142,6 +159,15 @@ def _check(old: Bundle, new: Bundle) -> None:
             f"the inputs differ: {list(a.input.shape)} at {a.input.sample_rate:g} Hz in {a.input.unit}, and "
             f"{list(b.input.shape)} at {b.input.sample_rate:g} Hz in {b.input.unit}; both must take the same windows"
         )
+
+
+def of_rows(rows: Rows, old: Bundle, new: Bundle, told: Progress) -> Person:
+    """Run both backbones on a person's rows."""
+    some = slice(None, None, max(1, -(-len(rows.y) // MOST_WINDOWS)))
+    told(f"{rows.name}: {len(rows.y[some])} windows")
+    z = [np.asarray(features(b.backbone, b.manifest.input, rows.x[some]), np.float64) for b in (old, new)]
+    repetition = np.unique(rows.repetition[some], return_inverse=True)[1].reshape(-1)
+    return Person(rows.name, z[0][:, : old.prior.personal], z[1], rows.y[some], repetition)
 
 
 def person(rec: Recordings, old: Bundle, new: Bundle, told: Progress) -> Person:
@@ -224,7 +250,7 @@ def _written(old: Bundle, new: Bundle, models: Path, fitted: Fitted, people: lis
     provenance = {**manifest.provenance, "bridges": [*manifest.provenance.get("bridges", []), record]}
     made = manifest.model_copy(
         update={
-            "manifest_version": "1.1",
+            "manifest_version": bundles.FUSED_VERSION if manifest.input.parts else "1.1",
             "version": max(bundles.next_version(models, manifest.name), manifest.version + 1),
             "bridges": {**manifest.bridges, space: entry},
             "provenance": provenance,

@@ -1,10 +1,13 @@
 """Fused bundles: the graph computes what its members and the join do, with parts present and missing."""
 
+import shutil
+
 import numpy as np
 import onnx
 import pytest
 
 from exporters import bundle as bundles
+from exporters.bridge import Rows, bridge
 from exporters.export import ExportError, onnx_forward
 from exporters.fusion import Member
 from exporters.parity import ParityError
@@ -153,3 +156,24 @@ def test_members_in_half_precision_can_be_fused(tmp_path, fused):
     arm, watch, _ = tiny_fused.sensor_windows(4, np.random.default_rng(8))
     rows = pack(found.manifest.input, {"arm": arm, "watch": watch})
     np.testing.assert_allclose(generic(found, rows), generic(fused, rows), atol=1e-2)
+
+
+def test_a_bridge_leads_from_one_fused_bundle_to_another(tmp_path):
+    first = tiny_fused.write_sensors(tmp_path / "models", "late")
+    members = tmp_path / "models" / "members"
+    shutil.rmtree(members)
+    # Features of the watch's part are another multiple of the signal, and heads of the old ones are of no use.
+    second = tiny_fused.write_sensors(tmp_path / "models", "late", scale=2.0)
+    rng, people = np.random.default_rng(3), []
+    spec = bundles.load(first).manifest.input
+    for u in range(5):
+        own = [tiny_fused.sensor_windows(10, rng, rng.normal(0, 1.5, 4)) for _ in range(2)]
+        x = np.concatenate([pack(spec, {"arm": arm, "watch": watch}) for arm, watch, _ in own])
+        y = np.array([LABELS.index(label) for *_, labels in own for label in labels])
+        people.append(Rows(f"p{u}", x, y, np.repeat([0, 1], len(y) // 2)))
+    path, fitted = bridge(first, second, people, tmp_path / "models")
+    assert fitted.parity.passes
+    bundle = bundles.load(path)
+    assert list(bundle.bridges) == [bundles.load(first).manifest.feature_space]
+    assert bundle.manifest.manifest_version == "2.0"
+    assert bundle.backbone == bundles.load(second).backbone
