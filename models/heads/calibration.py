@@ -23,10 +23,11 @@ from models.heads.guard import (
     not_recorded,
 )
 from models.heads.head import Head, blend, leaning, log_losses
-from models.heads.inputs import Raw, inspect, rows_of, those_of
+from models.heads.inputs import Raw, inspect, those_of
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
+from models.heads.sent import sort_out, window_digests
 from models.heads.shown import Shown, merged_before, together
 from models.heads.statistics import Statistics, minus
 from models.heads.sums import Sums
@@ -112,14 +113,18 @@ def calibrate(
             kept.
     """
     started = time.perf_counter()
-    rows = None if x is None else rows_of(x)
-    merged = merged_before(before, rows, y, repetition)
-    if x is not None and rows is not None and merged:
-        new = ~np.isin(repetition, merged)
-        z, y, repetition, x, rows = z[new], y[new], repetition[new], those_of(x, new), rows[new]
-    if merged and not len(y):
-        raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
-    shown = together(prior, np.asarray(z, np.float64), y, repetition, before, rows)
+    values: Array = np.asarray(z, np.float64)
+    prints, again = [] if x is None else window_digests(x, y), set[int]()
+    if before is not None and x is not None:
+        found = sort_out(before, values, y, prints)
+        merged = np.isin(repetition, merged_before(before, x, y, repetition))
+        again = set(np.unique(repetition[found.again | merged]).tolist())
+        before, new = found.base, found.new & ~merged
+        prints = [own for own, some in zip(prints, new, strict=True) if some]
+        values, y, repetition, x = values[new], y[new], repetition[new], those_of(x, new)
+        if not len(y):
+            raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
+    shown = together(prior, values, y, repetition, before, prints)
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
@@ -152,7 +157,7 @@ def calibrate(
         *seen,
         *turn,
         *_contradictions(trust),
-        *_sent_before(len(shown.again) + len(merged)),
+        *_sent_before(len(shown.again | again)),
     )
     seconds = {
         "fit": fitted - evaluated + begin - started,

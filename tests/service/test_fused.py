@@ -342,6 +342,22 @@ async def test_a_window_that_is_not_finite_is_left_out_of_samples_and_the_others
     assert "input 'watch' holds NaN" in refused.json()["error"]
 
 
+async def test_what_was_sent_counts_once_without_a_part_and_under_other_numbers(client):
+    await calibrated(client, "eve")
+    both, labels = windows(12, 11, OWN)
+    samples = (await client.get(f"{MODEL}/users/eve/versions/1")).json()["report"]["classes"]
+    for parts in (both, {"arm": both["arm"]}, {"watch": both["watch"]}):
+        message = {"labels": labels, "repetitions": (np.arange(36) % 5).tolist()}
+        answer = await client.post(f"{MODEL}/users/eve/calibrations", **binary(parts, message))
+        if len(parts) == 1:
+            assert answer.status_code == 422
+            assert "none is new" in answer.json()["error"]
+            continue
+        assert answer.status_code == 201, answer.text
+        found = answer.json()["classes"]
+        assert {n: c["samples"] for n, c in found.items()} == {n: c["samples"] for n, c in samples.items()}
+
+
 async def test_metadata_and_configuration_name_the_parts(client):
     told = (await client.get(MODEL)).json()
     assert told["inputs"] == [
