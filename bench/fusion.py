@@ -26,13 +26,13 @@ from exporters.fusion import Member
 from models.data.collections import load_collection
 from models.data.pairs import load_pairs
 from models.data.recordings import Recordings, load_folder, save
-from models.data.watch import watch_recordings
+from models.data.watch import SENSORS, watch_recordings, with_channels
 from models.training import TrainConfig, train
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.run import RECORD
 
-CHANNELS = {"accelerometer": slice(0, 3), "gyroscope": slice(3, 6), "all_six_channels": slice(0, 6)}
-PARTS = ("accelerometer", "gyroscope")
+CHANNELS = {**SENSORS, "all_six_channels": slice(0, 6)}
+PARTS = tuple(SENSORS)
 NOTHING = 1e9
 """A pull to 0 after which nothing is said of a part that is missing."""
 ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -173,14 +173,6 @@ def prepared(work: Path, recipe: str) -> tuple[dict[str, Member], Mapping[str, P
         path = exported / "1" if exported.is_dir() else export_run(run, work / "members" / recipe, name=folder)
         members[name], runs[name] = Member(name, bundles.load(path)), run
     return members, runs, recordings
-
-
-def with_channels(person: Recordings, channels: slice) -> Recordings:
-    """The same recordings with some of their channels."""
-    told = {"label_names": person.label_names, "fs": person.fs, "subject": person.subject, "modality": person.modality}
-    sessions = {"session": person.session, "session_names": person.session_names}
-    where = person.start, person.stop, person.label, person.repetition
-    return Recordings.build(person.signal[:, channels], *where, **told, **sessions)
 
 
 def page(about: str, command: str, columns: Sequence[str], lines: Sequence[str]) -> str:

@@ -87,11 +87,12 @@ def _conditions(person: PairedPerson, known: Windows) -> tuple[tuple[Condition, 
 
 
 def _first(known: Windows, shots: int) -> Windows | None:
-    """The first windows of each class, of its first recording; None where one has fewer."""
+    """The first windows of each class after the middle of its first recording; None where one has fewer."""
     rows = []
     for c in np.unique(known.y):
         own = np.flatnonzero(known.y == c)
-        own = own[known.recording[own] == known.recording[own[0]]][:shots]
+        own = own[known.recording[own] == known.recording[own[0]]]
+        own = own[len(own) // 2 :][:shots]
         if len(own) < shots:
             return None
         rows.append(own)
