@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
@@ -15,10 +15,11 @@ from starlette.responses import Response
 
 from models.heads.calibration import shared_head
 from models.heads.head import Head
+from models.heads.regression_prior import RegressionPrior
 from service.errors import Conflict, HeadwayError, Unavailable, UnknownUser, UnknownVersion, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import outputsfile, targets, transfer, userfile
-from service.personal.export import onnx_model, weights_file
+from service.personal.export import ExportedHead, onnx_model, weights_file
 from service.personal.imports import (
     as_version,
     check_own,
@@ -51,7 +52,9 @@ SAFETENSORS_BODY, ZIP_BODY = _file_body("application/octet-stream"), _file_body(
 
 Number = Annotated[int, Field(ge=1, le=LARGEST_VERSION)]
 VersionNumber = Annotated[Number, Path(description="number of a version")]
-VersionOrShared = Annotated[Number | Literal["shared"], Path(description="number of a version, or shared")]
+VersionOrWord = Annotated[
+    Number | Literal["active", "shared"], Path(description="number of a version, or active, or shared")
+]
 
 
 async def _model(
@@ -76,25 +79,24 @@ OutputOf = Annotated[LoadedModel, Depends(_output)]
 
 
 @router.get(f"{USER}/versions/{{number}}/onnx", summary="A standalone ONNX model: raw input to probabilities")
-async def onnx(own: ServicesOf, model: OutputOf, user: UserId, number: VersionOrShared) -> Response:
-    """Return the backbone with one head behind it: outputs `features`, `logits`, `probabilities`, `label` (an index).
+async def onnx(own: ServicesOf, model: ModelOf, user: UserId, number: VersionOrWord, task: TaskName = None) -> Response:
+    """Return the backbone with a head behind it: outputs `features`, `logits`, `probabilities`, `label` (an index).
 
-    Labels, digests and licence are in the model's properties. `shared` is the head of those who have none.
+    Of targets they are `features` and `value`. `active` is the user's active head, `shared` that of those who have
+    none. Of a model with several outputs these two give a head of each, or of the one that `task` names; a number is of
+    one output. Labels, digests and licence are in the model's properties.
     """
     user = known_user(user)
-    model.classifier()
-    if model.reads is not None:
-        raise Unprocessable(
-            f"model {model.called} reads a part of the graph's features; heads as ONNX are of outputs that read all"
-        )
+    each = model.outputs if model.outputs and task is None and isinstance(number, str) else (model.of(task),)
     if number == "shared":
-        head, digest = _shared(model)
+        heads = [_shared(output) for output in each]
+    elif number == "active":
+        heads = await _active(own, each, user)
     else:
-        head, digest = await _head(own, model, user, number)
-    version = 0 if number == "shared" else number
-    content = await asyncio.to_thread(onnx_model, model.bundle, head, version, digest)
+        heads = [await _personal(own, each[0], user, number)]
+    content = await asyncio.to_thread(onnx_model, model, heads)
     name = f"{model.name}-{model.version}-head-{number}.onnx"
-    return _file(content, name, digest)
+    return _file(content, name, heads[0].digest if len(heads) == 1 else userfile.digest(content))
 
 
 @router.get(f"{USER}/versions/{{number}}/weights", summary="A version's head as safetensors")
@@ -307,9 +309,32 @@ def _accepting(own: Services) -> None:
         raise Unavailable("the service is draining", retry_after=1)
 
 
-def _shared(model: LoadedModel) -> tuple[Head, str]:
-    head = shared_head(model.bundle.prior)
-    return head, userfile.digest(head_to_bytes(head))
+def _shared(output: LoadedModel) -> ExportedHead:
+    population = output.bundle.population
+    head = population.generic if isinstance(population, RegressionPrior) else shared_head(population)
+    return ExportedHead(output, head, 0, userfile.digest(head_to_bytes(head)))
+
+
+async def _active(own: Services, outputs: Sequence[LoadedModel], user: str) -> list[ExportedHead]:
+    """Find the heads that answer a user, the shared one where none of theirs is active.
+
+    Raises:
+        UnknownUser: the user is known to none of the outputs.
+    """
+    async with _reading():
+        found = [await own.store.user(output.scope, user) for output in outputs]
+    if not any(found):
+        raise UnknownUser(f"user {user!r} is not known to model {outputs[0].name!r}; the shared head is at shared")
+    heads = []
+    for output, pointers in zip(outputs, found, strict=True):
+        version = pointers.active if pointers is not None else 0
+        heads.append(await _personal(own, output, user, version) if version else _shared(output))
+    return heads
+
+
+async def _personal(own: Services, output: LoadedModel, user: str, version: int) -> ExportedHead:
+    head, digest = await _head(own, output, user, version)
+    return ExportedHead(output, head, version, digest)
 
 
 def _file(content: bytes, name: str, digest: str) -> Response:
