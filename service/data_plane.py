@@ -25,7 +25,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
-from service.output_heads import HeadsOfOutputs, heads_asked_for, rows_of
+from service.output_heads import HeadsOfOutputs, followed, heads_asked_for, rows_of
 from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import Heads
@@ -272,7 +272,7 @@ class DataPlane:
                 features = output.taken(outcome.features)
                 outcome.prediction_id = self.feedback.keep(output, decoded.asked.user_id, features)
             if self.observations is not None and self.observations.advised:
-                outcome.advised = (model.name, decoded.asked.user_id) in self.observations.advised
+                outcome.advised = self.observations.advised_to(model, decoded.asked.user_id)
             headers, body = decoded.encode(model, outcome, heads)
         except HeadMoved as e:
             self._again(call, decoded, model, e)
@@ -283,10 +283,13 @@ class DataPlane:
         self._release(call)
         total = time.monotonic() - call.begin
         headers.append(answers.timing((outcome,), total))
-        self.metrics.answered(model, outcome, heads_asked_for(model, heads, decoded.wanted) if model.outputs else heads)
+        if model.outputs:
+            self.metrics.answered_by(model, outcome, heads_asked_for(model, heads, decoded.wanted))
+        else:
+            self.metrics.answered(model, outcome, heads)
         if call.users is not None and self.observations is not None and self.observations.wanted:
-            first = model.each[0]
-            self.observations.saw(first, call.users, heads[: len(call.users)], first.taken(outcome.features))
+            for output, own in followed(model, heads) if model.outputs else ((model, heads),):
+                self.observations.saw(output, call.users, own, output.taken(outcome.features))
         model.statistics.answered(outcome, total)
         self._send(call, 200, headers, body)
 

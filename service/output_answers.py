@@ -48,7 +48,9 @@ def parts_of(model: LoadedModel, result: Result, heads: Heads) -> dict[str, tupl
     found, at = {}, 0
     for output, own in zip(model.outputs, by_output(model, heads), strict=True):
         scores = None if result.scores is None else result.scores[:, at : at + 2 * output.columns]
-        found[output.output] = output, replace(result, features=output.taken(result.features), scores=scores), own
+        advised = tuple(name for name in result.advised if name == output.output)
+        own_result = replace(result, features=output.taken(result.features), scores=scores, advised=advised)
+        found[output.output] = output, own_result, own
         at += 2 * output.columns
     return found
 
@@ -145,7 +147,7 @@ def inference(
     else:
         made, said = tensors(outputs, asked, model, result, heads)
     if heads and not per_row:
-        said = {**_who(model, heads, wanted), **said}
+        said = {**_who(model, heads, wanted, result.advised), **said}
     if said:
         answer["parameters"] = said
     return answers.encoded(answer, made)
@@ -180,13 +182,15 @@ def _plain(output: RequestedOutput) -> RequestedOutput:
     return output._replace(name=output.name.rpartition(".")[2])
 
 
-def _who(model: LoadedModel, heads: Heads, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """Who answered, of each output that is asked for."""
+def _who(model: LoadedModel, heads: Heads, wanted: tuple[str, ...], advised: tuple[str, ...]) -> dict[str, Any]:
+    """Who answered, of each output that is asked for, and whether a calibration is advised there."""
     said: dict[str, Any] = {}
     for output, own in zip(model.each, by_output(model, heads), strict=True):
         if not output.output or output.output in wanted:
             mark = "" if output is model.each[0] else f"{output.output}."
             said |= {f"{mark}head": own[0].kind, f"{mark}head_version": own[0].version}
+            if output.output in advised:
+                said[f"{mark}recalibration_advised"] = True
     return said
 
 
