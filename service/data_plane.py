@@ -142,8 +142,7 @@ class DataPlane:
                 self._later(call, self._find_version(call, candidates, user), *candidates)
                 return
         elif call.decoded.per_row is not None and len(candidates) > 1:
-            alike = mixed.alternatives(candidates)
-            self._later(call, self._deal(call, call.decoded, alike), *alike)
+            self._later(call, self._deal(call, call.decoded, candidates), *candidates)
             return
         assert model is not None
         self._find_heads(call, call.decoded, model)
@@ -151,15 +150,18 @@ class DataPlane:
     async def _deal(self, call: Call, decoded: Decoded, candidates: list[LoadedModel]) -> None:
         """Give each row to the version that its user would get alone."""
         assert decoded.users is not None
-        if decoded.media is not None:
-            x = await asyncio.to_thread(candidates[0].media.rows, decoded.media)
-        else:
-            x = decoded.windows(candidates[0].bundle.manifest.input)
-        users = decoded.users(len(x))
-        groups = await mixed.dealt(self._heads_of(decoded, candidates[0]), candidates, users)
-        if len(groups) == 1:
-            self._find_heads(call, decoded, next(iter(groups)))
+        assert decoded.per_row is not None
+        groups = await mixed.dealt(self._heads_of(decoded, candidates[0]), candidates, decoded.per_row.users())
+        newest, *others = groups
+        if not others:
+            self._find_heads(call, decoded, newest)
             return
+        mixed.check_alike(groups, decoded.wanted)
+        if decoded.media is not None:
+            x = await asyncio.to_thread(newest.media.rows, decoded.media)
+        else:
+            x = decoded.windows(newest.bundle.manifest.input)
+        users = decoded.users(len(x))
         call.parts = mixed.Mixed(call, decoded, candidates[0], partial(self._joined, call)).deal(x, users, groups)
         for part, model in zip(call.parts, groups, strict=True):
             try:
