@@ -219,6 +219,13 @@ class Bundle:
         return self.population
 
     @property
+    def populations(self) -> dict[str, Prior | RegressionPrior]:
+        """The population prior of each output by its name, which is empty where there is one."""
+        if not self.outputs:
+            return {"": self.population}
+        return {each.manifest.output: each.population for each in self.outputs}
+
+    @property
     def backbone(self) -> bytes:
         """The ONNX graph's bytes, as verified."""
         return self.file(BACKBONE)
@@ -257,6 +264,19 @@ def load(path: Path) -> Bundle:
     populations = [_population(path, m, prior_file(m.output), contents) for m in others]
     alone = [Bundle(path, m, found, digest) for m, found in zip(others, populations, strict=True)]
     return replace(bundle, outputs=(first, *alone))
+
+
+def populations(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, Prior | RegressionPrior]:
+    """Return the population of each output by its name, which is empty where there is one, of a bundle's `files`.
+
+    Raises:
+        BundleError: a file is missing or damaged, or of other features.
+    """
+    where = Path(manifest.name)
+    if not manifest.outputs:
+        return {"": _population(where, manifest, PRIOR, files)}
+    names = {name: PRIOR if name == manifest.output else prior_file(name) for name in manifest.names}
+    return {name: _population(where, manifest.of_output(name), file, files) for name, file in names.items()}
 
 
 def _population(path: Path, manifest: Manifest, file: str, contents: Mapping[str, bytes]) -> Prior | RegressionPrior:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from exporters import bundle as bundles
+from exporters.gate import drawn_heads
 from exporters.personal import GraphError, PlacedHead, standalone
-from exporters.precision import drawn_heads
 from models.heads.head import Head, softmax
 from service.config import ZOO
 from tests.tiny import CHANNELS, DIM, LENGTH, tiny_graph
