@@ -123,7 +123,8 @@ def _checked(manifest: Manifest) -> list[str]:
         lines += [f"* Right in fp32 and {manifest.precision}: {_task(task)}; {task['people']} people."]
     if variant and variant.get("outputs"):
         lines += ["", *_variant_outputs(manifest, variant), ""]
-    for space, entry in manifest.bridges.items():
+    others = (each.bridges for each in manifest.outputs)
+    for space, entry in (pair for found in (manifest.bridges, *others) for pair in found.items()):
         worth = entry.parity
         lines.append(
             f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "

@@ -290,7 +290,12 @@ def variant_fields(old: Manifest, graph: bytes, agreement: Agreement) -> dict[st
         "feature_space": space(old.output, old.features, old.feature_space),
         "bridges": old.bridges if agreement.keeps(old.output) else {},
         "outputs": tuple(
-            each.model_copy(update={"feature_space": space(each.name, each.features, each.feature_space)})
+            each.model_copy(
+                update={
+                    "feature_space": space(each.name, each.features, each.feature_space),
+                    "bridges": each.bridges if agreement.keeps(each.name) else {},
+                }
+            )
             for each in old.outputs
         ),
     }
@@ -298,4 +303,5 @@ def variant_fields(old: Manifest, graph: bytes, agreement: Agreement) -> dict[st
 
 def bridge_files(manifest: Manifest) -> set[str]:
     """Files of a bundle's bridges."""
-    return {entry.file for entry in manifest.bridges.values()}
+    others = (each.bridges for each in manifest.outputs)
+    return {entry.file for found in (manifest.bridges, *others) for entry in found.values()}

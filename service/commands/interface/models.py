@@ -185,7 +185,10 @@ def export(
 def bridge(
     old: Annotated[Path, typer.Option("--from", help="Bundle whose users move: DIR/NAME or DIR/NAME/VERSION.")],
     new: Annotated[Path, typer.Option("--to", help="Bundle they move to; the next version of it gets the bridge.")],
-    data: DataDir,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", help="Folder of recordings; of several outputs OUTPUT=DIR, for each that is to move."),
+    ],
     models: Annotated[
         Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of --to.")
     ] = None,
