@@ -132,4 +132,4 @@ def test_a_bundle_of_targets_is_verified_and_refused_where_labels_are_meant(tmp_
     assert (shown.returncode, "Traceback" in shown.stderr) == (1, False)
     assert "regression" in shown.stderr or "recordings" in shown.stderr
     done = run("bundle", "convert", path, "--models", str(tmp_path / "other"))
-    assert (done.returncode, "values change by 0." in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "values change by" in done.stdout) == (0, True), done.stderr
