@@ -183,7 +183,9 @@ def _variants(record: dict[str, Any]) -> list[str]:
             "There was no labelled data to judge accuracy by: variants are ranked by the share of decisions of "
             f"{record['heads']} heads that are as in fp32, on the {record['windows']} inputs that the run holds."
         )
-    names = list(next(row["agreement"]["outputs"] for row in record["rows"] if row["agreement"] is not None))
+    compared = (row["agreement"] for row in record["rows"] if row["agreement"] is not None)
+    first: dict[str, Any] = next(compared, {})
+    names = list(first.get("outputs", {}))
     several = [f"{name or 'values'} | " for name in names] or (["accuracy | "] if judged else [])
     rows = [
         f"Asked for: {asked['milliseconds']:g} ms, in the median, for a batch of {asked['batch']} on "

@@ -107,7 +107,7 @@ def quantise_outputs(
                 for name, worth in found.worth.items()
             }
             record: dict[str, Any] = {"tasks": {name: asdict(task) for name, task in tasks.items()}}
-            if list(tasks) == [""]:
+            if list(tasks) == [""] and not tasks[""].rmse:
                 record = {"task": asdict(tasks[""])}
             people = max((each.people for each in judged.values()), default=0)
             how = f"recorded windows{f' of {people} people' if people else ''}, {what}"

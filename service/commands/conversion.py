@@ -65,7 +65,8 @@ def _int8(
     else:
         parts = {name: _files(bundle, name, path, seed) for name, path in found.items()}
         judged = {name: labelled for name, (_, labelled) in parts.items()}
-        ranges = np.concatenate([x for x, _ in parts.values()])
+        rows = [x for x, _ in parts.values()]  # texts of another length do not go into one array
+        ranges = np.concatenate([x for x in rows if x.shape[1:] == rows[0].shape[1:]])
     path, agreement, tasks = quantise_outputs(model, models, _some(ranges, seed), judged, seed=seed)
     told = [f"{f'{name}: ' if name else ''}{_worth(task)}" for name, task in tasks.items()]
     return "\n".join((*told, f"{agreement.windows} recorded windows, {_said(agreement)}", f"written to {path}"))

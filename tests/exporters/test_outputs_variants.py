@@ -210,3 +210,17 @@ def test_the_command_converts_synthetic_windows_of_a_small_bundle(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "angles: values change by" in done.stdout
     assert bundles.load(tmp_path / "arm" / "2").manifest.precision == "fp16"
+
+
+def test_eight_bits_of_a_model_of_targets_alone(tmp_path, rng):
+    path, labelled = several(tmp_path)
+    given, old = forces(path, judged(labelled), rng)["force"], bundles.load(path)
+    alone = old.manifest.of_output("force").model_copy(
+        update={"name": "force", "version": 1, "output": "", "feature_space": "fs-of-one-output", "files": {}}
+    )
+    files = {bundles.BACKBONE: old.backbone, bundles.PRIOR: old.file("prior.force.safetensors")}
+    one = bundles.write(tmp_path / "alone", alone, files)
+    made, found, task = quantise(one, tmp_path / "alone", windows(), given)
+    assert (found.outputs[""].decisions, len(task.rmse)) == (1.0, 1)
+    card = (made / bundles.CARD).read_text()
+    assert f"| values | values within {found.outputs[''].change:.2%} of the usual error | shared head's RMSE" in card
