@@ -138,8 +138,9 @@ def calibrate(
     fitted = time.perf_counter()
     witness = _by_label(shared, shown.y, trust, prior.classes)[:known, :known]
     parts = (minus(whole, shown.earlier).first(known), shown.earlier.first(known)) if shown.earlier.n.any() else None
+    again = np.isin(shown.repetition, list(shown.again))
     looks = doubts(whole.first(known), population, witness, parts)
-    held = _held_out(folds, shown, shared, logits / temperature, previous) if folds else None
+    held = _held_out(folds, shown, shared, logits / temperature, previous, again) if folds else None
     verdict = _judge(whole, held, trust, prior, looks.against, margin, method=chosen, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
@@ -152,7 +153,7 @@ def calibrate(
         *seen,
         *turn,
         *_contradictions(trust),
-        *_sent_before(len(shown.again) + len(merged)),
+        *_sent_before(len(shown.again) + len(merged), compared=previous is not None and bool(shown.again)),
     )
     seconds = {
         "fit": fitted - evaluated + begin - started,
@@ -215,20 +216,29 @@ def _judge(
     return judge_held_out(held, prior, shots, margin, trust)
 
 
-def _sent_before(again: int) -> tuple[str, ...]:
+def _sent_before(again: int, *, compared: bool) -> tuple[str, ...]:
     if not again:
         return ()
-    return (f"{again} of the repetitions were sent before; each counts once",)
+    told = "; the active head may be fitted on them, and is compared with on the others only" if compared else ""
+    return (f"{again} of the repetitions were sent before; each counts once{told}",)
 
 
-def _held_out(folds: Sequence[Fold], shown: Shown, shared: Array, candidate: Array, previous: Head | None) -> HeldOut:
+def _held_out(
+    folds: Sequence[Fold],
+    shown: Shown,
+    shared: Array,
+    candidate: Array,
+    previous: Head | None,
+    again: NDArray[np.bool_],
+) -> HeldOut:
     """Gather the folds' scored windows, in the order of the candidate's logits; a block is a class in a fold."""
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
     y, classes = shown.y[order], shown.whole.classes
     earlier = None if previous is None else previous.widened(classes).logits(shown.z[order])
     repetitions = len(np.unique(shown.repetition[order]))
-    return HeldOut(y, fold * classes + y, len(folds), shared[order], candidate, earlier, repetitions)
+    compared = ~again[order] if again.any() else None
+    return HeldOut(y, fold * classes + y, len(folds), shared[order], candidate, earlier, repetitions, compared)
 
 
 def _check(shown: Shown, method: str, prior: Prior) -> None:

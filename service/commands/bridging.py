@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from exporters import bundle as bundles
-from exporters.bridge import bridge, in_words
+from exporters.bridge import bridge_outputs, in_words
 from models.data.recordings import load_folder
+from service.commands.judging import located
 
 console = Console(stderr=True)
 
 
-def run_bridge(old: Path, new: Path, data: Path, models: Path | None, subjects: str) -> str:
-    """Fit a bridge, write the newer bundle with it, and say what it is worth."""
-    folder = models or bundles.resolve(new).parent.parent
+def run_bridge(old: Path, new: Path, data: Sequence[str], models: Path | None, subjects: str) -> str:
+    """Fit a bridge for each output that there are data for, write the newer bundle, and say what they are worth."""
+    after = bundles.resolve(new)
     with console.status("reading recordings") as status:
-        people = load_folder(data, subjects)
-        path, fitted = bridge(old, new, people, folder, lambda text: status.update(text))
-    return f"{in_words(fitted.parity)}\nwritten to {path}"
+        where = located(bundles.read_manifest(after)[0], data)
+        people = {name: load_folder(folder, subjects) for name, folder in where.items()}
+        path, found = bridge_outputs(old, new, people, models or after.parent.parent, lambda text: status.update(text))
+    told = [
+        f"{f'{name}: ' if name else ''}{in_words(fitted.parity)}"
+        + ("" if fitted.parity.passes else "; not good enough, left out")
+        for name, fitted in found.items()
+    ]
+    return "\n".join((*told, f"written to {path}"))

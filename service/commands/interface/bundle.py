@@ -54,8 +54,12 @@ def bundle_convert(
     models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write the variant into.")],
     precision: Annotated[str, typer.Option(help="fp16 or int8.")] = "fp16",
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Recordings, files or texts to measure on; fp16 can do with synthetic windows."),
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="Recordings, files or texts to measure on; fp16 can do with synthetic windows. Of several outputs "
+            "OUTPUT=DIR: what each is labelled for.",
+        ),
     ] = None,
     subjects: Subjects = "*",
     held_out: Annotated[
@@ -69,7 +73,9 @@ def bundle_convert(
     from service.commands.conversion import run_conversion
 
     console.print(
-        run_conversion(path, models, precision=precision, data=data, subjects=subjects, held_out=held_out, seed=seed),
+        run_conversion(
+            path, models, precision=precision, data=data or (), subjects=subjects, held_out=held_out, seed=seed
+        ),
         highlight=False,
     )
 

@@ -140,8 +140,12 @@ def export(
     batch: Annotated[int, typer.Option(min=1, max=4096, help="With --latency-ms: rows of the call it holds for.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="With --latency-ms: of a call; 0: as many as cores.")] = 1,
     judging: Annotated[
-        Path | None,
-        typer.Option("--data", help="With --latency-ms: recordings, files or texts that the variants are judged on."),
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="With --latency-ms: recordings, files or texts that the variants are judged on; of several outputs "
+            "OUTPUT=DIR for each.",
+        ),
     ] = None,
     held_out: Annotated[
         str, typer.Option(help="With --data: globs of the people who judge, best ones not trained on.")
@@ -150,7 +154,7 @@ def export(
     """Export a run to an ONNX bundle, through the parity gate; with --latency-ms the variant that is fast enough."""
     from exporters.export import draft_of
 
-    if latency_ms is None and (judging is not None or held_out != "*"):
+    if latency_ms is None and (judging or held_out != "*"):
         raise typer.BadParameter("--data and --held-out judge variants: give --latency-ms too")
     draft = draft_of(
         run,
@@ -168,7 +172,7 @@ def export(
         from service.commands.exporting import run_export_within
 
         bound = Bound(latency_ms, device, batch, threads)
-        path = run_export_within(draft, models, bound, data=judging, held_out=held_out, console=console)
+        path = run_export_within(draft, models, bound, data=judging or (), held_out=held_out, console=console)
     parity = draft.manifest.parity
     console.print(
         f"parity on {parity['windows']} real windows, batches {parity['batches']}: "
@@ -181,7 +185,10 @@ def export(
 def bridge(
     old: Annotated[Path, typer.Option("--from", help="Bundle whose users move: DIR/NAME or DIR/NAME/VERSION.")],
     new: Annotated[Path, typer.Option("--to", help="Bundle they move to; the next version of it gets the bridge.")],
-    data: DataDir,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", help="Folder of recordings; of several outputs OUTPUT=DIR, for each that is to move."),
+    ],
     models: Annotated[
         Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of --to.")
     ] = None,
