@@ -124,7 +124,7 @@ class Bench:
             "population, every placement": self.personal(lambda prior: prior, logits),
             "population, as worn": self.personal(lambda prior: prior.at(0), logits),
             "the same, no evidence beside": self.personal(lambda prior: prior.at(0), None),
-            "the same, classes unrelated": self.personal(lambda prior: replace(prior.at(0), correlation=None), logits),
+            "as worn, classes unrelated": self.personal(lambda prior: replace(prior.at(0), correlation=None), logits),
             "pooled: no users, the classes' spread": self.personal(pooled, None),
             "none: the user's own discriminant": self.personal(lambda prior: prior.at(0), None, own=True),
         }
