@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def _kind(where: str, cells: Cells) -> str:
     return "classification" if words else "regression"
 
 
-def _measured(where: str, values: dict[str, Cells], items: Items) -> Measured:
+def _measured(where: str, values: Mapping[str, Cells], items: Items) -> Measured:
     found = []
     for name, cells in values.items():
         numbers = [_number(cell) for _, cell in cells]

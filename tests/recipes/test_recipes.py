@@ -154,7 +154,7 @@ def test_full_changes_everything_from_the_first_step(small, pictures, tmp_path, 
 
 
 def test_scratch_starts_from_random_weights_of_the_seed_not_from_the_pre_trained_ones(small):
-    from models.training.fine_tuning import starting_encoder
+    from models.training.starting import starting_encoder
 
     pretrained = create_encoder(small("scratch").backbone).state_dict()
     first, again = (starting_encoder(small("scratch")).state_dict() for _ in range(2))
