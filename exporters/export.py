@@ -25,6 +25,7 @@ from models.heads import prior as priors
 from models.heads.prior import Prior
 from models.training.media_run import is_media_run
 from models.training.run import Run, load_run
+from models.training.tasks_run import is_tasks_run
 
 OPSET = 20
 LARGEST_BATCH = 65536
@@ -44,7 +45,13 @@ class Draft:
 
     @property
     def prior(self) -> Prior:
-        """The population prior."""
+        """The population prior of a bundle with one output of labels.
+
+        Raises:
+            ExportError: it is another.
+        """
+        if self.manifest.outputs or self.manifest.targets:
+            raise ExportError("variants are chosen for bundles with one output of labels; leave --latency-ms away")
         return priors.from_bytes(self.files[bundles.PRIOR], self.manifest.labels, self.manifest.head)
 
     def written(self, models: Path) -> Path:
@@ -87,7 +94,8 @@ def draft_of(
 ) -> Draft:
     """Make the bundle of a run, in FP32 and as the next version of its name under `models`, without writing it.
 
-    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set.
+    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set. Of a run of several tasks
+    they may be added to every output of labels.
 
     Raises:
         RunError: the folder holds no finished run.
@@ -96,6 +104,10 @@ def draft_of(
     """
     name = model_name(name, run_folder)
     told: dict[str, Any] = {"licence": licence, "citation": citation, "description": description}
+    if is_tasks_run(run_folder):
+        from exporters.media_tasks import tasks_draft
+
+        return tasks_draft(run_folder, name, bundles.next_version(models, name), told, user_labels)
     if user_labels:
         told |= {"label_set": "open", "user_labels": user_labels}
     if is_media_run(run_folder):

@@ -13,6 +13,7 @@ from models.training.claim import ASKED
 from models.training.config import TrainingError
 from models.training.media_run import is_media_run, load_media_run
 from models.training.run import RECORD
+from models.training.tasks_run import is_tasks_run, load_tasks_run
 from models.training.tuned import TuneConfig
 
 __all__ = ["start_digest", "starting_encoder", "strangers_to"]
@@ -44,7 +45,7 @@ def _of_run(start: Path, config: TuneConfig) -> EncoderModule:
         raise TrainingError(f"Weights and settings are those of the run in start={start}; leave {other} out.")
     if (start / RECORD).is_file() and not is_media_run(start):
         raise TrainingError(f"start={start} is a run on recordings; one on images, texts or sounds was expected.")
-    run = load_media_run(start)
+    run = load_tasks_run(start) if is_tasks_run(start) else load_media_run(start)
     if run.architecture.encoder != config.backbone:
         raise TrainingError(
             f"start={start} is a run of {run.architecture.encoder}, and the backbone is {config.backbone}; name that."

@@ -392,12 +392,12 @@ def test_classes_are_drawn_equally_often_where_asked(small, tmp_path, balance, w
 
 
 def test_figures_and_record_are_of_networks_that_had_not_seen_what_they_judge(small, people, tmp_path, monkeypatch):
-    from models.training import fine_tuning
+    from models.training import fine_tuning, networks
 
     outcomes, heads = [], []
-    real_fit, real_top = fine_tuning.fit_job, fine_tuning.fit_top
+    real_fit, real_top = networks.fit_job, fine_tuning.fit_top
     monkeypatch.setattr(
-        fine_tuning, "fit_job", lambda job, tick: outcomes.append((job, real_fit(job, tick))) or outcomes[-1][1]
+        networks, "fit_job", lambda job, tick: outcomes.append((job, real_fit(job, tick))) or outcomes[-1][1]
     )
     monkeypatch.setattr(fine_tuning, "fit_top", lambda *args: heads.append(args[-1]) or real_top(*args))
     fine_tune(people, small("lp-ft"), tmp_path / "run")
