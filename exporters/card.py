@@ -106,11 +106,11 @@ def _outputs(manifest: Manifest) -> list[str]:
 def _worth(manifest: Manifest) -> str:
     """What the shared head of one of several outputs did on what it was not fitted on, where that is known."""
     found = manifest.evaluation.get("zero_shot") or manifest.evaluation.get("left_out_people") or {}
-    whose = "items" if found.get("of") == "items" else "classes" if found.get("of") == "classes" else "people"
+    whose = "items" if found.get("of") in ("items", "classes") else "people"
     accuracy = found.get("mean", found.get("accuracy"))
     if accuracy is not None:
-        left = "left-out people" if whose == "people" else "left-out items"
-        return f" Shared head on {left}: {accuracy:.1%} right, {found['worst']:.1%} of the worst of {whose}."
+        worst = "label" if found.get("of") == "classes" else "of them"
+        return f" Shared head on left-out {whose}: {accuracy:.1%} right, {found['worst']:.1%} for the worst {worst}."
     if "rmse" not in found:
         return ""
     explained = found.get("r2", {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from exporters import bundle as bundles
 from exporters.bundle import Manifest
-from exporters.export import OPSET, Draft, onnx_forward, torch_forward
+from exporters.export import OPSET, Draft, ExportError, onnx_forward, torch_forward
 from exporters.media import graph_of
 from exporters.parity import BATCHES, check_parity
 from exporters.tasks import Task, outputs_of
@@ -22,10 +22,12 @@ def tasks_draft(run_folder: Path, name: str, version: int, told: Mapping[str, An
 
     Raises:
         RunError: the folder holds no finished run of this kind.
-        ExportError: torch or ONNX refuses the graph.
+        ExportError: torch or ONNX refuses the graph, or `user_labels` are for targets.
         ParityError: the graph does not compute what torch does.
     """
     run = load_tasks_run(run_folder)
+    if user_labels and not any(task.labels for task in run.tasks):
+        raise ExportError("user_labels are of outputs with labels, and this run has targets only; leave them away")
     backbone = run.backbone()
     graph = graph_of(backbone, run.input, run.items)
     batches = sorted({min(size, len(run.items)) for size in BATCHES})

@@ -19,7 +19,19 @@ from models.training.config import TrainingError
 from models.training.pooling import Space, pooled_temperature, probe_prior, space_of
 from models.training.probe_fit import fit_probe, folds_of, left_out_logits, stacked
 
-__all__ = ["WHAT", "Fitted", "Head", "Judge", "assembled", "by_user", "fit_top", "parity_items", "unit", "usable"]
+__all__ = [
+    "FEWEST_PEOPLE",
+    "WHAT",
+    "Fitted",
+    "Head",
+    "Judge",
+    "assembled",
+    "by_user",
+    "fit_top",
+    "parity_items",
+    "unit",
+    "usable",
+]
 
 Array = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]

@@ -14,7 +14,7 @@ from models.heads.regression_prior import MOST_FEATURES, RegressionPrior, Regres
 from models.training.config import TrainingError
 from models.training.pooling import Space, space_of
 from models.training.probe_fit import folds_of, stacked
-from models.training.probing import Head, Judge, by_user, unit
+from models.training.probing import FEWEST_PEOPLE, Head, Judge, by_user, unit
 
 __all__ = ["FittedNumbers", "fit_numbers", "fit_ridge"]
 
@@ -23,7 +23,8 @@ Mask = NDArray[np.bool_]
 PULLS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Weights of the squared norm tried, for features whose mean square is 1 and targets of variance 1."""
 POOLED = 30.0
-"""Labelled items that the shared head counts for in a personal one where no people tell: `fit_regression`'s default."""
+"""Labelled items that the shared head counts for in a personal one where fewer than three people tell:
+`fit_regression`'s default. There is no record of personal heads then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def fit_numbers(
     values are worth by what was left out, as a temperature is of labels.
 
     Raises:
-        TrainingError: too many features for a regression, or fewer than three people have two repetitions.
+        TrainingError: too many features for a regression.
     """
     views, t, people = unit(features), data.t, by_user(data)
     z = views if views.ndim == 2 else views[:, 0]
@@ -140,15 +141,14 @@ def _prior(
 ) -> RegressionPrior:
     """The prior over `own (n, p + T)`, from people left out where there are some."""
     t, p, names = data.t, space.projection.shape[1], tuple(target.name for target in data.targets)
-    if not by_user(data):
-        error = np.maximum(((values - t)[judged] ** 2).mean(0), 1e-9 * t.var(0))
-        moment = _moment(own, np.zeros(len(t), np.int64))
-        return RegressionPrior(
-            names, _shared(p, len(names)), moment, error, RegressionSettings(windows=POOLED, farthest=1.0)
-        )
-    strangers = _strangers(judges, data, personal)
-    moment = _moment(own, data.user)
-    return prior_of_strangers(strangers, _shared(p, len(names)), moment, t.var(0), targets=names)
+    people = by_user(data)
+    moment = _moment(own, data.user if people else np.zeros(len(t), np.int64))
+    strangers = _strangers(judges, data, personal) if people else []
+    if len(strangers) >= FEWEST_PEOPLE:
+        return prior_of_strangers(strangers, _shared(p, len(names)), moment, t.var(0), targets=names)
+    error = np.maximum(((values - t)[judged] ** 2).mean(0), 1e-9 * t.var(0))
+    settings = RegressionSettings(windows=POOLED, farthest=1.0)
+    return RegressionPrior(names, _shared(p, len(names)), moment, error, settings)
 
 
 def _strangers(judges: Sequence[Judge], data: Measured, personal: int) -> list[Stranger]:
@@ -166,12 +166,6 @@ def _strangers(judges: Sequence[Judge], data: Measured, personal: int) -> list[S
         rows, repetition = rows[order := np.argsort(repetition, kind="stable")], repetition[order]
         shared = _shared(space.projection.shape[1], data.t.shape[1])
         found.append(Stranger(z[rows], data.t[rows], repetition, shared, _moment(z[known], data.user[known])))
-    if len(found) < 3:
-        raise TrainingError(
-            f"{', '.join(t.name for t in data.targets)}: {len(found)} of {len(data.users)} people were left out and "
-            "have values in two repetitions or more; three are the least that tell what a personal head is worth. Give "
-            "more values or repetitions, or leave the column user away: then all is one population."
-        )
     return found
 
 
