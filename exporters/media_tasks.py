@@ -8,11 +8,11 @@ from typing import Any
 
 from exporters import bundle as bundles
 from exporters.bundle import Manifest
-from exporters.export import OPSET, Draft, ExportError, onnx_forward, torch_forward
+from exporters.export import OPSET, Draft, ExportError, onnx_forward, task_of, torch_forward
 from exporters.media import graph_of
 from exporters.parity import BATCHES, check_parity
-from exporters.tasks import Task, outputs_of
-from models.training.tasks_run import TasksRun, load_tasks_run
+from exporters.tasks import outputs_of
+from models.training.tasks_run import load_tasks_run
 
 
 def tasks_draft(run_folder: Path, name: str, version: int, told: Mapping[str, Any], user_labels: int) -> Draft:
@@ -35,7 +35,9 @@ def tasks_draft(run_folder: Path, name: str, version: int, told: Mapping[str, An
     # What the tokenizer does is part of what a feature means, as for a run of one task.
     whole = graph + b"".join(data for _, data in sorted(run.files.items()))
     dim = backbone.num_features
-    said, files = outputs_of(whole, _tasks(run, user_labels), run.input, dim)
+    several = len(run.tasks) > 1
+    tasks = [task_of(t, user_labels, run.architecture.columns(i) if several else ()) for i, t in enumerate(run.tasks)]
+    said, files = outputs_of(whole, tasks, run.input, dim)
     manifest = Manifest.model_validate(
         {
             "name": name,
@@ -53,19 +55,3 @@ def tasks_draft(run_folder: Path, name: str, version: int, told: Mapping[str, An
         }
     )
     return Draft(manifest, {bundles.BACKBONE: graph, **files, **run.files}, run.items)
-
-
-def _tasks(run: TasksRun, user_labels: int) -> list[Task]:
-    several = len(run.tasks) > 1
-    return [
-        Task(
-            learned.name,
-            labels=learned.labels,
-            targets=learned.targets,
-            prior=learned.prior,
-            user_labels=user_labels if learned.labels else 0,
-            features=run.architecture.columns(i) if several else (),
-            evaluation=learned.evaluation,
-        )
-        for i, learned in enumerate(run.tasks)
-    ]

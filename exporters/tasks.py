@@ -16,11 +16,11 @@ from exporters.bundle import BundleError, InputSpec, Manifest
 from exporters.bundle_outputs import MOST_OUTPUTS, Ranges, Target, check_ranges, prior_file, width_of
 from exporters.card import model_card
 from exporters.classification import fit_classification
-from exporters.regression import Population, features_of, left_out_rmse, opset_of
+from exporters.regression import Population, features_of, opset_of
 from models.heads import prior as priors
 from models.heads import regression_prior
 from models.heads.prior import Prior
-from models.heads.regression_population import fit_population
+from models.heads.regression_population import fit_population, left_out_figures
 from models.heads.regression_prior import RegressionPrior
 
 
@@ -216,7 +216,7 @@ def _fitted(
     given = population.values, population.users, population.repetitions
     if task.targets:
         prior = fit_population(z, *given, targets=[target.name for target in task.targets])
-        return prior, {"left_out_people": {"rmse": left_out_rmse(prior)}}
+        return prior, {"left_out_people": left_out_figures(prior, population.values)}
     return fit_classification(z, *given, labels=task.labels)
 
 

@@ -26,18 +26,24 @@ def lit_picture(colour: str, part: float, rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def write_table(folder: Path, count: int = 60, users: int = 4, missing: float = 0.3, seed: int = 0) -> Path:
-    """`FOLDER/table.csv` with columns file, user (none for 0 of them), colour and lit [%], and the pictures."""
+def write_table(
+    folder: Path, count: int = 60, users: int = 4, missing: float = 0.3, own: float = 0.0, seed: int = 0
+) -> Path:
+    """`FOLDER/table.csv` with columns file, user (none for 0 of them), colour and lit [%], and the pictures.
+
+    Users differ by `own` in what they call lit: each adds so much more than the one before, around 0.
+    """
     rng, rows = np.random.default_rng(seed), []
     folder.mkdir(parents=True)
     for i in range(count):
         colour, part = list(COLOURS)[i % 3], float(rng.uniform(0, 1))
         (folder / f"{i}.png").write_bytes(lit_picture(colour, part, rng))
+        said = 100 * part + own * (i // 3 % users - (users - 1) / 2) if users else 100 * part
         known = (rng.random(2) >= missing).tolist()
         row = {
             "file": f"{i}.png",
             "colour": colour if known[0] else "",
-            "lit [%]": f"{100 * part:.1f}" if known[1] else "",
+            "lit [%]": f"{said:.1f}" if known[1] else "",
         }
         rows.append(row | ({"user": f"user{i // 3 % users}"} if users else {}))
     with (folder / "table.csv").open("w", newline="") as file:

@@ -48,9 +48,10 @@ class ProbesConfig(BaseModel):
 
 
 class TasksEncoder(EncoderModule):
-    """Raw input to features `(n, p + Σ widths)`: `[personal | log posteriors or targets, task by task]`.
+    """Raw input to features `(n, p + Σ widths)`: `[personal | log posteriors, or values, task by task]`.
 
-    As `ProbedEncoder`, of one task. What tells of a regression's targets are their values, each in its own unit.
+    As `ProbedEncoder`, of one task. What tells of a regression's targets are their values, in deviations from their
+    means over the population.
     """
 
     default_cfg: ProbesConfig

@@ -23,7 +23,7 @@ from models.data.collections import (
     repetitions_of,
 )
 
-__all__ = ["Measured", "Task", "Tasks", "load_tasks"]
+__all__ = ["Measured", "Task", "Tasks", "check_shown_by_two", "load_tasks", "target_of"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -228,12 +228,17 @@ def _measured(where: str, values: Mapping[str, Cells], items: Items) -> Measured
         items.users,
         items.user,
         items.repetition,
-        tuple(_target(where, name) for name in values),
+        tuple(target_of(where, name) for name in values),
         np.stack(found, 1),
     )
 
 
-def _target(where: str, header: str) -> Target:
+def target_of(where: str, header: str) -> Target:
+    """The target that a header names, with its unit where it has one: `age [years]`.
+
+    Raises:
+        CollectionError: that is no name.
+    """
     match = UNIT.match(header)
     try:
         return Target(name=match["name"], unit=match["unit"]) if match else Target(name=header)
@@ -247,12 +252,18 @@ def _labelled(where: str, cells: Cells, items: Items) -> Collection:
     if len(labels) < 2:
         raise CollectionError(f"{where} has one label only, '{labels[0]}'; a task needs two.")
     y = np.array([labels.index(word) for word in said], np.int64)
-    if len(items.users) >= FEWEST_PEOPLE:
-        for c, label in enumerate(labels):
-            owners = np.unique(items.user[y == c])
-            if len(owners) == 1:
-                raise CollectionError(
-                    f"{where}: only {items.users[owners[0]]} has items of '{label}', so nobody is left to learn it "
-                    "from when they are left out. Give it to two people or more, or leave its cells empty."
-                )
+    check_shown_by_two(where, labels, y, items.user, items.users)
     return Collection(items.kind, items.items, items.users, items.user, items.repetition, tuple(labels), y)
+
+
+def check_shown_by_two(where: str, labels: Sequence[str], y: Rows, user: Rows, users: Sequence[str]) -> None:
+    """Raise `CollectionError` for a label that one person of a population alone has; `y` -1 is not known."""
+    if len(users) < FEWEST_PEOPLE:
+        return
+    for c, label in enumerate(labels):
+        owners = np.unique(user[y == c])
+        if len(owners) == 1:
+            raise CollectionError(
+                f"{where}: only {users[owners[0]]} has items of '{label}', so nobody is left to learn it from when "
+                "they are left out. Give it to two people or more, or leave its cells empty."
+            )

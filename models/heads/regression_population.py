@@ -137,6 +137,15 @@ def prior_of_strangers(
     return RegressionPrior(tuple(targets), generic, moment, residual, settings)
 
 
+def left_out_figures(prior: RegressionPrior, values: NDArray[np.floating]) -> dict[str, dict[str, float]]:
+    """Error of the shared head on people it does not know, by target, in its unit, and the variance of the population's
+    values `(n, T)` that it explains."""
+    r2 = 1 - prior.residual_variance / np.asarray(values, np.float64).var(0)
+    pairs = zip(prior.targets, np.sqrt(prior.residual_variance).tolist(), r2.tolist(), strict=True)
+    told = {name: (float(f"{error:.6g}"), float(f"{share:.6g}")) for name, error, share in pairs}
+    return {"rmse": {n: e for n, (e, _) in told.items()}, "r2": {n: share for n, (_, share) in told.items()}}
+
+
 def _check(
     z: Array, t: Array, user: NDArray[np.generic], repetition: NDArray[np.integer] | None, targets: Sequence[str]
 ) -> None:

@@ -29,8 +29,9 @@ POOLED = 30.0
 
 @dataclass(frozen=True, eq=False)
 class FittedNumbers:
-    """The shared head `(d, T)` and `(T,)` on features of length 1 less the space's centre, in the targets' units; the
-    prior over `[personal | values by that head]`, and how it did on what was left out."""
+    """The shared head `(d, T)` and `(T,)` on features of length 1 less the space's centre, in deviations of the targets
+    from their means, so that features are of one size whatever a target's unit; the prior over `[personal | values by
+    that head]`, and how it did on what was left out."""
 
     weight: Array
     bias: Array
@@ -85,11 +86,12 @@ def fit_numbers(
             values[j.out] = j.logits[j.out]
         weight, bias, told = head.weight.T, head.bias + space.centre @ head.weight.T, {}
     middle, share = _share(values[judged], t[judged])
-    judges = [Judge(j.out, j.features, middle[0] + share * (j.logits - middle[1])) for j in judges]
+    units = _Units(t.mean(0), np.maximum(t.std(0), 1e-12))
+    judges = [Judge(j.out, j.features, units.off(middle[0] + share * (j.logits - middle[1]))) for j in judges]
     values = middle[0] + share * (values - middle[1])
-    weight, bias = weight * share, middle[0] + share * (bias - middle[1])
+    weight, bias = weight * share / units.deviation, units.off(middle[0] + share * (bias - middle[1]))
     own = np.concatenate([space.personal(z), (z - space.centre) @ weight + bias], 1)
-    prior = _prior(own, values, judged, judges, data, personal, space)
+    prior = _prior(own, values, judged, judges, data, personal, units)
     evaluation = _figures(values, judged, data, people)
     evaluation["zero_shot"] |= {**told, "share": share.tolist()}
     return FittedNumbers(weight, bias, prior, evaluation)
@@ -125,9 +127,20 @@ def _share(values: Array, t: Array) -> tuple[tuple[Array, Array], Array]:
     return (mean, middle), np.clip(share, 0.0, 1.0)
 
 
-def _shared(personal: int, targets: int) -> Affine:
-    """The head that reads the values behind the personal features."""
-    return Affine(np.concatenate([np.zeros((targets, personal)), np.eye(targets)], 1), np.zeros(targets))
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What targets are measured in within the graph: deviations `(T,)` from their means `(T,)`."""
+
+    mean: Array
+    deviation: Array
+
+    def off(self, values: Array) -> Array:
+        """Values in their own units as deviations."""
+        return np.asarray((values - self.mean) / self.deviation)
+
+    def shared(self, personal: int) -> Affine:
+        """The head that reads the values behind the personal features, in their own units."""
+        return Affine(np.concatenate([np.zeros((len(self.mean), personal)), np.diag(self.deviation)], 1), self.mean)
 
 
 def _moment(z: Array, user: NDArray[np.int64]) -> Array:
@@ -137,21 +150,22 @@ def _moment(z: Array, user: NDArray[np.int64]) -> Array:
 
 
 def _prior(
-    own: Array, values: Array, judged: Mask, judges: Sequence[Judge], data: Measured, personal: int, space: Space
+    own: Array, values: Array, judged: Mask, judges: Sequence[Judge], data: Measured, personal: int, units: _Units
 ) -> RegressionPrior:
     """The prior over `own (n, p + T)`, from people left out where there are some."""
-    t, p, names = data.t, space.projection.shape[1], tuple(target.name for target in data.targets)
+    t, names = data.t, tuple(target.name for target in data.targets)
+    shared = units.shared(own.shape[1] - len(names))
     people = by_user(data)
     moment = _moment(own, data.user if people else np.zeros(len(t), np.int64))
-    strangers = _strangers(judges, data, personal) if people else []
+    strangers = _strangers(judges, data, personal, units) if people else []
     if len(strangers) >= FEWEST_PEOPLE:
-        return prior_of_strangers(strangers, _shared(p, len(names)), moment, t.var(0), targets=names)
+        return prior_of_strangers(strangers, shared, moment, t.var(0), targets=names)
     error = np.maximum(((values - t)[judged] ** 2).mean(0), 1e-9 * t.var(0))
     settings = RegressionSettings(windows=POOLED, farthest=1.0)
-    return RegressionPrior(names, _shared(p, len(names)), moment, error, settings)
+    return RegressionPrior(names, shared, moment, error, settings)
 
 
-def _strangers(judges: Sequence[Judge], data: Measured, personal: int) -> list[Stranger]:
+def _strangers(judges: Sequence[Judge], data: Measured, personal: int, units: _Units) -> list[Stranger]:
     """People with two repetitions or more, each in the space and under the shared head of others."""
     found, nothing = list[Stranger](), np.zeros(len(data), np.int64)
     for u in range(len(data.users)):
@@ -164,7 +178,7 @@ def _strangers(judges: Sequence[Judge], data: Measured, personal: int) -> list[S
         space = space_of(judge.features[known], nothing[known], personal)
         z = np.concatenate([space.personal(judge.features), judge.logits], 1)
         rows, repetition = rows[order := np.argsort(repetition, kind="stable")], repetition[order]
-        shared = _shared(space.projection.shape[1], data.t.shape[1])
+        shared = units.shared(space.projection.shape[1])
         found.append(Stranger(z[rows], data.t[rows], repetition, shared, _moment(z[known], data.user[known])))
     return found
 

@@ -25,7 +25,7 @@ from models.heads.prior import HyperParameters, Prior
 from models.heads.regression_prior import RegressionPrior, RegressionSettings
 from models.training.run import PARITY, RECORD, WEIGHTS, RunError
 
-__all__ = ["LearnedTask", "TasksRun", "is_tasks_run", "load_tasks_run", "save_tasks_run"]
+__all__ = ["LearnedTask", "TasksRun", "is_tasks_run", "load_tasks_run", "read_task", "save_tasks_run"]
 
 KIND = "media-tasks-1"
 
@@ -151,7 +151,7 @@ def load_tasks_run(folder: Path) -> TasksRun:
             items = arrays["items"]
         return TasksRun(
             folder=folder,
-            tasks=tuple(_learned(folder, told) for told in record["tasks"]),
+            tasks=tuple(read_task(folder, told) for told in record["tasks"]),
             input=InputSpec.model_validate(record["input"]),
             files={name: (folder / Path(name).name).read_bytes() for name in record["files"]},
             items=items,
@@ -163,7 +163,8 @@ def load_tasks_run(folder: Path) -> TasksRun:
         raise RunError(f"The run in {folder} is damaged: {error}") from error
 
 
-def _learned(folder: Path, told: Mapping[str, Any]) -> LearnedTask:
+def read_task(folder: Path, told: Mapping[str, Any]) -> LearnedTask:
+    """A task from its record in a run's folder, where its prior lies; raises `ValueError` or `KeyError` if damaged."""
     data = (folder / prior_file(Path(told["name"]).name)).read_bytes()
     labels, targets = tuple(told["labels"]), tuple(Target.model_validate(each) for each in told["targets"])
     prior: Prior | RegressionPrior

@@ -8,16 +8,15 @@ from rich.console import Console
 
 from models.data.collections import Collection
 from models.data.tasks import Tasks
-from models.heads.prior import Prior
 from models.training.linear_probe import LinearProbeConfig
 from models.training.several import fine_tune_tasks, probe_tasks
-from models.training.tasks_run import LearnedTask, TasksRun
+from models.training.tasks_run import TasksRun
 from models.training.tuned import TUNED
 from models.training.tuned_tasks import TasksConfig
 from service.commands.configured import configured
 from service.commands.probing import Plan, run_labels, trainer
 from service.commands.progress import stages
-from service.commands.tables import counted
+from service.commands.worth import worth
 
 
 def run_tasks(plan: Plan, collection: Tasks, console: Console) -> None:
@@ -36,7 +35,7 @@ def run_tasks(plan: Plan, collection: Tasks, console: Console) -> None:
         console.print(f"  {task}", highlight=False)
     run = _trained(plan, collection, console)
     for learned in run.tasks:
-        for line in _worth(learned):
+        for line in worth(learned):
             console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written to {plan.out}; next: headway export {plan.out} --models bundles", highlight=False)
 
@@ -53,26 +52,3 @@ def _trained(plan: Plan, collection: Tasks, console: Console) -> TasksRun:
     probe = configured(LinearProbeConfig, given, plan.settings)
     with stages(console) as tick:
         return probe_tasks(collection, probe, plan.out, progress=tick, **told)
-
-
-def _worth(learned: LearnedTask) -> list[str]:
-    """How a task's heads did on what was left out."""
-    zero = learned.evaluation["zero_shot"]
-    lines = []
-    if isinstance(learned.prior, Prior):
-        lines.append(
-            f"{learned.name}, left out: shared head {zero['mean']:.1%} (worst of {zero['of']} {zero['worst']:.1%})"
-        )
-        return lines + [
-            f"  personal head from {counted(e.windows, 'example')} a label ({counted(e.repetitions, 'repetition')}): "
-            f"{e.gain:+.1%} over shared, worst user {e.floor:.1%}"
-            for e in learned.prior.hyper.evidence
-        ]
-    for target in learned.targets:
-        rmse, r2 = zero["rmse"][target.name], zero["r2"][target.name]
-        lines.append(f"{learned.name}, left out: {target} wrong by {rmse:.4g} (root mean square), R² {r2:.3f}")
-    return lines + [
-        f"  personal head from {counted(e.windows, 'example')} ({counted(e.repetitions, 'repetition')}): "
-        f"{e.gain:+.3f} of the shared head's squared error saved"
-        for e in learned.prior.settings.evidence
-    ]
