@@ -5,7 +5,7 @@ of the packages have none: cells that are not known), and their installed size (
 of the sources are learned from, those of the others asked; nothing in the run knows them.
 
 apt-get update
-python -m bench.several_tasks --recipes linear-probe lp-ft --splits 3 --json tasks.json
+python -m bench.several_tasks --recipes linear-probe lp-ft --seeds 0 1 2 --json tasks.json
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def tables(folder: Path, seed: int) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
-def trained(data: Tasks, recipe: str, out: Path) -> tuple[Bundle, float]:
+def trained(data: Tasks, recipe: str, steps: int, out: Path) -> tuple[Bundle, float]:
     """A bundle of all tasks of the data, and the processor time of its training."""
     begin = time.process_time()
     (task, *others) = data.tasks
@@ -96,7 +96,7 @@ def trained(data: Tasks, recipe: str, out: Path) -> tuple[Bundle, float]:
         probe = LinearProbeConfig(backbone=BACKBONE)
         run: Any = probe_tasks(data, probe, out) if several else train_probe(task.data, probe, out)  # type: ignore[arg-type]
     else:
-        told = {"backbone": BACKBONE, "recipe": recipe, "steps": 100, "folds": 2}
+        told = {"backbone": BACKBONE, "recipe": recipe, "steps": steps, "folds": 2}
         if several:
             run = fine_tune_tasks(data, TasksConfig.model_validate(told), out)
         else:
@@ -125,7 +125,7 @@ def worth(output: Bundle, task: Task, z: NDArray[np.float32]) -> float:
     return float((np.array(manifest.labels)[said.argmax(1)] == np.array(task.labels)[task.data.y]).mean())
 
 
-def compared(recipe: str, seed: int) -> list[dict[str, Any]]:
+def compared(recipe: str, steps: int, seed: int) -> list[dict[str, Any]]:
     """The joint model and one model a task, on one split of the sources."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -135,7 +135,9 @@ def compared(recipe: str, seed: int) -> list[dict[str, Any]]:
         for name, names in (("one backbone", [ASKED]), ("a backbone each", [(n,) for n in ASKED])):
             row: dict[str, Any] = {"recipe": recipe, "seed": seed, "model": name, "seconds": 0.0, "bytes": 0}
             for i, own in enumerate(names):
-                bundle, seconds = trained(load_tasks(learned, asks(own)), recipe, folder / f"{name[0]}{len(names)}{i}")
+                bundle, seconds = trained(
+                    load_tasks(learned, asks(own)), recipe, steps, folder / f"{name[0]}{len(names)}{i}"
+                )
                 row["seconds"] += seconds
                 row["bytes"] += len(bundle.backbone)
                 z = features(bundle, test)
@@ -150,10 +152,13 @@ def main() -> None:
     """Compare, and print the means over splits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", default=["linear-probe", "lp-ft"])
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = [row for recipe in options.recipes for seed in range(options.splits) for row in compared(recipe, seed)]
+    rows = [
+        row for recipe in options.recipes for seed in options.seeds for row in compared(recipe, options.steps, seed)
+    ]
     print("| recipe | model | section | interface | size, R² | processor time | MB |\n|--|--|--|--|--|--|--|")
     for recipe in options.recipes:
         for name in ("one backbone", "a backbone each"):
