@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,15 @@ def load_tasks(path: Path, asked: Sequence[Ask], seed: int = 0) -> Tasks:
     kept = [(i, row) for i, row in enumerate(rows, 1) if any(not _empty(row.get(name)) for name in wanted)]
     if not kept:
         raise CollectionError(f"{path} has no row with an answer in {', '.join(wanted)}.")
-    items = _items(path, kept, seed)
+    told = _repetitions(path, kept)
+    items = _items(path, kept, told, seed)
     tasks = tuple(_task(path, ask, own, kept, items) for ask, own in zip(asked, columns, strict=True))
+    (first, *others) = tasks
+    if not others and isinstance(first.data, Collection):
+        # One task of labels is dealt to repetitions label by label, as any collection is.
+        dealt = repetitions_of(told, first.data.y, items.user, seed)
+        tasks = (replace(first, data=replace(first.data, repetition=dealt)),)
+        items = replace(items, repetition=dealt)
     return Tasks(items.kind, items.items, items.users, items.user, items.repetition, tasks)
 
 
@@ -125,7 +132,7 @@ def _empty(cell: object) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
-def _items(path: Path, rows: Numbered, seed: int) -> Items:
+def _items(path: Path, rows: Numbered, told: Sequence[int | None], seed: int) -> Items:
     """The items themselves, whose they are, and their repetitions."""
     found = [_item(path, number, row) for number, row in rows]
     kinds = sorted({kind for kind, _ in found})
@@ -136,6 +143,12 @@ def _items(path: Path, rows: Numbered, seed: int) -> Items:
         raise CollectionError(f"{path} names a user for some items and none for others.")
     users = sorted({o for o in owners if o is not None})
     user = np.array([0 if o is None else users.index(o) for o in owners], np.int64)
+    repetition = repetitions_of(told, np.zeros(len(rows), np.int64), user, seed)
+    return Items(kinds[0], tuple(item for _, item in found), tuple(users), user, repetition)
+
+
+def _repetitions(path: Path, rows: Numbered) -> list[int | None]:
+    """Repetitions as the table has them, None where it has none."""
     told: list[int | None] = []
     for number, row in rows:
         cell = row.get("repetition")
@@ -143,8 +156,7 @@ def _items(path: Path, rows: Numbered, seed: int) -> Items:
             told.append(None if _empty(cell) else int(str(cell)))
         except ValueError as e:
             raise CollectionError(f"{path} row {number}: repetition {cell!r} is not a whole number.") from e
-    repetition = repetitions_of(told, np.zeros(len(rows), np.int64), user, seed)
-    return Items(kinds[0], tuple(item for _, item in found), tuple(users), user, repetition)
+    return told
 
 
 def _item(path: Path, number: int, row: dict[str, Any]) -> tuple[str, Path | str]:

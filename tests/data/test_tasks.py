@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.data.asked import Ask, asks
-from models.data.collections import Collection, CollectionError
+from models.data.collections import Collection, CollectionError, load_collection
 from models.data.tasks import Measured, load_tasks
 
 ROWS = [
@@ -25,6 +25,7 @@ ROWS = [
 def table(tmp_path):
     def write(rows=ROWS, **cells):
         file = tmp_path / "t.csv"
+        rows = [{**row, **dict.fromkeys(cells.keys() - row.keys(), "")} for row in rows]
         with file.open("w", newline="") as opened:
             writer = csv.DictWriter(opened, rows[0])
             writer.writeheader()
@@ -73,6 +74,7 @@ def test_json_lines_say_the_same(table, tmp_path):
         ("age", {"age [years]": "three"}, "2 cells are numbers, and row 1 holds 'three'"),
         ("user", {}, "says what an item is or whose"),
         ("kind", {"text": ""}, "row 1: either a text in the column text, or a path"),
+        ("kind", {"repetition": "one"}, "row 1: repetition 'one' is not a whole number"),
         ("kind", {"user": ""}, "names a user for some items and none for others"),
     ],
 )
@@ -98,6 +100,15 @@ def test_a_label_that_one_person_alone_has_is_refused(table):
     load_tasks(table(rows), asks(["kind"]))
     with pytest.raises(CollectionError, match="only a has items of 'z'"):
         load_tasks(table([*rows, {"text": "az", "user": "a", "kind": "z"}]), asks(["kind"]))
+
+
+def test_one_task_of_labels_is_the_collection_of_its_column(table):
+    rows = [{"text": f"{u}{k}{i}", "user": u, "label": k} for u in "abc" for k in "xyz" for i in range(9)]
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    alone, (task,) = load_collection(table(rows)), load_tasks(table(rows), asks(["label"])).tasks
+    assert (task.data.items, task.data.labels, task.data.users) == (alone.items, alone.labels, alone.users)
+    for name in ("y", "user", "repetition"):
+        assert np.array_equal(getattr(task.data, name), getattr(alone, name))
 
 
 def test_files_lie_beside_the_table(table, tmp_path):
