@@ -96,8 +96,30 @@ def _outputs(manifest: Manifest) -> list[str]:
 
     if not manifest.outputs:
         return [f"* Output: {manifest.feature_dim} features; {heads(manifest)}"]
-    told = (f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features." for of in _each(manifest))
+    told = (
+        f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features.{_worth(of)}"
+        for of in _each(manifest)
+    )
     return [f"* {manifest.feature_dim} features, for all outputs.", *told]
+
+
+def _worth(manifest: Manifest) -> str:
+    """What the shared head of one of several outputs did on what it was not fitted on, where that is known."""
+    found = manifest.evaluation.get("zero_shot") or manifest.evaluation.get("left_out_people") or {}
+    whose = "items" if found.get("of") in ("items", "classes") else "people"
+    accuracy = found.get("mean", found.get("accuracy"))
+    if accuracy is not None:
+        worst = "label" if found.get("of") == "classes" else "of them"
+        return f" Shared head on left-out {whose}: {accuracy:.1%} right, {found['worst']:.1%} for the worst {worst}."
+    if "rmse" not in found:
+        return ""
+    explained = found.get("r2", {})
+    each = (
+        f"{target} {found['rmse'][target.name]:.4g}"
+        + (f" (R² {explained[target.name]:.3f})" if target.name in explained else "")
+        for target in manifest.targets
+    )
+    return f" Root mean squared error of the shared head on left-out {whose}: {', '.join(each)}."
 
 
 def _checked(manifest: Manifest) -> list[str]:

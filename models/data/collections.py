@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Collection", "CollectionError", "load_collection"]
+__all__ = [
+    "SUFFIXES",
+    "TABLES",
+    "Collection",
+    "CollectionError",
+    "Items",
+    "load_collection",
+    "records",
+    "repetitions_of",
+]
 
 Labels = NDArray[np.int64]
 SUFFIXES = {
@@ -29,14 +38,12 @@ class CollectionError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Collection:
-    """Labelled items of one kind.
+class Items:
+    """Items of one kind, and whose they are.
 
     Attributes:
         kind: `image`, `audio` or `text`.
         items: paths of files, or the texts themselves.
-        labels: the K label names, sorted.
-        y: `(n,)` label of each item.
         users: names of the U people, or none: one pooled population.
         user: `(n,)` index of each item's user; zeros where there are none.
         repetition: `(n,)` repetition ids, unique over users.
@@ -44,8 +51,6 @@ class Collection:
 
     kind: str
     items: tuple[Path | str, ...]
-    labels: tuple[str, ...]
-    y: Labels
     users: tuple[str, ...]
     user: Labels
     repetition: Labels
@@ -79,11 +84,25 @@ class Collection:
         return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Collection(Items):
+    """Labelled items of one kind.
+
+    Attributes:
+        labels: the K label names, sorted.
+        y: `(n,)` label of each item.
+    """
+
+    labels: tuple[str, ...]
+    y: Labels
+
+
 def load_collection(path: Path, seed: int = 0) -> Collection:
     """Read `FOLDER/<label>/*`, `FOLDER/<user>/<label>/*` (images, sounds), or a table with columns text and label.
 
     A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Where nothing tells repetitions,
-    the items of a user (or of all) are dealt at random, by the seed, to up to four.
+    the items of a user (or of all) are dealt at random, by the seed, to up to four. Several things that are to be
+    learned of each item are a table's other columns: `models.data.tasks`.
 
     Raises:
         CollectionError: nothing of the kind, items of several kinds, or fewer than two labels.
@@ -107,9 +126,14 @@ def load_collection(path: Path, seed: int = 0) -> Collection:
     users = sorted({n for n in named if n is not None})
     y = np.array([labels.index(label) for _, _, label, _, _ in rows], np.int64)
     user = np.array([users.index(n) if n is not None else 0 for n in named], np.int64)
-    repetition = _repetitions([r for *_, r in rows], y, user, seed)
     return Collection(
-        kinds.pop(), tuple(item for _, item, *_ in rows), tuple(labels), y, tuple(users), user, repetition
+        kind=kinds.pop(),
+        items=tuple(item for _, item, *_ in rows),
+        users=tuple(users),
+        user=user,
+        repetition=repetitions_of([r for *_, r in rows], y, user, seed),
+        labels=tuple(labels),
+        y=y,
     )
 
 
@@ -131,12 +155,12 @@ def _files(folder: Path) -> Iterator[Row]:
 
 
 def _table(path: Path) -> Iterator[Row]:
-    for number, row in enumerate(_records(path), 1):
+    for number, row in enumerate(records(path), 1):
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown or not {"text", "label"} <= set(row):
             raise CollectionError(
                 f"{path} row {number}: columns text and label, and perhaps user and repetition, were expected; "
-                f"it has {', '.join(map(str, row))}."
+                f"it has {', '.join(map(str, row))}. Columns of other names are learned where --task names them."
             )
         text, label, user, repetition = (row.get(name) for name in COLUMNS)
         if not (isinstance(text, str) and text.strip() and isinstance(label, str) and label.strip()):
@@ -148,7 +172,12 @@ def _table(path: Path) -> Iterator[Row]:
         yield "text", text, label.strip(), None if user in (None, "") else str(user), told
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a table, by column.
+
+    Raises:
+        CollectionError: it cannot be read.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() != ".jsonl":
@@ -166,8 +195,12 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         raise CollectionError(f"{path} cannot be read: {e}") from e
 
 
-def _repetitions(told: Sequence[int | None], y: Labels, user: Labels, seed: int) -> Labels:
-    """Repetition ids that differ between users; dealt at random where they are not told."""
+def repetitions_of(told: Sequence[int | None], y: Labels, user: Labels, seed: int) -> Labels:
+    """Repetition ids that differ between users; dealt at random, of each label alike, where they are not told.
+
+    Raises:
+        CollectionError: some are told and others are not.
+    """
     if all(r is not None for r in told):
         pairs = np.stack([user, np.array(told, np.int64)], 1)
         return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)

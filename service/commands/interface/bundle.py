@@ -1,4 +1,4 @@
-"""`headway bundle`: what is in a folder of bundles, and variants of it."""
+"""`headway bundle`: what is in a folder of bundles, variants of one, and an output added to one."""
 
 from __future__ import annotations
 
@@ -77,6 +77,41 @@ def bundle_convert(
             path, models, precision=precision, data=data or (), subjects=subjects, held_out=held_out, seed=seed
         ),
         highlight=False,
+    )
+
+
+@app.command("add-task")
+def bundle_add_task(
+    path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")],
+    data: Annotated[Path, typer.Option("--data", help="Table of files or texts, or recordings, with the answers.")],
+    task: Annotated[
+        str, typer.Option("--task", metavar="NAME=COLUMN", help="The output, by its column, or array of recordings.")
+    ],
+    called: Annotated[
+        str, typer.Option("--called", help="Name of the present output of a bundle that has one, without a name yet.")
+    ] = "",
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of the bundle.")
+    ] = None,
+    user_labels: Annotated[
+        int, typer.Option(min=0, max=256, help="Labels of their own that a user may add; 0: a closed set.")
+    ] = 0,
+    subjects: Subjects = "*",
+    seed: Seed = 0,
+) -> None:
+    """Add an output to a bundle: heads on its features as they are; users' heads in the others stay valid."""
+    from service.commands.adding import run_add_task
+
+    run_add_task(
+        path,
+        data,
+        task,
+        called=called,
+        models=models,
+        user_labels=user_labels,
+        subjects=subjects,
+        seed=seed,
+        console=console,
     )
 
 

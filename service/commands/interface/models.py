@@ -45,6 +45,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, as dropout=0.2 (docs/recipes.md)."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME=COLUMN",
+            help="An output to learn, by the table's column (recordings: array) of its labels or numbers; again for "
+            "each. NAME=A,B for several targets; :classification or :regression behind it where both would do.",
+        ),
+    ] = None,
     devices: Annotated[
         int, typer.Option(min=1, help="Processes that share every batch of a network, each with a device of its own.")
     ] = 1,
@@ -61,7 +70,9 @@ def train(
 ) -> None:
     """Train a backbone and its prior on recordings; or fine-tune a pre-trained one on images, texts, sounds.
 
-    For the latter --data is FOLDER/<label>/*, FOLDER/<user>/<label>/*, or a table with columns text and label.
+    For the latter --data is FOLDER/<label>/*, FOLDER/<user>/<label>/*, or a table with columns text and label. With
+    --task it is a table with a column text, or file, and a column for each task, whose cells may be empty. Further
+    tasks of recordings are arrays beside their labels (docs/recordings.md).
     """
     from service.commands.probing import media_recipes, run_probe
     from service.commands.training import run_training, where_of
@@ -77,6 +88,7 @@ def train(
             cache=cache,
             steps=steps,
             settings=settings or (),
+            tasks=task or (),
             resume=resume,
             seed=seed,
             where=where,
@@ -94,6 +106,7 @@ def train(
         resume=resume,
         seed=seed,
         settings=settings or (),
+        tasks=task or (),
         where=where,
         command=command_line(),
     )
@@ -273,8 +286,9 @@ def report(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of features kept by `headway train --cache`, of images, texts, sounds.")
     ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Of a run of several tasks, the one to write of.")] = None,
 ) -> None:
     """Write one HTML page about a run: curves, accuracy by labelled windows, users, confusion, map, timings."""
     from service.commands.report import run_report
 
-    run_report(run, data=data, evaluation=evaluation, out=out, cache=cache)
+    run_report(run, data=data, evaluation=evaluation, out=out, cache=cache, task=task)
