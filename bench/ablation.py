@@ -117,12 +117,14 @@ class Bench:
         def pooled(prior: Prior) -> Prior:
             away = prior.means - prior.means.mean(0)
             spread = away.T @ away / (len(away) - 1)
-            return replace(prior.at(0), between=spread + 1e-3 * np.trace(spread) / len(spread) * np.eye(len(spread)))
+            between = spread + 1e-3 * np.trace(spread) / len(spread) * np.eye(len(spread))
+            return replace(prior.at(0), between=between, correlation=None)
 
         rows = {
             "population, every placement": self.personal(lambda prior: prior, logits),
             "population, as worn": self.personal(lambda prior: prior.at(0), logits),
             "the same, no evidence beside": self.personal(lambda prior: prior.at(0), None),
+            "as worn, classes unrelated": self.personal(lambda prior: replace(prior.at(0), correlation=None), logits),
             "pooled: no users, the classes' spread": self.personal(pooled, None),
             "none: the user's own discriminant": self.personal(lambda prior: prior.at(0), None, own=True),
         }

@@ -20,11 +20,11 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec
-from exporters.int8 import accuracy_of
 from exporters.latency import measure
 from exporters.precision import in_batches
 from exporters.quantiser import Batches, Quantiser, quiet, with_joined
 from exporters.session import opened
+from exporters.worth import accuracy_of
 from service.commands.judging import collected
 
 RANGES = 64

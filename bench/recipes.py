@@ -25,11 +25,11 @@ from models.backbones.probe import recorded
 from models.data.collections import Collection, load_collection
 from models.training.devices import Devices, one_process
 from models.training.features import features_of
-from models.training.fine_tuning import starting_encoder
 from models.training.inputs import Inputs
 from models.training.loop import fit
 from models.training.memory import keep_freed
 from models.training.probe_fit import fit_probe
+from models.training.starting import starting_encoder
 from models.training.tuned import SCALE, Job, TuneConfig, Tuned, Tuning, encoded, loop_of, timetable_of
 
 PULL = 1e-3

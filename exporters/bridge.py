@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import BridgeEntry, Bundle
+from exporters.bundle_outputs import bridge_file
 from exporters.card import model_card
 from exporters.precision import features
+from exporters.tasks import columns
 from models.data.recordings import Recordings
 from models.data.windows import Windows, WindowSpec, windows
 from models.evaluation.subjects import check_signal
@@ -79,29 +81,88 @@ class Rows:
     y: NDArray[np.int64]
     repetition: NDArray[np.int64]
 
+    @property
+    def stem(self) -> str:
+        """What the person is called in the record."""
+        return self.name
+
+
+Data = Sequence[Recordings] | Sequence[Rows]
+
 
 def bridge(
-    old: Path, new: Path, data: Sequence[Recordings] | Sequence[Rows], models: Path, told: Progress = lambda _: None
+    old: Path, new: Path, recordings: Data, models: Path, told: Progress = lambda _: None
 ) -> tuple[Path, Fitted]:
-    """Fit a bridge and write the newer bundle with it, as the next version of its name under `models`.
+    """Fit a bridge between bundles with one output; `bridge_outputs` says how."""
+    path, fitted = bridge_outputs(old, new, {"": recordings}, models, told)
+    return path, fitted[""]
 
-    `data`: people's recordings; of fused bundles their rows.
 
-    The version keeps the newer bundle's graph, prior and feature space: heads of it stay valid.
+def bridge_outputs(
+    old: Path,
+    new: Path,
+    recordings: Mapping[str, Data],
+    models: Path,
+    told: Progress = lambda _: None,
+) -> tuple[Path, dict[str, Fitted]]:
+    """Fit a bridge for each output and write the newer bundle with them, as the next version of its name.
+
+    The version keeps the newer bundle's graph, priors and feature spaces: heads of it stay valid. A bridge that is not
+    good enough is left out, and the others are written.
+
+    Args:
+        old: the bundle whose users move; where it has one output, that is the first of several.
+        new: the bundle that they move to.
+        recordings: of the population, by the newer bundle's outputs; of the one output, which has no name, by `""`.
+            Of fused bundles everybody's rows instead.
+        models: folder of bundles to write to.
+        told: is told how far it is.
+
+    Returns:
+        The bundle's folder, and what was fitted for each output, good enough (`parity.passes`) or not.
 
     Raises:
-        BridgeError: the bundles differ in labels, input or name, or share the feature space; the people are too few; or
-            heads that come over the bridge are worth too little.
+        BridgeError: an output is not in both, is of targets, or its labels, input or name differ, or the feature space
+            is shared; the people are too few; or no output's heads that come over the bridge are worth enough.
     """
-    before, after = (bundles.load(bundles.resolve(path)).of_one_output("bridges lead between") for path in (old, new))
-    _check(before, after)
-    people = [
-        of_rows(own, before, after, told) if isinstance(own, Rows) else person(own, before, after, told) for own in data
-    ]
-    fitted = fit(people, after.prior, told)
-    if not fitted.parity.passes:
-        raise BridgeError(f"the bridge is not good enough and is not written: {in_words(fitted.parity)}")
-    return _written(before, after, models, fitted, [one.name for one in people]), fitted
+    before, after = (bundles.load(bundles.resolve(path)) for path in (old, new))
+    pairs = {name: _pair(before, after, name) for name in recordings}
+    for name, pair in pairs.items():
+        try:
+            _check(*pair)
+        except BridgeError as e:
+            raise BridgeError(f"output {name!r}: {e}") if name else e from None
+    found = {}
+    for name, (one, other) in pairs.items():
+        mark = f"{name}: " if name else ""
+
+        def said(text: str, mark: str = mark) -> None:
+            """Tell which output it is of."""
+            told(f"{mark}{text}")
+
+        found[name] = fit([person(rec, one, other, said) for rec in recordings[name]], other.prior, said)
+    good = {name: fitted for name, fitted in found.items() if fitted.parity.passes}
+    if not good:
+        why = "; ".join(f"{f'{name}: ' if name else ''}{in_words(fitted.parity)}" for name, fitted in found.items())
+        raise BridgeError(f"the bridge is not good enough and is not written: {why}")
+    people = {name: [r.stem for r in recordings[name]] for name in good}
+    return _written(pairs, after, models, good, people), found
+
+
+def _pair(before: Bundle, after: Bundle, name: str) -> tuple[Bundle, Bundle]:
+    """Return an output of both bundles, each as a bundle of that one alone.
+
+    Raises:
+        BridgeError: it is not in both, or there are several and none is named.
+    """
+    new = {each.manifest.output: each for each in after.outputs} or {"": after}
+    if name not in new:
+        there = ", ".join(new) if after.outputs else "one output, which has no name"
+        raise BridgeError(f"{after.path} has no output {name!r}; it has {there}")
+    old = {each.manifest.output: each for each in before.outputs} or {next(iter(new)): before}
+    if name not in old:
+        raise BridgeError(f"{before.path} has no output {name!r} that its users could move from")
+    return old[name], new[name]
 
 
 def fit(people: Sequence[Person], prior: Prior, told: Progress = lambda _: None) -> Fitted:
@@ -142,6 +203,8 @@ def in_words(parity: BridgeParity) -> str:
 
 def _check(old: Bundle, new: Bundle) -> None:
     a, b = old.manifest, new.manifest
+    if a.targets or b.targets:
+        raise BridgeError("there is no bridge between heads of targets: their users are not moved, they calibrate anew")
     if a.name != b.name:
         raise BridgeError(f"the bundles are of two models: {a.name} and {b.name}; users belong to one")
     if a.labels != b.labels:
@@ -161,25 +224,24 @@ def _check(old: Bundle, new: Bundle) -> None:
         )
 
 
-def of_rows(rows: Rows, old: Bundle, new: Bundle, told: Progress) -> Person:
-    """Run both backbones on a person's rows."""
-    some = slice(None, None, max(1, -(-len(rows.y) // MOST_WINDOWS)))
-    told(f"{rows.name}: {len(rows.y[some])} windows")
-    z = [np.asarray(features(b.backbone, b.manifest.input, rows.x[some]), np.float64) for b in (old, new)]
-    repetition = np.unique(rows.repetition[some], return_inverse=True)[1].reshape(-1)
-    return Person(rows.name, z[0][:, : old.prior.personal], z[1], rows.y[some], repetition)
-
-
-def person(rec: Recordings, old: Bundle, new: Bundle, told: Progress) -> Person:
+def person(rec: Recordings | Rows, old: Bundle, new: Bundle, told: Progress) -> Person:
     """Cut one person's windows and run both backbones on them."""
     spec = new.manifest.input
-    index = check_signal(rec, spec, new.manifest.labels)
-    cut = windows(rec, WindowSpec(spec.window_shape[-1], spec.stride))
-    cut = cut.select(slice(None, None, max(1, -(-len(cut) // MOST_WINDOWS))))
-    x = cut.x.astype(spec.dtype)
+    if isinstance(rec, Rows):
+        some = slice(None, None, max(1, -(-len(rec.y) // MOST_WINDOWS)))
+        x, y = rec.x[some], rec.y[some]
+        repetition = np.unique(rec.repetition[some], return_inverse=True)[1].reshape(-1)
+    else:
+        index = check_signal(rec, spec, new.manifest.labels)
+        cut = windows(rec, WindowSpec(spec.window_shape[-1], spec.stride))
+        cut = cut.select(slice(None, None, max(1, -(-len(cut) // MOST_WINDOWS))))
+        x, y, repetition = cut.x.astype(spec.dtype), index[cut.y], _repetitions(cut)
     told(f"{rec.stem}: {len(x)} windows")
-    z = [np.asarray(features(b.backbone, b.manifest.input, x), np.float64) for b in (old, new)]
-    return Person(rec.stem, z[0][:, : old.prior.personal], z[1], index[cut.y], _repetitions(cut))
+    z = [
+        np.asarray(columns(features(b.backbone, b.manifest.input, x), b.manifest.features), np.float64)
+        for b in (old, new)
+    ]
+    return Person(rec.stem, z[0][:, : old.prior.personal], z[1], y, repetition)
 
 
 def _repetitions(cut: Windows) -> NDArray[np.int64]:
@@ -235,29 +297,50 @@ def _parity(bridged: Sequence[float], baseline: Sequence[tuple[float, float]]) -
     )
 
 
-def _written(old: Bundle, new: Bundle, models: Path, fitted: Fitted, people: list[str]) -> Path:
-    manifest, space = new.manifest, old.manifest.feature_space
-    file = f"bridge.{space}.safetensors"
-    entry = BridgeEntry(file=file, version=old.manifest.version, digest=old.digest, parity=fitted.parity)
-    record: dict[str, Any] = {
-        "from": {"version": manifest.version, "digest": new.digest},
-        "old": {"version": old.manifest.version, "digest": old.digest, "feature_space": space},
-        "people": people,
-        "ridge": fitted.ridge,
-        "between": fitted.between,
-        "cycles": list(CYCLES),
-    }
-    provenance = {**manifest.provenance, "bridges": [*manifest.provenance.get("bridges", []), record]}
+def _written(
+    pairs: Mapping[str, tuple[Bundle, Bundle]],
+    new: Bundle,
+    models: Path,
+    good: Mapping[str, Fitted],
+    people: Mapping[str, list[str]],
+) -> Path:
+    manifest = new.manifest
+    entries, files, records = dict[str, dict[str, BridgeEntry]](), dict[str, bytes](), list[dict[str, Any]]()
+    for name, fitted in good.items():
+        old = pairs[name][0]
+        space = old.manifest.feature_space
+        file = bridge_file(space)
+        entries[name] = {
+            space: BridgeEntry(file=file, version=old.manifest.version, digest=old.digest, parity=fitted.parity)
+        }
+        files[file] = bridges.to_bytes(fitted.bridge)
+        records.append(
+            {
+                **({"output": name} if name else {}),
+                "from": {"version": manifest.version, "digest": new.digest},
+                "old": {"version": old.manifest.version, "digest": old.digest, "feature_space": space},
+                "people": people[name],
+                "ridge": fitted.ridge,
+                "between": fitted.between,
+                "cycles": list(CYCLES),
+            }
+        )
     made = manifest.model_copy(
         update={
-            "manifest_version": bundles.FUSED_VERSION if manifest.input.parts else "1.1",
+            "manifest_version": manifest.manifest_version if manifest.outputs else "1.1",
             "version": max(bundles.next_version(models, manifest.name), manifest.version + 1),
-            "bridges": {**manifest.bridges, space: entry},
-            "provenance": provenance,
+            "bridges": {**manifest.bridges, **entries.get(manifest.output, {})},
+            "outputs": tuple(
+                each.model_copy(update={"bridges": {**each.bridges, **entries.get(each.name, {})}})
+                for each in manifest.outputs
+            ),
+            "provenance": {
+                **manifest.provenance,
+                "bridges": [*manifest.provenance.get("bridges", []), *records],
+            },
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {},
         }
     )
-    files = {name: (new.path / name).read_bytes() for name in manifest.files}
-    files |= {file: bridges.to_bytes(fitted.bridge), bundles.CARD: model_card(made).encode()}
-    return bundles.write(models, made, files)
+    kept = {name: (new.path / name).read_bytes() for name in manifest.files}
+    return bundles.write(models, made, {**kept, **files, bundles.CARD: model_card(made).encode()})

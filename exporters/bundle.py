@@ -6,7 +6,7 @@
   backbone.onnx      raw input -> features
   prior.safetensors  generic head and population prior
   prior.<output>.safetensors           of each further output, where there are several
-  bridge.<feature space>.safetensors   from an older feature space to this one; there may be none
+  bridge.<feature space>.safetensors   from an older feature space of an output to its own; there may be none
   MODEL_CARD.md
 ```
 """
@@ -37,13 +37,14 @@ from exporters.bundle_outputs import (
     width_of,
 )
 from exporters.bundle_outputs import MOST_USER_LABELS as MOST_USER_LABELS
+from exporters.bundle_outputs import BridgeEntry as BridgeEntry
 from exporters.bundle_outputs import Target as Target
 from exporters.input_spec import InputSpec as InputSpec
 from exporters.input_spec import Padding as Padding
 from models.heads import bridge as bridges
 from models.heads import prior as priors
 from models.heads import regression_prior
-from models.heads.bridge import Bridge, BridgeParity
+from models.heads.bridge import Bridge
 from models.heads.prior import HyperParameters, Prior
 from models.heads.regression_prior import RegressionPrior, RegressionSettings
 
@@ -69,17 +70,6 @@ class FileEntry(BaseModel):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
-
-
-class BridgeEntry(BaseModel):
-    """A bridge from an older feature space: its file, the bundle it was fitted from, and what it is worth."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: str
-    version: int = Field(ge=1, description="of the older bundle")
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the older bundle's manifest")
-    parity: BridgeParity
 
 
 class Manifest(BaseModel):
@@ -165,7 +155,8 @@ class Manifest(BaseModel):
         if name == self.output:
             return self.model_copy(update={**alone, "feature_dim": self.head_dim})
         output = {each.name: each for each in self.outputs}[name]
-        own = ("feature_space", "task", "labels", "targets", "label_set", "user_labels", "regression", "features")
+        rows = "task", "labels", "targets", "label_set", "user_labels"
+        own = *rows, "feature_space", "features", "regression", "bridges"
         return self.model_copy(
             update={
                 **alone,
@@ -173,7 +164,6 @@ class Manifest(BaseModel):
                 "head": output.head or HyperParameters(),
                 "evaluation": output.evaluation,
                 "feature_dim": width_of(output.features, self.feature_dim),
-                "bridges": {},
             }
         )
 
@@ -223,6 +213,13 @@ class Bundle:
         return self.population
 
     @property
+    def populations(self) -> dict[str, Prior | RegressionPrior]:
+        """The population prior of each output by its name, which is empty where there is one."""
+        if not self.outputs:
+            return {"": self.population}
+        return {each.manifest.output: each.population for each in self.outputs}
+
+    @property
     def backbone(self) -> bytes:
         """The ONNX graph's bytes, as verified."""
         return self.file(BACKBONE)
@@ -259,8 +256,24 @@ def load(path: Path) -> Bundle:
     first = replace(bundle, manifest=manifest.of_output(manifest.output))
     others = [manifest.of_output(output.name) for output in manifest.outputs]
     populations = [_population(path, m, prior_file(m.output), contents) for m in others]
-    alone = [Bundle(path, m, found, digest) for m, found in zip(others, populations, strict=True)]
+    alone = [
+        Bundle(path, m, found, digest, _bridges(path, m, found, contents) if isinstance(found, Prior) else {})
+        for m, found in zip(others, populations, strict=True)
+    ]
     return replace(bundle, outputs=(first, *alone))
+
+
+def populations(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, Prior | RegressionPrior]:
+    """Return the population of each output by its name, which is empty where there is one, of a bundle's `files`.
+
+    Raises:
+        BundleError: a file is missing or damaged, or of other features.
+    """
+    where = Path(manifest.name)
+    if not manifest.outputs:
+        return {"": _population(where, manifest, PRIOR, files)}
+    names = {name: PRIOR if name == manifest.output else prior_file(name) for name in manifest.names}
+    return {name: _population(where, manifest.of_output(name), file, files) for name, file in names.items()}
 
 
 def _population(path: Path, manifest: Manifest, file: str, contents: Mapping[str, bytes]) -> Prior | RegressionPrior:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.heads.bridge import BridgeParity
 from models.heads.prior import HyperParameters
 from models.heads.regression_prior import MOST_FEATURES, RegressionSettings
 
@@ -43,6 +44,17 @@ class Target(BaseModel):
         return f"{self.name} [{self.unit}]" if self.unit else self.name
 
 
+class BridgeEntry(BaseModel):
+    """A bridge from an older feature space: its file, the bundle it was fitted from, and what it is worth."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    version: int = Field(ge=1, description="of the older bundle")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the older bundle's manifest")
+    parity: BridgeParity
+
+
 class Output(BaseModel):
     """One of several outputs of a bundle, not the first. Its prior is the file `prior.<name>.safetensors`."""
 
@@ -58,6 +70,7 @@ class Output(BaseModel):
     feature_space: str = Field(min_length=8, description="ends with the output's name")
     head: HyperParameters | None = Field(None, description="of a classification's heads")
     regression: RegressionSettings | None = Field(None, description="of a regression's heads")
+    bridges: dict[str, BridgeEntry] = Field(default_factory=dict, description="by its older feature space")
     evaluation: dict[str, Any] = Field(default_factory=dict)
 
     def check(self, feature_dim: int) -> None:
@@ -75,6 +88,11 @@ class Output(BaseModel):
                 raise ValueError(f"its feature space {self.feature_space!r} does not end with {OUTPUT_MARK}{self.name}")
         except ValueError as e:
             raise ValueError(f"output {self.name!r}: {e}") from e
+
+
+def bridge_file(feature_space: str) -> str:
+    """File with the bridge from an older feature space."""
+    return f"bridge.{feature_space.replace(OUTPUT_MARK, '.')}.safetensors"
 
 
 def prior_file(output: str) -> str:
@@ -115,7 +133,7 @@ def check_task(said: Manifest | Output, features: int) -> None:
     names = _names(said.targets)
     if len(set(names)) < len(names):
         raise ValueError(f"the targets are {', '.join(names)}: one is named twice")
-    if said.labels or said.user_labels:
+    if said.labels or said.user_labels or said.bridges:
         raise ValueError("a regression has no labels, no user_labels and no bridges")
     if features > MOST_FEATURES:
         raise ValueError(f"a regression has at most {MOST_FEATURES} features, not {features}: project them")

@@ -96,8 +96,30 @@ def _outputs(manifest: Manifest) -> list[str]:
 
     if not manifest.outputs:
         return [f"* Output: {manifest.feature_dim} features; {heads(manifest)}"]
-    told = (f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features." for of in _each(manifest))
+    told = (
+        f"* Output `{of.output}`: {heads(of)} They read {of.feature_dim} features.{_worth(of)}"
+        for of in _each(manifest)
+    )
     return [f"* {manifest.feature_dim} features, for all outputs.", *told]
+
+
+def _worth(manifest: Manifest) -> str:
+    """What the shared head of one of several outputs did on what it was not fitted on, where that is known."""
+    found = manifest.evaluation.get("zero_shot") or manifest.evaluation.get("left_out_people") or {}
+    whose = "items" if found.get("of") in ("items", "classes") else "people"
+    accuracy = found.get("mean", found.get("accuracy"))
+    if accuracy is not None:
+        worst = "label" if found.get("of") == "classes" else "of them"
+        return f" Shared head on left-out {whose}: {accuracy:.1%} right, {found['worst']:.1%} for the worst {worst}."
+    if "rmse" not in found:
+        return ""
+    explained = found.get("r2", {})
+    each = (
+        f"{target} {found['rmse'][target.name]:.4g}"
+        + (f" (R² {explained[target.name]:.3f})" if target.name in explained else "")
+        for target in manifest.targets
+    )
+    return f" Root mean squared error of the shared head on left-out {whose}: {', '.join(each)}."
 
 
 def _checked(manifest: Manifest) -> list[str]:
@@ -121,7 +143,10 @@ def _checked(manifest: Manifest) -> list[str]:
         )
     if variant and (task := variant.get("task")):
         lines += [f"* Right in fp32 and {manifest.precision}: {_task(task)}; {task['people']} people."]
-    for space, entry in manifest.bridges.items():
+    if variant and variant.get("outputs"):
+        lines += ["", *_variant_outputs(manifest, variant), ""]
+    others = (each.bridges for each in manifest.outputs)
+    for space, entry in (pair for found in (manifest.bridges, *others) for pair in found.items()):
         worth = entry.parity
         lines.append(
             f"* Bridge from version {entry.version} (feature space `{space}`): {worth.bridged:.2%} of windows right by "
@@ -129,6 +154,38 @@ def _checked(manifest: Manifest) -> list[str]:
             f"the shared head, for {worth.users} people it was not fitted on."
         )
     return lines
+
+
+def _variant_outputs(manifest: Manifest, variant: dict[str, Any]) -> list[str]:
+    """The table of what each output says and is worth in a variant."""
+    tasks = variant.get("tasks", {})
+    rows = [
+        f"| output | as in fp32 | worth in fp32 and {manifest.precision} | people | feature space |",
+        "|--|--|--|--|--|",
+    ]
+    for name, said in variant["outputs"].items():
+        task = tasks.get(name)
+        worth, people = ("–", "–") if task is None else (_worth_in_both(task), str(task["people"]))
+        kept = "kept" if said["feature_space_kept"] else "of its own"
+        rows.append(f"| {name or 'values'} | {_as_fp32(said)} | {worth} | {people} | {kept} |")
+    return rows
+
+
+def _as_fp32(said: dict[str, Any]) -> str:
+    """How much of what an output's heads say is as in fp32."""
+    if said.get("change") is not None:
+        return f"values within {said['change']:.2%} of the usual error"
+    return f"{said['decisions']:.2%} of decisions kept"
+
+
+def _worth_in_both(task: dict[str, Any]) -> str:
+    if not task["rmse"]:
+        return _task(task)
+    both = (", ".join(f"{value:.4g}" for value in task[which]) for which in ("rmse", "rmse_int8"))
+    said = "shared head's RMSE {} and {}".format(*both)
+    if task["personal"] is None:
+        return said
+    return f"{said}, personal heads' {task['personal']:.3f} and {task['personal_int8']:.3f} of the usual"
 
 
 def _variants(record: dict[str, Any]) -> list[str]:
@@ -148,18 +205,24 @@ def _variants(record: dict[str, Any]) -> list[str]:
             "There was no labelled data to judge accuracy by: variants are ranked by the share of decisions of "
             f"{record['heads']} heads that are as in fp32, on the {record['windows']} inputs that the run holds."
         )
+    compared = (row["agreement"] for row in record["rows"] if row["agreement"] is not None)
+    first: dict[str, Any] = next(compared, {})
+    names = list(first.get("outputs", {}))
+    several = [f"{name or 'values'} | " for name in names] or (["accuracy | "] if judged else [])
     rows = [
         f"Asked for: {asked['milliseconds']:g} ms, in the median, for a batch of {asked['batch']} on "
         f"{asked['device']} ({machine['processor']}, {threads}, ONNX Runtime {machine['onnxruntime']}).",
         f"{by} Ranges of activations are of {record['range_windows']} inputs of the run.",
         "",
         f"| variant | MB | one window, ms: median / 95 % | batch of {asked['batch']}, ms | of fp32 | lowest cosine "
-        f"| largest error, sd | decisions kept | {'accuracy | ' if judged else ''}|",
-        "|--|--|--|--|--|--|--|--|--|" + ("--|" if judged else ""),
+        f"| largest error, sd | decisions kept | {''.join(several)}|",
+        "|--|--|--|--|--|--|--|--|--|" + "--|" * len(several),
     ]
     for row in record["rows"]:
         cells = [f"{row['name']}: {row['how']}".rstrip(": "), *_figures(row)]
-        if judged:
+        if names:
+            cells += [_output_worth(row, name) for name in names]
+        elif judged:
             cells.append(_percent(row["accuracy"]))
         rows.append(f"| {' | '.join([*cells, row['verdict'].replace('|', '/')])} |")
     return rows
@@ -175,6 +238,17 @@ def _figures(row: dict[str, Any]) -> list[str]:
     if found is None:
         return [size, *times, "–", "–", "–"]
     return [size, *times, f"{found['min_cosine']:.4f}", f"{found['max_error']:.2g}", f"{found['decisions']:.2%}"]
+
+
+def _output_worth(row: dict[str, Any], output: str) -> str:
+    """What an output is worth in a variant, or how much of what it says is as in fp32."""
+    worth, found = row["outputs"].get(output), row["agreement"]
+    if worth is None:
+        return "–" if found is None else _as_fp32(found["outputs"][output])
+    if "rmse" not in worth:
+        return _percent(worth)
+    said = f"RMSE {', '.join(f'{value:.4g}' for value in worth['rmse'])}"
+    return said if worth["personal"] is None else f"{said}; personal {worth['personal']:.3f} of the usual"
 
 
 def _percent(accuracy: dict[str, Any] | None) -> str:

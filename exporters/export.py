@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec, Manifest
+from exporters.bundle_outputs import Ranges
 from exporters.card import model_card
 from exporters.parity import Forward, check_parity
+from exporters.tasks import Task, outputs_of
 from models.heads import prior as priors
 from models.heads.prior import Prior
+from models.training.further_tasks import load_further
 from models.training.media_run import is_media_run
 from models.training.run import Run, load_run
+from models.training.tasks_run import LearnedTask, is_tasks_run
 
 OPSET = 20
 LARGEST_BATCH = 65536
@@ -44,7 +48,13 @@ class Draft:
 
     @property
     def prior(self) -> Prior:
-        """The population prior."""
+        """The population prior of a bundle with one output of labels.
+
+        Raises:
+            ExportError: it is another.
+        """
+        if self.manifest.outputs or self.manifest.targets:
+            raise ExportError("variants are chosen for bundles with one output of labels; leave --latency-ms away")
         return priors.from_bytes(self.files[bundles.PRIOR], self.manifest.labels, self.manifest.head)
 
     def written(self, models: Path) -> Path:
@@ -87,7 +97,8 @@ def draft_of(
 ) -> Draft:
     """Make the bundle of a run, in FP32 and as the next version of its name under `models`, without writing it.
 
-    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set.
+    `user_labels`: labels of their own that a user may add to the run's; 0 for a closed set. Of a run of several tasks
+    they may be added to every output of labels.
 
     Raises:
         RunError: the folder holds no finished run.
@@ -96,18 +107,42 @@ def draft_of(
     """
     name = model_name(name, run_folder)
     told: dict[str, Any] = {"licence": licence, "citation": citation, "description": description}
-    if user_labels:
-        told |= {"label_set": "open", "user_labels": user_labels}
+    if is_tasks_run(run_folder):
+        from exporters.media_tasks import tasks_draft
+
+        return tasks_draft(run_folder, name, bundles.next_version(models, name), told, user_labels)
+    room = {"label_set": "open", "user_labels": user_labels} if user_labels else {}
     if is_media_run(run_folder):
         from exporters.media import media_draft
 
-        return media_draft(run_folder, name, bundles.next_version(models, name), told)
+        return media_draft(run_folder, name, bundles.next_version(models, name), {**told, **room})
     run = load_run(run_folder)
     backbone = run.backbone()
     graph = to_onnx(backbone, torch.zeros(2, *run.windows.shape[1:]))
     parity = check_parity(torch_forward(backbone), onnx_forward(graph), run.windows)
-    manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, told)
-    return Draft(manifest, {bundles.BACKBONE: graph, bundles.PRIOR: run.prior_bytes}, run.windows)
+    manifest = _manifest(run, name, bundles.next_version(models, name), graph, parity, {**told, **room})
+    called, columns, further = load_further(run_folder)
+    if not further:
+        return Draft(manifest, {bundles.BACKBONE: graph, bundles.PRIOR: run.prior_bytes}, run.windows)
+    own = Task(called, labels=run.labels, prior=run.prior, user_labels=user_labels, evaluation=run.evaluation)
+    said, files = outputs_of(
+        graph, [own, *(task_of(t, user_labels, ((0, columns),)) for t in further)], manifest.input, run.prior.dim
+    )
+    several = Manifest.model_validate({**manifest.model_dump(exclude_unset=True), **said})
+    return Draft(several, {bundles.BACKBONE: graph, **files}, run.windows)
+
+
+def task_of(learned: LearnedTask, user_labels: int, features: Ranges) -> Task:
+    """A task of a run as an output, which reads these columns of the graph's features."""
+    return Task(
+        learned.name,
+        labels=learned.labels,
+        targets=learned.targets,
+        prior=learned.prior,
+        user_labels=user_labels if learned.labels else 0,
+        features=features,
+        evaluation=learned.evaluation,
+    )
 
 
 def model_name(name: str | None, run_folder: Path) -> str:

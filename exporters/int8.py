@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,12 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec
-from exporters.precision import PEOPLE, Agreement, Features, PrecisionError, compare, drawn_heads, features, written
+from exporters.gate import Agreement, Gate, PrecisionError, outputs_of
+from exporters.precision import features, with_each_missing, written
 from exporters.quantiser import Quantiser
+from exporters.worth import Errors, Labelled, Worth
 from models.data.parts import present, without
-from models.heads.calibration import shared_head
-from models.heads.fit import fit_map
-from models.heads.head import Head
-from models.heads.prior import Prior
-from models.heads.statistics import Statistics
 
-LARGEST_LOSS = 0.01
-"""Accuracy that the shared head and personal heads may lose, each as a mean over people."""
 FEWEST = 64
 RANGE_WINDOWS = 512
 """Windows that the ranges of activations are taken from, at most."""
@@ -31,110 +26,113 @@ LEFT_OUT = (0.1, 0.25)
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """Windows of people: rows `(n, …)` as the graph takes them, classes, people and repetitions `(n,)`."""
-
-    x: NDArray[Any]
-    y: NDArray[np.int64]
-    user: NDArray[np.int64]
-    repetition: NDArray[np.int64]
-
-    @property
-    def people(self) -> int:
-        """How many people there are."""
-        return len(np.unique(self.user))
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Mean over people: of the shared head, and of heads fitted on each person's first repetition.
-
-    `personal` is None where nobody shows every label in a first repetition and has another one.
-    """
-
-    shared: float
-    personal: float | None
-
-    @property
-    def mean(self) -> float:
-        """Of both where there are both: what variants are ranked by."""
-        return self.shared if self.personal is None else (self.shared + self.personal) / 2
-
-    def loss(self, variant: Accuracy) -> float:
-        """The larger of what both heads lose in a variant."""
-        lost = self.shared - variant.shared
-        if self.personal is not None and variant.personal is not None:
-            lost = max(lost, self.personal - variant.personal)
-        return lost
-
-    def __str__(self) -> str:
-        return f"{self.shared:.1%}" if self.personal is None else f"{self.shared:.1%} / {self.personal:.1%}"
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
-    """Accuracy in FP32 and INT8 (see `Accuracy`), and the number of people."""
+    """Worth in FP32 and INT8 of the shared head and of personal ones, and the number of people.
+
+    Accuracies (see `Accuracy`); of a regression errors (`Errors`), with the shared head's by target in `rmse`.
+    """
 
     shared: float
     shared_int8: float
     personal: float | None
     personal_int8: float | None
     people: int
+    rmse: tuple[float, ...] = ()
+    rmse_int8: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(before: Worth, after: Worth, people: int) -> Task:
+        """Put what an output is worth in both side by side."""
+        rmse = (before.rmse, after.rmse) if isinstance(before, Errors) and isinstance(after, Errors) else ((), ())
+        return Task(before.shared, after.shared, before.personal, after.personal, people, *rmse)
 
 
 def quantise(
     model: Path, models: Path, ranges: NDArray[Any], judged: Labelled, *, seed: int = 0
 ) -> tuple[Path, Agreement, Task]:
+    """Write the INT8 variant of a bundle with one output; `quantise_outputs` says how."""
+    path, agreement, tasks = quantise_outputs(model, models, ranges, {"": judged}, seed=seed)
+    return path, agreement, tasks[""]
+
+
+def quantise_outputs(
+    model: Path, models: Path, ranges: NDArray[Any], judged: Mapping[str, Labelled], *, seed: int = 0
+) -> tuple[Path, Agreement, dict[str, Task]]:
     """Write the INT8 variant of a bundle as the next version of its name under `models`.
 
     A fused bundle is judged with all parts, and without each of them; its text members are quantised as token models.
     Signals and images are quantised statically (weights by channel, activations by the range that they had on
-    `ranges`), as much of the graph as the gate allows; token models dynamically. The variant has a feature space of its
-    own unless heads decide alike in both.
+    `ranges`), as much of the graph as the gate allows; token models dynamically. An output of the variant has a feature
+    space of its own unless heads say the same in both.
 
     Args:
         model: the FP32 bundle.
         models: folder of bundles to write to.
         ranges: real windows `(n, …)` that activations are measured on.
-        judged: people that the variant is judged on, best ones that nothing was fitted on.
+        judged: people that each output of the variant is judged on, best ones that nothing was fitted on, by its name,
+            which is empty where there is one. An output that nothing is labelled for must decide as before.
         seed: of the people drawn for the comparison of features.
 
+    Returns:
+        The bundle's folder, how the variant compares, and what each output that was judged is worth.
+
     Raises:
-        PrecisionError: the bundle is not FP32, windows are too few, there is nothing to quantise, or no variant's heads
-            are right as often.
+        PrecisionError: the bundle is not FP32, windows are too few, there is nothing to quantise, or in every variant
+            an output, which the message names, loses too much.
     """
-    original = bundles.load(bundles.resolve(model)).of_one_output("variants are made of")
-    spec, prior = original.manifest.input, original.prior
+    original = bundles.load(bundles.resolve(model))
+    spec = original.manifest.input
     if original.manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {original.manifest.precision}; only fp32 bundles are converted")
-    if min(len(ranges), len(judged.y)) < FEWEST:
-        raise PrecisionError(
-            f"the precision gate needs {FEWEST} windows to take ranges from and as many to judge by; "
-            f"there are {len(ranges)} and {len(judged.y)}"
-        )
+    for name, labelled in judged.items():
+        if min(len(ranges), len(labelled.y)) < FEWEST:
+            of = f" for output {name!r}" if name else ""
+            raise PrecisionError(
+                f"the precision gate needs {FEWEST} windows to take ranges from and as many to judge by{of}; "
+                f"there are {len(ranges)} and {len(labelled.y)}"
+            )
     rng = np.random.default_rng(seed)
     some = ranges[np.sort(rng.permutation(len(ranges))[:RANGE_WINDOWS])]
-    heads = [shared_head(prior), *drawn_heads(prior, PEOPLE, rng)]
-    views = with_parts_missing(spec, judged)
-    references = [features(original.backbone, spec, view.x) for view in views]
-    reference, right = np.concatenate(references), [accuracy_of(*p, prior) for p in zip(references, views, strict=True)]
+    people_of = {name: labelled.people for name, labelled in judged.items()}
+    views = {name: with_parts_missing(spec, labelled) for name, labelled in judged.items()}
+    outputs = outputs_of(original.manifest, original.populations, rng)
+    gate = Gate(outputs, views, with_each_missing(spec, some), lambda x: features(original.backbone, spec, x))
     told: list[str] = []
     for what, graph in quantisations(original.backbone, spec, some):
-        z = [features(graph, spec, view.x) for view in views]
-        if not all(np.isfinite(own).all() for own in z):
+        z = gate.features(lambda x, graph=graph: features(graph, spec, x))  # type: ignore[misc]
+        if not all(np.isfinite(each).all() for each in z):
             told.append(f"{what}: features that are not finite")
             continue
-        found = [accuracy_of(*p, prior) for p in zip(z, views, strict=True)]
-        lost = max(a.loss(b) for a, b in zip(right, found, strict=True))
-        if lost <= LARGEST_LOSS:
-            task = Task(right[0].shared, found[0].shared, right[0].personal, found[0].personal, judged.people)
-            agreement = compare(reference, np.concatenate(z), heads)
-            how = f"recorded windows of {task.people} people, {what}"
-            return written(original, models, graph, agreement, how, "int8", {"task": asdict(task)}), agreement, task
-        told.append(f"{what}: accuracy falls by {lost:.1%}")
-    raise PrecisionError(
-        f"{original.manifest.name} cannot be served in int8, {LARGEST_LOSS:.0%} may be lost: {'; '.join(told)}"
-    )
+        found = gate.found(z)
+        fault = gate.fault(found)
+        if not fault:
+            tasks = {
+                name: Task.of(gate.reference.worth[name], worth, people_of[name]) for name, worth in found.worth.items()
+            }
+            record: dict[str, Any] = {"tasks": {name: asdict(task) for name, task in tasks.items()}}
+            if list(tasks) == [""] and not tasks[""].rmse:
+                record = {"task": asdict(tasks[""])}
+            people = max(people_of.values(), default=0)
+            how = f"recorded windows{f' of {people} people' if people else ''}, {what}"
+            return written(original, models, graph, found.agreement, how, "int8", record), found.agreement, tasks
+        told.append(f"{what}: {fault}")
+    raise PrecisionError(f"{original.manifest.name} cannot be served in int8: {'; '.join(told)}")
+
+
+def with_parts_missing(spec: InputSpec, judged: Labelled) -> Labelled:
+    """The windows, and of a fused model's the same without each part, as of other people; where they have others."""
+    if not spec.parts:
+        return judged
+    x = judged.x if judged.rows is None else judged.x[judged.rows]
+    rows, there, count = np.arange(len(x)), present(spec, x.astype(np.float32)), int(judged.user.max()) + 1
+    sets = [(x, rows, 0)]
+    for m in range(len(spec.parts)):
+        some = there[:, m] & (there.sum(1) > 1)
+        if some.any():
+            sets.append((without(spec, x.astype(np.float32), m), rows[some], (m + 1) * count))
+    own = np.concatenate([rows for _, rows, _ in sets])
+    user = np.concatenate([judged.user[rows] + more for _, rows, more in sets])
+    return Labelled(np.concatenate([x for x, _, _ in sets]), judged.y[own], user, judged.repetition[own])
 
 
 def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tuple[str, bytes]]:
@@ -157,39 +155,3 @@ def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tu
             worst = worst or quantiser.by_error(layers)
             kept = [name for name in layers if name not in worst[:left]]
             yield f"{len(kept)} of {len(layers)} layers in 8 bits, without those that err most", quantiser.graph(kept)
-
-
-def with_parts_missing(spec: InputSpec, judged: Labelled) -> list[Labelled]:
-    """The windows as they are, and of a fused model's the same without each part, where they have others."""
-    found = [judged]
-    for m in range(len(spec.parts)):
-        there = present(spec, judged.x)
-        rows = there[:, m] & (there.sum(1) > 1)
-        if rows.any():
-            told = judged.y[rows], judged.user[rows], judged.repetition[rows]
-            found.append(Labelled(without(spec, judged.x, m), *told))
-    return found
-
-
-def accuracy_of(z: Features, judged: Labelled, prior: Prior) -> Accuracy:
-    """How often heads are right on features `z (n, d)` of labelled windows."""
-    people = np.unique(judged.user)
-    return Accuracy(_right(shared_head(prior), z, judged, people), _personal(z, judged, prior, people))
-
-
-def _right(head: Head, z: Features, judged: Labelled, people: NDArray[np.int64]) -> float:
-    right = head.logits(z).argmax(1) == judged.y
-    return float(np.mean([right[judged.user == person].mean() for person in people]))
-
-
-def _personal(z: Features, judged: Labelled, prior: Prior, people: NDArray[np.int64]) -> float | None:
-    """Accuracy of heads fitted on each person's first repetition, on their others; None where nobody has both."""
-    found = []
-    for person in people:
-        own = np.flatnonzero(judged.user == person)
-        first = judged.repetition[own] == judged.repetition[own].min()
-        shown, asked = own[first], own[~first]
-        if len(asked) and len(np.unique(judged.y[shown])) == prior.classes:
-            stats = Statistics.of(z[shown, : prior.personal], judged.y[shown], judged.repetition[shown], prior.classes)
-            found.append(float((fit_map(stats, prior).logits(z[asked]).argmax(1) == judged.y[asked]).mean()))
-    return float(np.mean(found)) if found else None

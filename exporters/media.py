@@ -20,6 +20,7 @@ from exporters.input_spec import InputSpec
 from exporters.parity import BATCHES, check_parity
 from models.backbones.onnx_file import OnnxEncoder
 from models.backbones.probe import ProbedEncoder, Top
+from models.backbones.probes import TasksEncoder
 from models.heads import prior as priors
 from models.training.media_run import MediaRun, load_media_run
 
@@ -43,7 +44,7 @@ def media_draft(run_folder: Path, name: str, version: int, told: Mapping[str, An
     return Draft(manifest, {bundles.BACKBONE: graph, bundles.PRIOR: priors.to_bytes(run.prior), **run.files}, run.items)
 
 
-def graph_of(backbone: ProbedEncoder, spec: InputSpec, items: NDArray[Any]) -> bytes:
+def graph_of(backbone: ProbedEncoder | TasksEncoder, spec: InputSpec, items: NDArray[Any]) -> bytes:
     """The ONNX graph of a probed encoder: batch and, of texts, length are dynamic.
 
     Raises:
@@ -60,7 +61,7 @@ def graph_of(backbone: ProbedEncoder, spec: InputSpec, items: NDArray[Any]) -> b
     return to_onnx(backbone, example, dynamic)
 
 
-def _joined(encoder: OnnxEncoder, backbone: ProbedEncoder) -> bytes:
+def _joined(encoder: OnnxEncoder, backbone: ProbedEncoder | TasksEncoder) -> bytes:
     """Put the projection and the probe behind a graph that is ONNX already."""
     batch = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
     top = onnx.load_from_string(to_onnx(Top(backbone).eval(), torch.zeros(3, encoder.num_features), batch))

@@ -1,6 +1,6 @@
-"""One file for one user: a bundle's graph with a head behind it, raw input to probabilities. Needs no onnx package.
+"""One file for one user: a bundle's graph with heads behind it, raw input to answers. Needs no onnx package.
 
-A head is five nodes. They are written in the wire format of Protocol Buffers, in which fields that repeat (nodes,
+A head is a few nodes. They are written in the wire format of Protocol Buffers, in which fields that repeat (nodes,
 initializers, outputs) may be added at a message's end: the backbone's own bytes stay as they were verified, and serving
 needs neither the 30 MB of the `onnx` package nor its import. Source: onnx.proto (field numbers below) and
 https://protobuf.dev/programming-guides/encoding.
@@ -9,14 +9,18 @@ https://protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.heads.head import Head
 
 OUTPUTS = ("logits", "probabilities", "label")
-"""Outputs beside the backbone's own: FP32 `[batch, K]` twice, and INT64 `[batch]`, the index of the likeliest label."""
+"""Of a head for labels: FP32 `[batch, K]` twice, and INT64 `[batch]`, the index of the likeliest label."""
+VALUE = "value"
+"""Of a head for targets: FP32 `[batch, T]`."""
 
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _FLOAT, _INT64 = 1, 7  # TensorProto.DataType
@@ -29,14 +33,31 @@ class GraphError(ValueError):
     """A graph cannot take a head; the message says why."""
 
 
-def standalone(backbone: bytes, head: Head, metadata: Mapping[str, str]) -> bytes:
-    """Return an ONNX model: the backbone's features, and `OUTPUTS` by one head `(K, d)`.
+@dataclass(frozen=True, slots=True)
+class PlacedHead:
+    """A head `(K, d)`, in float32 as the service applies it, and where it stands.
 
-    An output keeps its name unless the backbone has a value of that name; then it is `head.<name>`.
+    Attributes:
+        head: the head.
+        name: of its output, where there are several: its tensors are called `NAME.logits` and so on.
+        targets: whether it answers numbers (`VALUE`) instead of labels (`OUTPUTS`).
+        columns: of the backbone's features, the `d` that it is over; None for all.
+    """
+
+    head: Head
+    name: str = ""
+    targets: bool = False
+    columns: NDArray[np.int64] | None = None
+
+
+def standalone(backbone: bytes, heads: Sequence[PlacedHead], metadata: Mapping[str, str]) -> bytes:
+    """Return an ONNX model: the backbone's features, and what each head makes of them.
+
+    An output keeps its name unless there is a value of that name; then it is `head.<name>`.
 
     Args:
         backbone: an ONNX model whose first output is features `[batch, d]`, of any float type.
-        head: in float32, as the service applies it.
+        heads: one, or one of each of several outputs.
         metadata: written into the model's properties, each key behind `headway.`.
 
     Raises:
@@ -58,34 +79,45 @@ def standalone(backbone: bytes, head: Head, metadata: Mapping[str, str]) -> byte
     properties = b"".join(
         _message(_METADATA, _string(1, f"headway.{key}") + _string(2, value)) for key, value in sorted(metadata.items())
     )
-    return others + _message(_GRAPH, graph + _head_part(features, head, taken)) + properties
+    parts = b"".join(_head_part(features, placed, taken) for placed in heads)
+    return others + _message(_GRAPH, graph + parts) + properties
 
 
-def _head_part(features: str, head: Head, taken: set[str]) -> bytes:
-    """What a head adds to a graph: nodes, initializers and outputs."""
+def _head_part(features: str, placed: PlacedHead, taken: set[str]) -> bytes:
+    """What a head adds to a graph: nodes, initializers and outputs; notes their names as taken."""
 
     def free(name: str) -> str:
-        """A name that no value of the backbone has."""
+        """A name that no value has yet."""
+        name = f"{placed.name}.{name}" if placed.name else name
         while name in taken:
             name = f"head.{name}"
+        taken.add(name)
         return name
 
-    logits, probabilities, label = map(free, OUTPUTS)
+    head, parts = placed.head, list[bytes]()
+    if placed.columns is not None:
+        columns, some = free("head.columns"), free("head.some")
+        parts += [_tensor(columns, np.asarray(placed.columns, "<i8"), _INT64)]
+        parts += [_node("Gather", (features, columns), some, axis=1)]
+        features = some
     z, weight, bias = free("head.features"), free("head.weight"), free("head.bias")
-    k = len(head.bias)
-    return b"".join(
-        (
-            _node("Cast", (features,), z, to=_FLOAT),  # nothing where the features are float32 already
-            _node("Gemm", (z, weight, bias), logits, transB=1),
-            _node("Softmax", (logits,), probabilities, axis=1),
-            _node("ArgMax", (logits,), label, axis=1, keepdims=0),
-            _tensor(weight, np.asarray(head.weight, "<f4")),
-            _tensor(bias, np.asarray(head.bias, "<f4")),
-            _output(logits, _FLOAT, k),
-            _output(probabilities, _FLOAT, k),
+    said = free(VALUE if placed.targets else OUTPUTS[0])
+    parts += [
+        _node("Cast", (features,), z, to=_FLOAT),  # nothing where the features are float32 already
+        _node("Gemm", (z, weight, bias), said, transB=1),
+        _tensor(weight, np.asarray(head.weight, "<f4"), _FLOAT),
+        _tensor(bias, np.asarray(head.bias, "<f4"), _FLOAT),
+        _output(said, _FLOAT, len(head.bias)),
+    ]
+    if not placed.targets:
+        probabilities, label = map(free, OUTPUTS[1:])
+        parts += [
+            _node("Softmax", (said,), probabilities, axis=1),
+            _node("ArgMax", (said,), label, axis=1, keepdims=0),
+            _output(probabilities, _FLOAT, len(head.bias)),
             _output(label, _INT64),
-        )
-    )
+        ]
+    return b"".join(parts)
 
 
 def _node(operator: str, inputs: Sequence[str], output: str, **attributes: int) -> bytes:
@@ -96,9 +128,9 @@ def _node(operator: str, inputs: Sequence[str], output: str, **attributes: int) 
     return _message(_NODE, content)
 
 
-def _tensor(name: str, value: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+def _tensor(name: str, value: NDArray[Any], datatype: int) -> bytes:
     dims = b"".join(_number(1, size) for size in value.shape)
-    return _message(_INITIALIZER, dims + _number(2, _FLOAT) + _string(8, name) + _message(9, value.tobytes()))
+    return _message(_INITIALIZER, dims + _number(2, datatype) + _string(8, name) + _message(9, value.tobytes()))
 
 
 def _output(name: str, datatype: int, *sizes: int) -> bytes:

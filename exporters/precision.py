@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -12,67 +12,38 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.transformers import float16
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, InputSpec, Manifest
 from exporters.card import model_card
+from exporters.gate import (
+    LARGEST_ERROR,
+    Agreement,
+    Gate,
+    PrecisionError,
+    Windows,
+    bridge_files,
+    outputs_of,
+    variant_fields,
+)
 from exporters.session import Forward, opened
+from exporters.worth import Features
 from models.data.parts import pack, without
-from models.heads.calibration import shared_head
-from models.heads.fit import gaussian_head
-from models.heads.head import Head, softmax
-from models.heads.prior import Prior
-
-Windows = NDArray[Any]
-Features = NDArray[np.float32]
 
 AROUND = ("split/", "part/", "join/")
 """What values around the members of a fused graph are called by (`exporters.fused_graph`)."""
 COSTLY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-LARGEST_ERROR = 0.05
-"""Largest allowed error of a feature, in its standard deviations over the windows."""
-LOWEST_AGREEMENT = 0.999
-"""Share of decisions (windows x heads) that must be the same for the feature space to be shared."""
-WIDEST_FLIP = 0.05
-"""Largest lead, in probability, that FP32 may have given the label that FP16 does not choose."""
-PEOPLE = 16
 FEWEST = 256
-
-
-class PrecisionError(ValueError):
-    """No variant in that precision computes features close enough to serve."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How a variant's features and decisions compare with the original's."""
-
-    max_error: float
-    min_cosine: float
-    decisions: float
-    widest_flip: float
-    windows: int
-    heads: int
-
-    @property
-    def close(self) -> bool:
-        """Whether the features may be served at all (false for NaN)."""
-        return self.max_error <= LARGEST_ERROR
-
-    @property
-    def same(self) -> bool:
-        """Whether heads of the one may be applied in the other."""
-        return self.close and self.decisions >= LOWEST_AGREEMENT and self.widest_flip <= WIDEST_FLIP
 
 
 def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: int = 0) -> tuple[Path, Agreement]:
     """Write the FP16 variant of a bundle as the next version of its name under `models`.
 
-    First every operator is converted; where that is not close enough, convolutions and matrix products only. The
-    variant keeps the feature space when heads decide alike in both, and gets one of its own when they do not.
+    First every operator is converted; where that is not close enough, convolutions and matrix products only. An output
+    keeps its feature space when heads say the same in both, and gets one of its own when they do not. Of several
+    outputs, and of targets, none may change by more than it may lose.
 
     Args:
         model: the FP32 bundle.
@@ -81,9 +52,10 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
         seed: of the synthetic windows and people.
 
     Raises:
-        PrecisionError: the bundle is not FP32, the windows are too few, or no variant's features are close.
+        PrecisionError: the bundle is not FP32, the windows are too few, or no variant's features are close; or an
+            output, which the message names, changes too much.
     """
-    original = bundles.load(bundles.resolve(model)).of_one_output("variants are made of")
+    original = bundles.load(bundles.resolve(model))
     manifest = original.manifest
     if manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {manifest.precision} already; only fp32 bundles are converted")
@@ -92,38 +64,29 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
     if len(x) < FEWEST:
         raise PrecisionError(f"the precision gate needs {FEWEST} windows; there are {len(x)}")
     x = with_each_missing(manifest.input, x)
-    heads = [shared_head(original.prior), *drawn_heads(original.prior, PEOPLE, rng)]
-    reference = features(original.backbone, manifest.input, x)
+    outputs = outputs_of(manifest, original.populations, rng)
+    gate = Gate(outputs, {}, x, lambda rows: features(original.backbone, manifest.input, rows))
     told: list[str] = []
     for what, graph in halves(original.backbone):
-        found = compare(reference, features(graph, manifest.input, x), heads)
-        if found.close:
+        found = gate.found([features(graph, manifest.input, x)])
+        agreement = found.agreement
+        # One output of labels gets a feature space of its own instead: nobody's head is applied in it unseen.
+        fault = gate.fault(found) if agreement.outputs else ""
+        if agreement.close and not fault:
             source = "synthetic" if windows is None else "recorded"
-            return written(original, models, graph, found, f"{source} windows, {what}", "fp16"), found
-        told.append(f"{what}: error {found.max_error:.2g} standard deviations")
-    raise PrecisionError(f"{manifest.name} cannot be served in fp16, {LARGEST_ERROR} is allowed: {'; '.join(told)}")
+            return written(original, models, graph, agreement, f"{source} windows, {what}", "fp16"), agreement
+        told.append(
+            f"{what}: " + (fault if agreement.close else f"error {agreement.max_error:.2g} standard deviations")
+        )
+    raise PrecisionError(
+        f"{manifest.name} cannot be served in fp16, an error of {LARGEST_ERROR} standard deviations is allowed: "
+        f"{'; '.join(told)}"
+    )
 
 
 def with_each_missing(spec: InputSpec, x: Windows) -> Windows:
     """The windows, and of a fused model's the same without each of their parts: a variant must do for all of them."""
     return np.concatenate([x, *(without(spec, x, m) for m in range(len(spec.parts)))]) if spec.parts else x
-
-
-def compare(reference: Features, variant: Features, heads: list[Head]) -> Agreement:
-    """Compare features `(n, d)` of the same windows, and what each head decides on them."""
-    deviation = np.maximum(reference.std(0), 1e-3 * max(float(reference.std()), 1e-12))
-    finite = bool(np.isfinite(variant).all())
-    error = float((np.abs(variant - reference) / deviation).max()) if finite else float("nan")
-    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(variant, axis=1)
-    cosine = float(((reference * variant).sum(1) / np.maximum(norms, 1e-12)).min())
-    same, flip = 0, 0.0
-    for head in heads:
-        p = softmax(head.logits(reference))
-        ours, theirs = p.argmax(1), head.logits(variant).argmax(1)
-        same += int((ours == theirs).sum())
-        rows = np.arange(len(p))
-        flip = max(flip, float((p[rows, ours] - p[rows, theirs]).max()))
-    return Agreement(error, cosine, same / (len(heads) * len(reference)), flip, len(reference), len(heads))
 
 
 def synthetic_windows(spec: InputSpec, n: int, rng: np.random.Generator) -> Windows:
@@ -142,17 +105,6 @@ def synthetic_windows(spec: InputSpec, n: int, rng: np.random.Generator) -> Wind
         return rng.integers(info.min, info.max, shape, spec.dtype, endpoint=True)
     scale = 10 ** rng.uniform(-1, 2, (n, *[1] * (len(shape) - 1)))
     return np.asarray(scale * rng.standard_normal(shape)).astype(spec.dtype)
-
-
-def drawn_heads(prior: Prior, n: int, rng: np.random.Generator) -> list[Head]:
-    """Heads of people drawn from the population: their class means vary as the prior says that people do."""
-    k, p = prior.means.shape
-    values, vectors = np.linalg.eigh(prior.between)
-    root = vectors * np.sqrt(np.maximum(values, 0))
-    return [
-        gaussian_head(prior.means + rng.standard_normal((k, p)) @ root.T, prior.within, width=prior.dim)
-        for _ in range(n)
-    ]
 
 
 def features(graph: bytes, spec: InputSpec, x: Windows) -> Features:
@@ -274,21 +226,29 @@ def written(
         "heads": found.heads,
         "how": how,
         "feature_space_kept": found.same,
+        **({"outputs": _by_output(found)} if found.outputs else {}),
         **more,
     }
     manifest: Manifest = old.model_copy(
         update={
             "version": max(bundles.next_version(models, old.name), old.version + 1),
             "precision": precision,
-            "feature_space": old.feature_space if found.same else bundles.feature_space(graph),
-            "bridges": old.bridges if found.same else {},
+            **variant_fields(old, graph, found),
             "provenance": {**old.provenance, "precision": record},
             "evaluation": {key: value for key, value in old.evaluation.items() if key != "variants"},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "files": {},
         }
     )
-    left = set() if found.same else {bridge.file for bridge in old.bridges.values()}
+    left = bridge_files(old) - bridge_files(manifest)
     files = {name: (original.path / name).read_bytes() for name in old.files if name not in left}
     files |= {bundles.BACKBONE: graph, bundles.CARD: model_card(manifest).encode()}
     return bundles.write(models, manifest, files)
+
+
+def _by_output(found: Agreement) -> dict[str, Any]:
+    """What is recorded of each output: how what its heads say compares."""
+    return {
+        name: {"feature_space_kept": found.keeps(name), **{k: v for k, v in asdict(said).items() if v is not None}}
+        for name, said in found.outputs.items()
+    }

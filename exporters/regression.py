@@ -110,9 +110,9 @@ def features_of(backbone: bytes, windows: NDArray[np.generic], spec: InputSpec) 
         raise BundleError(f"the windows {misfit}")
     try:
         session = ort.InferenceSession(backbone, providers=["CPUExecutionProvider"])
-        output = session.get_outputs()[0].name
+        taken, output = session.get_inputs()[0].name, session.get_outputs()[0].name
         parts = [
-            session.run([output], {spec.name: np.ascontiguousarray(windows[at : at + ROWS_AT_ONCE], spec.dtype)})[0]
+            session.run([output], {taken: np.ascontiguousarray(windows[at : at + ROWS_AT_ONCE], spec.dtype)})[0]
             for at in range(0, len(windows), ROWS_AT_ONCE)
         ]
     except Exception as e:  # whatever the runtime raises of a graph that does not fit

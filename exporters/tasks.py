@@ -16,11 +16,11 @@ from exporters.bundle import BundleError, InputSpec, Manifest
 from exporters.bundle_outputs import MOST_OUTPUTS, Ranges, Target, check_ranges, prior_file, width_of
 from exporters.card import model_card
 from exporters.classification import fit_classification
-from exporters.regression import Population, features_of, left_out_rmse, opset_of
+from exporters.regression import Population, features_of, opset_of
 from models.heads import prior as priors
 from models.heads import regression_prior
 from models.heads.prior import Prior
-from models.heads.regression_population import fit_population
+from models.heads.regression_population import fit_population, left_out_figures
 from models.heads.regression_prior import RegressionPrior
 
 
@@ -84,17 +84,13 @@ def export_multitask(
     if not 2 <= len(tasks) <= MOST_OUTPUTS:
         raise BundleError(f"a bundle of several outputs has 2 to {MOST_OUTPUTS}, not {len(tasks)}")
     dim = _feature_dim(backbone, tasks, input_spec)
-    made = [_made(backbone, task, input_spec, dim, first=not i) for i, task in enumerate(tasks)]
-    first = made[0].said
+    said, files = outputs_of(backbone, tasks, input_spec, dim)
     manifest = Manifest.model_validate(
         {
-            "manifest_version": bundles.SEVERAL_OUTPUTS_VERSION,
             "name": name,
             "version": bundles.next_version(models, name),
             "description": description,
-            **{key: value for key, value in first.items() if key != "name"},
-            "output": first["name"],
-            "outputs": [each.said for each in made[1:]],
+            **said,
             "input": input_spec,
             "preprocessing": preprocessing,
             "feature_dim": dim,
@@ -106,10 +102,28 @@ def export_multitask(
             "files": {},
         }
     )
-    files = {bundles.BACKBONE: backbone, **_card(manifest)}
-    for each in made:
-        files |= each.file
-    return bundles.write(models, manifest, files)
+    return bundles.write(models, manifest, {bundles.BACKBONE: backbone, **files, **_card(manifest)})
+
+
+def outputs_of(
+    graph: bytes, tasks: Sequence[Task], spec: InputSpec, dim: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a manifest says of tasks on one graph of `dim` features, and the files of their priors.
+
+    One task alone is the output of a bundle that has one, which has no name.
+
+    Raises:
+        BundleError, ValueError: as `export_multitask`.
+    """
+    made = [_made(graph, task, spec, dim, first=not i) for i, task in enumerate(tasks)]
+    said = {key: value for key, value in made[0].said.items() if key != "name"}
+    if len(tasks) > 1:
+        said |= {
+            "manifest_version": bundles.SEVERAL_OUTPUTS_VERSION,
+            "output": tasks[0].name,
+            "outputs": [each.said for each in made[1:]],
+        }
+    return said, {name: data for each in made for name, data in each.file.items()}
 
 
 def add_task(model: Path, models: Path, task: Task, *, called: str = "") -> Path:
@@ -202,7 +216,7 @@ def _fitted(
     given = population.values, population.users, population.repetitions
     if task.targets:
         prior = fit_population(z, *given, targets=[target.name for target in task.targets])
-        return prior, {"left_out_people": {"rmse": left_out_rmse(prior)}}
+        return prior, {"left_out_people": left_out_figures(prior, population.values)}
     return fit_classification(z, *given, labels=task.labels)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -18,22 +19,12 @@ import onnxruntime as ort
 from exporters import bundle as bundles
 from exporters.bundle import Manifest
 from exporters.export import Draft, ExportError
-from exporters.int8 import FEWEST, LARGEST_LOSS, Accuracy, Labelled, accuracy_of, quantisations
+from exporters.gate import PEOPLE, Agreement, Gate, PrecisionError, outputs_of, variant_fields
+from exporters.int8 import FEWEST, quantisations
 from exporters.latency import Measure, Timing, measure
-from exporters.precision import (
-    PEOPLE,
-    Agreement,
-    Features,
-    PrecisionError,
-    compare,
-    drawn_heads,
-    halves,
-    in_batches,
-)
+from exporters.precision import halves, in_batches
 from exporters.session import Forward, SessionError, opened
-from models.heads.calibration import shared_head
-from models.heads.head import Head
-from models.heads.prior import Prior
+from exporters.worth import Accuracy, Labelled, Worth
 
 HELPS = 0.95
 """Share of the original's median that an optimised graph, which computes the same, must stay under."""
@@ -63,7 +54,8 @@ class Variant:
 
     Attributes:
         agreement: with the FP32 graph's features and decisions; None where it could not be run.
-        accuracy: on labelled windows, where there are any.
+        accuracy: on labelled windows, where there are any, of a model with one output of labels.
+        outputs: what each output of another model is worth on labelled windows, by its name; of those judged.
         refused: why it may not be served, whatever its speed; empty where it may.
         verdict: taken, or why not.
     """
@@ -76,22 +68,31 @@ class Variant:
     ratio: float | None = None
     agreement: Agreement | None = None
     accuracy: Accuracy | None = None
+    outputs: Mapping[str, Worth] = field(default_factory=dict)
     refused: str = ""
     verdict: str = ""
 
     @property
     def worth(self) -> float:
-        """What variants are ranked by: accuracy where it was judged, else the share of decisions as in FP32."""
+        """What variants are ranked by: accuracy where it was judged, else the share of decisions as in FP32.
+
+        Of several outputs their mean; of targets 1 less the error, or the change of values where it was not judged, in
+        units of what the shared head usually errs by.
+        """
         if self.accuracy is not None:
             return self.accuracy.mean
-        return 0.0 if self.agreement is None else self.agreement.decisions
+        if self.agreement is None:
+            return 0.0
+        each = self.agreement.outputs.items()
+        kept = [self.outputs[name].mean if name in self.outputs else said.kept for name, said in each]
+        return sum(kept) / len(kept) if kept else self.agreement.decisions
 
 
 def export_within(
     draft: Draft,
     models: Path,
     bound: Bound,
-    judged: Labelled | None = None,
+    judged: Labelled | Mapping[str, Labelled] | None = None,
     *,
     trained_on: int | None = None,
     seed: int = 0,
@@ -107,7 +108,8 @@ def export_within(
         draft: the run's bundle.
         models: folder of bundles to write to.
         bound: what to keep.
-        judged: labelled windows of people, best ones that nothing was fitted on.
+        judged: labelled windows of people, best ones that nothing was fitted on; of several outputs by their names. An
+            output that nothing is labelled for is judged by what changes.
         trained_on: how many of those people the run was trained on, where that is known.
         seed: of the people drawn.
         timed: how latency is measured.
@@ -117,19 +119,21 @@ def export_within(
 
     Raises:
         ExportError: no variant keeps the bound; nothing is written.
+        PrecisionError: something is labelled for an output that is not there.
         SessionError: the device is not there.
     """
-    graphs, rows = _gated(draft, bound, judged, seed, timed)
+    by_output = {"": judged} if isinstance(judged, Labelled) else dict(judged or {})
+    graphs, rows, windows = _gated(draft, bound, by_output, seed, timed)
     rows = choose(rows, bound)
     taken = next(row for row in rows if row.verdict == "taken")
     record = {
         "asked": asdict(bound),
         "machine": _machine(),
-        "windows": len(draft.inputs if judged is None else judged.y),
-        "people": None if judged is None else judged.people,
+        "windows": windows if len(by_output) != 1 else len(next(iter(by_output.values())).y),
+        "people": max((each.people for each in by_output.values()), default=None),
         "trained_on": trained_on,
         "range_windows": len(draft.inputs),
-        "heads": PEOPLE + 1,
+        "heads": (PEOPLE + 1) * max(1, len(draft.manifest.names)),
         "seed": seed,
         "rows": [asdict(row) for row in rows],
     }
@@ -168,18 +172,16 @@ def choose(rows: Sequence[Variant], bound: Bound) -> list[Variant]:
 
 
 def _gated(
-    draft: Draft, bound: Bound, judged: Labelled | None, seed: int, timed: Measure
-) -> tuple[dict[str, bytes], list[Variant]]:
-    """Build the variants, compare them with FP32, and time all that run; graphs by name, and rows."""
-    prior, spec = draft.prior, draft.manifest.input
-    x = draft.inputs if judged is None else judged.x
-    heads = [shared_head(prior), *drawn_heads(prior, PEOPLE, np.random.default_rng(seed))]
+    draft: Draft, bound: Bound, judged: Mapping[str, Labelled], seed: int, timed: Measure
+) -> tuple[dict[str, bytes], list[Variant], int]:
+    """Build the variants, compare them with FP32, and time all that run; graphs by name, rows, windows compared on."""
+    spec = draft.manifest.input
+    outputs = outputs_of(draft.manifest, bundles.populations(draft.manifest, draft.files), np.random.default_rng(seed))
     original = draft.files[bundles.BACKBONE]
     forwards: dict[str, Forward] = {"fp32": opened(original, spec, device=bound.device, threads=bound.threads)}
-    reference = in_batches(forwards["fp32"], x)
-    judge = _Judge(reference, heads, prior, judged)
+    gate = Gate(outputs, judged, draft.inputs, partial(in_batches, forwards["fp32"]))
     graphs = {"fp32": original}
-    rows = [judge.row(Variant("fp32", "fp32", "as exported", len(original)), reference)]
+    rows = [_judged(Variant("fp32", "fp32", "as exported", len(original)), gate, forwards["fp32"])]
     for attempts in (
         _or_why("fp32, optimised", "fp32", _optimised(original)),
         _or_why("fp16", "fp16", _halved(original)),
@@ -190,14 +192,14 @@ def _gated(
                 try:
                     forwards[row.name] = opened(graph, spec, device=bound.device, threads=bound.threads)
                     graphs[row.name] = graph
-                    row = judge.row(replace(row, bytes=len(graph)), in_batches(forwards[row.name], x))
+                    row = _judged(replace(row, bytes=len(graph)), gate, forwards[row.name])
                 except SessionError as e:
                     row = replace(row, refused=str(e))
             rows.append(row)
             if not row.refused:
                 break  # what follows has less of it converted
     times = timed(forwards, draft.inputs, bound.batch)
-    return graphs, [_timed(row, times) for row in rows]
+    return graphs, [_timed(row, times) for row in rows], gate.windows
 
 
 Attempts = Iterator[tuple[Variant, bytes | None]]
@@ -262,31 +264,20 @@ def optimised(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-class _Judge:
-    """Compares a variant's features with the original's, and says whether it may be served."""
-
-    def __init__(self, reference: Features, heads: list[Head], prior: Prior, judged: Labelled | None) -> None:
-        self._reference, self._heads, self._prior, self._judged = reference, heads, prior, judged
-        self._right = None if judged is None else accuracy_of(reference, judged, prior)
-
-    def row(self, row: Variant, z: Features) -> Variant:
-        """Complete a row by agreement, accuracy and why it is refused, if it is."""
-        if not np.isfinite(z).all():
-            return replace(row, refused="features that are not finite")
-        found = compare(self._reference, z, self._heads)
-        right = None if self._judged is None else accuracy_of(z, self._judged, self._prior)
-        return replace(row, agreement=found, accuracy=right, refused=self._fault(found, right))
-
-    def _fault(self, found: Agreement, right: Accuracy | None) -> str:
-        if found.min_cosine < LOWEST_COSINE:
-            return f"a window's features point elsewhere: cosine {found.min_cosine:.2f}, {LOWEST_COSINE} is allowed"
-        if self._right is not None and right is not None:
-            lost = self._right.loss(right)
-            return f"accuracy falls by {lost:.1%}, {LARGEST_LOSS:.0%} is allowed" if lost > LARGEST_LOSS else ""
-        # Whatever the true labels are, no more of the decisions can have become wrong than have changed.
-        if 1 - found.decisions > LARGEST_LOSS:
-            return f"{1 - found.decisions:.1%} of decisions change, {LARGEST_LOSS:.0%} is allowed"
-        return ""
+def _judged(row: Variant, gate: Gate, forward: Forward) -> Variant:
+    """Complete a row by agreement, worth and why it is refused, if it is."""
+    z = gate.features(partial(in_batches, forward))
+    if not all(np.isfinite(each).all() for each in z):
+        return replace(row, refused="features that are not finite")
+    found = gate.found(z)
+    fault = gate.fault(found)
+    if found.agreement.min_cosine < LOWEST_COSINE:
+        cosine = found.agreement.min_cosine
+        fault = f"a window's features point elsewhere: cosine {cosine:.2f}, {LOWEST_COSINE} is allowed"
+    alone = found.worth.get("")
+    if isinstance(alone, Accuracy):
+        return replace(row, agreement=found.agreement, accuracy=alone, refused=fault)
+    return replace(row, agreement=found.agreement, outputs=found.worth, refused=fault)
 
 
 def _timed(row: Variant, times: dict[str, Timing]) -> Variant:
@@ -302,12 +293,11 @@ def _timed(row: Variant, times: dict[str, Timing]) -> Variant:
 
 
 def _manifest(old: Manifest, graph: bytes, taken: Variant, record: dict[str, Any]) -> Manifest:
-    """The draft's manifest for the variant taken; its feature space is the draft's where heads decide alike."""
-    found = taken.agreement
-    kept = found is not None and found.same
+    """The draft's manifest for the variant taken; its feature spaces are the draft's where heads say the same."""
+    assert taken.agreement is not None
     evaluation = {**old.evaluation, "variants": record}
-    space = old.feature_space if kept else bundles.feature_space(graph)
-    return old.model_copy(update={"precision": taken.precision, "feature_space": space, "evaluation": evaluation})
+    fields = variant_fields(old, graph, taken.agreement)
+    return old.model_copy(update={**fields, "precision": taken.precision, "evaluation": evaluation})
 
 
 def _machine() -> dict[str, Any]:

@@ -34,6 +34,7 @@ from service.routes import (
     samples,
     users,
     versions,
+    whole_users,
 )
 from service.state import Services, known_query
 from service.verbs import Verbs
@@ -92,7 +93,8 @@ def create_app(settings: Settings, *, metrics_route: bool = True) -> FastAPI:
         dependencies=[Security(HTTPBearer(auto_error=False, scheme_name="key"))] if keys is not None else [],
     )
     app.state.services, app.state.settings = own, settings
-    of_users = (calibrations, adaptations, samples, feedback, evaluations, users, versions, portable, operations)
+    heads = calibrations, adaptations, versions, portable, whole_users, operations
+    of_users = samples, feedback, evaluations, users, *heads
     for part in (health, infer, repository, metadata):
         app.include_router(part.router)
     for part in of_users:

@@ -101,7 +101,11 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class PerRow:
-    """A request whose rows may be of many users, and may so be answered by several versions."""
+    """A request whose rows may be of many users, and may so be answered by several versions.
+
+    `users` reads who they are, before the rows are read; whether there are as many is seen then.
+    """
 
     request_id: str
     outputs: tuple[RequestedOutput, ...]
+    users: Callable[[], Sequence[str]]

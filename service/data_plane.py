@@ -25,7 +25,7 @@ from service.errors import DeadlineExceeded, HeadwayError, Unavailable, error_bo
 from service.keys import Keyring
 from service.loaded import LoadedModel
 from service.observability import Metrics
-from service.output_heads import HeadsOfOutputs, heads_asked_for, rows_of
+from service.output_heads import HeadsOfOutputs, followed, heads_asked_for, rows_of
 from service.personal.observations import Observations
 from service.personal.records import StoreError
 from service.personal.resolved import Heads
@@ -142,8 +142,7 @@ class DataPlane:
                 self._later(call, self._find_version(call, candidates, user), *candidates)
                 return
         elif call.decoded.per_row is not None and len(candidates) > 1:
-            alike = mixed.alternatives(candidates)
-            self._later(call, self._deal(call, call.decoded, alike), *alike)
+            self._later(call, self._deal(call, call.decoded, candidates), *candidates)
             return
         assert model is not None
         self._find_heads(call, call.decoded, model)
@@ -151,15 +150,18 @@ class DataPlane:
     async def _deal(self, call: Call, decoded: Decoded, candidates: list[LoadedModel]) -> None:
         """Give each row to the version that its user would get alone."""
         assert decoded.users is not None
-        if decoded.media is not None:
-            x = await asyncio.to_thread(candidates[0].media.rows, decoded.media)
-        else:
-            x = decoded.windows(candidates[0].bundle.manifest.input)
-        users = decoded.users(len(x))
-        groups = await mixed.dealt(self._heads_of(decoded, candidates[0]), candidates, users)
-        if len(groups) == 1:
-            self._find_heads(call, decoded, next(iter(groups)))
+        assert decoded.per_row is not None
+        groups = await mixed.dealt(self._heads_of(decoded, candidates[0]), candidates, decoded.per_row.users())
+        newest, *others = groups
+        if not others:
+            self._find_heads(call, decoded, newest)
             return
+        mixed.check_alike(groups, decoded.wanted)
+        if decoded.media is not None:
+            x = await asyncio.to_thread(newest.media.rows, decoded.media)
+        else:
+            x = decoded.windows(newest.bundle.manifest.input)
+        users = decoded.users(len(x))
         call.parts = mixed.Mixed(call, decoded, candidates[0], partial(self._joined, call)).deal(x, users, groups)
         for part, model in zip(call.parts, groups, strict=True):
             try:
@@ -272,7 +274,7 @@ class DataPlane:
                 features = output.taken(outcome.features)
                 outcome.prediction_id = self.feedback.keep(output, decoded.asked.user_id, features)
             if self.observations is not None and self.observations.advised:
-                outcome.advised = (model.name, decoded.asked.user_id) in self.observations.advised
+                outcome.advised = self.observations.advised_to(model, decoded.asked.user_id)
             headers, body = decoded.encode(model, outcome, heads)
         except HeadMoved as e:
             self._again(call, decoded, model, e)
@@ -283,10 +285,13 @@ class DataPlane:
         self._release(call)
         total = time.monotonic() - call.begin
         headers.append(answers.timing((outcome,), total))
-        self.metrics.answered(model, outcome, heads_asked_for(model, heads, decoded.wanted) if model.outputs else heads)
+        if model.outputs:
+            self.metrics.answered_by(model, outcome, heads_asked_for(model, heads, decoded.wanted))
+        else:
+            self.metrics.answered(model, outcome, heads)
         if call.users is not None and self.observations is not None and self.observations.wanted:
-            first = model.each[0]
-            self.observations.saw(first, call.users, heads[: len(call.users)], first.taken(outcome.features))
+            for output, own in followed(model, heads) if model.outputs else ((model, heads),):
+                self.observations.saw(output, call.users, own, output.taken(outcome.features))
         model.statistics.answered(outcome, total)
         self._send(call, 200, headers, body)
 

@@ -154,7 +154,9 @@ def _decode_infer(call: Call, spec: InputSpec, offer: Offer) -> Decoded:
     else:
         decides = offer.decided(asked) if asked.decides else None
         encode = partial(answers.inference, message.id, outputs, per_row, decides)
-    named = PerRow(message.id, outputs) if per_row and users is not None else None
+    named: PerRow | None = None
+    if user_tensor is not None and users is not None:
+        named = PerRow(message.id, outputs, partial(inputs.per_row_users, user_tensor, len(user_tensor.data)))
     if spec.parts:
         return Decoded(asked, _unread, users, encode, media=Parts(message.inputs), per_row=named, wanted=wanted)
     (tensor,) = message.inputs.values()

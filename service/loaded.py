@@ -162,7 +162,7 @@ class LoadedModel:
         if self._prior is None:
             raise Unprocessable(
                 f"model {self.called} is a regression of {', '.join(self.targets)}; samples, corrections, adaptations, "
-                "heads as ONNX and moving users to another feature space are offered by models of labels only"
+                "and moving users to another feature space are offered by models of labels only"
             )
         return self._prior
 

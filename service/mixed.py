@@ -6,7 +6,7 @@ The rows are dealt to parts, one a version, which take the way of calls of their
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,10 +28,31 @@ Groups = dict[LoadedModel, list[int]]
 """Rows by the version that answers them."""
 
 
-def alternatives(candidates: Sequence[LoadedModel]) -> list[LoadedModel]:
-    """Versions, newest first, whose answers fit into one with the newest's: of the same input and labels."""
-    newest = candidates[0]
-    return [m for m in candidates if _form(m) == _form(newest)]
+def check_alike(versions: Collection[LoadedModel], wanted: tuple[str, ...]) -> None:
+    """Check that answers of versions fit into one: of the same input and, in the outputs wanted, the same rows.
+
+    Raises:
+        Conflict: they do not; the message says which differ, and what to ask instead.
+    """
+    inputs = [(model.bundle.manifest.input, model.media.tokenizer) for model in versions]
+    rows = [_rows_wanted(model, wanted) for model in versions]
+    fewest = min(map(len, rows))
+    parts: dict[str, list[Any]] = {
+        "inputs": inputs,
+        "outputs": [len(each) for each in rows],
+        "labels": [each[:fewest] for each in rows],
+    }
+    differ = [what for what, each in parts.items() if any(one != each[0] for one in each)]
+    if not differ:
+        return
+    numbers = ", ".join(map(str, sorted(m.version for m in versions)))
+    way = "ask one version by its path"
+    if differ == ["outputs"]:
+        way = f"name outputs that all have, by task or under outputs, or {way}"
+    raise Conflict(
+        f"users of this batch have their heads in versions {numbers}, whose {' and '.join(differ)} differ: "
+        f"the answers do not fit into one; {way}"
+    )
 
 
 def part_names(model: LoadedModel) -> tuple[str, ...]:
@@ -39,10 +60,9 @@ def part_names(model: LoadedModel) -> tuple[str, ...]:
     return tuple(part.name for part in model.bundle.manifest.input.parts)
 
 
-def _form(model: LoadedModel) -> tuple[object, ...]:
-    manifest = model.bundle.manifest
-    outputs = tuple((output.output, output.bundle.manifest.head_rows) for output in model.outputs)
-    return manifest.head_rows, manifest.input, model.media.tokenizer, outputs
+def _rows_wanted(model: LoadedModel, wanted: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """What heads of the outputs that are wanted say, in order."""
+    return [o.bundle.manifest.head_rows for o in model.each if not wanted or not o.output or o.output in wanted]
 
 
 async def version_of(heads: Heads, candidates: Sequence[LoadedModel], user: str) -> LoadedModel:
@@ -121,8 +141,7 @@ class Mixed:
     ) -> tuple[Headers, bytes]:
         """Take a part's tensors."""
         asked = self.decoded.asked if self.decoded.asked.decides else None
-        tensors = output_answers.tensors if model.outputs else answers.tensors
-        made, said = tensors(self._asked.outputs, asked, model, result, heads)
+        made, said = output_answers.made(self._asked.outputs, self.decoded.wanted, asked, model, result, heads)
         self._parts.append((rows, made, said))
         self._results.append(result)
         return [], b""

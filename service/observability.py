@@ -1,4 +1,8 @@
-"""Metrics for Prometheus (base units, bounded labels, never a user), request ids and request logs."""
+"""Metrics for Prometheus (base units, bounded labels, never a user), request ids and request logs.
+
+`task` is one of several outputs. Of a model with one it is empty, which Prometheus takes for no label: its series are
+those that it had before there was this label.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +72,7 @@ class Metrics:
         )
         self.rejected = Counter("headway_rejected", "Requests refused.", ["reason"], registry=r)
         self.calibrations = Counter(
-            "headway_calibrations", "Calibrations by outcome.", ["model", "outcome"], registry=r
+            "headway_calibrations", "Calibrations by outcome.", ["model", "task", "outcome"], registry=r
         )
         self.calibration_duration = Histogram(
             "headway_calibration_duration_seconds", "Stages of a calibration.", ["stage"],
@@ -77,13 +81,13 @@ class Metrics:
         self.feature_drift = Histogram(
             "headway_feature_drift",
             "Distance of users' rows from what their calibration leads to expect, of users whose heads follow them.",
-            ["model"], buckets=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0), registry=r,
+            ["model", "task"], buckets=(0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0, 8.0), registry=r,
         )  # fmt: skip
         self.adaptations = Counter(
-            "headway_adaptations", "Adaptations without labels by outcome.", ["model", "outcome"], registry=r
+            "headway_adaptations", "Adaptations without labels by outcome.", ["model", "task", "outcome"], registry=r
         )
         self.predictions = Counter(
-            "headway_predictions", "Rows predicted, by kind of head.", ["model", "head"], registry=r
+            "headway_predictions", "Rows predicted, by kind of head.", ["model", "task", "head"], registry=r
         )
         # Of several processes, that which keeps the store sets it.
         self.store_up = Gauge(
@@ -115,12 +119,15 @@ class Metrics:
         """Count rows that were answered, by kind of head, and how long they waited."""
         served = self._of(model)
         served.queue.observe(result.queue)
-        personal = sum(1 for h in heads if h.version)
-        shared = len(heads) - personal
-        if personal:
-            served.personal.inc(personal)
-        if shared:
-            served.shared.inc(shared)
+        served.answered(heads)
+
+    def answered_by(
+        self, model: LoadedModel, result: Result, heads: Iterable[tuple[LoadedModel, Sequence[ResolvedHead]]]
+    ) -> None:
+        """Do the same for several outputs, each of which has answered the rows by heads of its own."""
+        self._of(model).queue.observe(result.queue)
+        for output, own in heads:
+            self._of(output).answered(own)
 
     def batch(self, model: LoadedModel, report: BatchReport) -> None:
         """Observe one batch."""
@@ -141,9 +148,9 @@ class Metrics:
         found[0].inc()
         found[1].observe(seconds)
 
-    def drifted(self, drift: float, model: str) -> None:
-        """Observe the drift of a user's rows, without whose."""
-        self.feature_drift.labels(model).observe(drift)
+    def drifted(self, drift: float, model: LoadedModel) -> None:
+        """Observe the drift of a user's rows in an output, without whose."""
+        self.feature_drift.labels(model.name, model.output).observe(drift)
 
     def refused(self, code: str) -> None:
         """Count a request that was refused, by the error's code."""
@@ -151,20 +158,21 @@ class Metrics:
 
     def forget(self, model: LoadedModel) -> None:
         """Let go of a model that was unloaded; its series stay, for counters do not go back."""
-        self._served.pop(model, None)
+        for each in (model, *model.outputs):
+            self._served.pop(each, None)
         self._requests = {key: found for key, found in self._requests.items() if key[0] is not model}
 
     def _of(self, model: LoadedModel) -> _Served:
         found = self._served.get(model)
         if found is None:
-            name = model.name
+            name, task = model.name, model.each[0].output
             found = self._served[model] = _Served(
                 self.queue_duration.labels(name),
                 self.inference_duration.labels(name, model.runtime.provider),
                 self.head_duration.labels(name),
                 self.batch_rows.labels(name),
-                self.predictions.labels(name, "personal"),
-                self.predictions.labels(name, "shared"),
+                self.predictions.labels(name, task, "personal"),
+                self.predictions.labels(name, task, "shared"),
             )
         return found
 
@@ -178,6 +186,15 @@ class _Served(NamedTuple):
     rows: Histogram
     personal: Counter
     shared: Counter
+
+    def answered(self, heads: Sequence[ResolvedHead]) -> None:
+        """Count rows by kind of head."""
+        personal = sum(1 for h in heads if h.version)
+        shared = len(heads) - personal
+        if personal:
+            self.personal.inc(personal)
+        if shared:
+            self.shared.inc(shared)
 
 
 class _OfAllProcesses(Collector):
@@ -206,23 +223,25 @@ class _Levels(Collector):
     def collect(self) -> Iterable[Metric]:
         """Yield the families."""
         pending = GaugeMetricFamily("headway_pending_rows", "Rows that wait for the runtime.", labels=["model"])
-        resident = GaugeMetricFamily("headway_heads_resident", "Personal heads in memory.", labels=["model"])
-        size = GaugeMetricFamily("headway_heads_resident_bytes", "Bytes they take.", labels=["model"])
+        of_output = ["model", "task"]
+        resident = GaugeMetricFamily("headway_heads_resident", "Personal heads in memory.", labels=of_output)
+        size = GaugeMetricFamily("headway_heads_resident_bytes", "Bytes they take.", labels=of_output)
         ready = GaugeMetricFamily("headway_model_ready", "1 while the model answers.", labels=["model", "version"])
         counts = {
-            what: CounterMetricFamily(f"headway_head_cache_{what}", f"Head cache {what}.", labels=["model"])
+            what: CounterMetricFamily(f"headway_head_cache_{what}", f"Head cache {what}.", labels=of_output)
             for what in ("hits", "misses", "evictions")
         }
         for name, loaded in self._models.by_name().items():
             live = [m for m in loaded if isinstance(m, LoadedModel)]
             pending.add_metric([name], sum(int(m.memory.counts[:, Cell.PENDING].sum()) for m in live))
-            outputs = [output for m in live for output in m.each]
-            resident.add_metric([name], sum(len(m.bank) for m in outputs))
-            size.add_metric([name], sum(m.bank.nbytes for m in outputs))
-            for what, family in counts.items():
-                elsewhere = {"hits": Cell.HITS, "misses": Cell.MISSES}.get(what)
-                counted = sum(int(m.memory.counts[1:, elsewhere].sum()) for m in outputs if elsewhere is not None)
-                family.add_metric([name], sum(getattr(m.bank, what) for m in outputs) + counted)
+            for task in dict.fromkeys(output.output for m in live for output in m.each) or ("",):
+                which, outputs = [name, task], [o for m in live for o in m.each if o.output == task]
+                resident.add_metric(which, sum(len(m.bank) for m in outputs))
+                size.add_metric(which, sum(m.bank.nbytes for m in outputs))
+                for what, family in counts.items():
+                    elsewhere = {"hits": Cell.HITS, "misses": Cell.MISSES}.get(what)
+                    counted = sum(int(m.memory.counts[1:, elsewhere].sum()) for m in outputs if elsewhere is not None)
+                    family.add_metric(which, sum(getattr(m.bank, what) for m in outputs) + counted)
             for m in loaded:
                 ready.add_metric([name, str(m.version)], float(isinstance(m, LoadedModel)))
         yield from (pending, resident, size, ready, *counts.values())

@@ -48,7 +48,9 @@ def parts_of(model: LoadedModel, result: Result, heads: Heads) -> dict[str, tupl
     found, at = {}, 0
     for output, own in zip(model.outputs, by_output(model, heads), strict=True):
         scores = None if result.scores is None else result.scores[:, at : at + 2 * output.columns]
-        found[output.output] = output, replace(result, features=output.taken(result.features), scores=scores), own
+        advised = tuple(name for name in result.advised if name == output.output)
+        own_result = replace(result, features=output.taken(result.features), scores=scores, advised=advised)
+        found[output.output] = output, own_result, own
         at += 2 * output.columns
     return found
 
@@ -139,40 +141,57 @@ def inference(
     answer: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version)}
     if request_id:
         answer["id"] = request_id
-    if not model.outputs and len(wanted) == 1:  # its one output is the one that is asked for
-        made, said = answers.tensors([_plain(o) for o in outputs], asked, model, result, heads)
-        made = [(replace(tensor, name=o.name), binary) for o, (tensor, binary) in zip(outputs, made, strict=True)]
-    else:
-        made, said = tensors(outputs, asked, model, result, heads)
+    found, said = made(outputs, wanted, asked, model, result, heads)
     if heads and not per_row:
-        said = {**_who(model, heads, wanted), **said}
+        said = {**_who(model, heads, wanted, result.advised), **said}
     if said:
         answer["parameters"] = said
-    return answers.encoded(answer, made)
+    return answers.encoded(answer, found)
 
 
-def tensors(
+def made(
+    outputs: Sequence[RequestedOutput],
+    wanted: tuple[str, ...],
+    asked: Parameters | None,
+    model: LoadedModel,
+    result: Result,
+    heads: Heads,
+) -> tuple[list[tuple[Tensor, bool]], dict[str, Any]]:
+    """Make the tensors of `infer`, as `answers.tensors`; `wanted`: the outputs that are asked for.
+
+    Where all are asked for, a version makes those of the outputs that it has.
+    """
+    if not model.outputs and len(wanted) == 1:  # its one output is the one that is asked for
+        found, said = answers.tensors([_plain(o) for o in outputs], asked, model, result, heads)
+        return [
+            (replace(tensor, name=o.name), binary) for o, (tensor, binary) in zip(outputs, found, strict=True)
+        ], said
+    there = ("", *(output.output for output in model.outputs))
+    outputs = [output for output in outputs if output.name.rpartition(".")[0] in there]
+    if not model.outputs:
+        return answers.tensors(outputs, asked, model, result, heads)
+    return _by_name(outputs, asked, model, result, heads)
+
+
+def _by_name(
     outputs: Sequence[RequestedOutput], asked: Parameters | None, model: LoadedModel, result: Result, heads: Heads
 ) -> tuple[list[tuple[Tensor, bool]], dict[str, Any]]:
-    """Make the tensors of `infer`, as `answers.tensors`; a version with one output makes those of plain names."""
-    if not model.outputs:
-        plain = [output for output in outputs if "." not in output.name]
-        return answers.tensors(plain, asked, model, result, heads)
+    """Make the tensors that outputs of a model say, each by its name."""
     parts, first = parts_of(model, result, heads), model.outputs[0].output
-    made: dict[str, tuple[Tensor, bool]] = {}
+    tensors: dict[str, tuple[Tensor, bool]] = {}
     said: dict[str, Any] = {}
     of_output: dict[str, list[RequestedOutput]] = {}
     for output in outputs:
         if output.name == "features":
-            made[output.name] = Tensor(output.name, "FP32", result.features), output.binary
+            tensors[output.name] = Tensor(output.name, "FP32", result.features), output.binary
         else:
             of_output.setdefault(output.name.rpartition(".")[0] or first, []).append(output)
     for name, own in of_output.items():
         found, more = answers.tensors([_plain(o) for o in own], asked, *parts[name])
         said |= more
         for output, (tensor, binary) in zip(own, found, strict=True):
-            made[output.name] = replace(tensor, name=output.name), binary
-    return [made[output.name] for output in outputs], said
+            tensors[output.name] = replace(tensor, name=output.name), binary
+    return [tensors[output.name] for output in outputs], said
 
 
 def _plain(output: RequestedOutput) -> RequestedOutput:
@@ -180,13 +199,15 @@ def _plain(output: RequestedOutput) -> RequestedOutput:
     return output._replace(name=output.name.rpartition(".")[2])
 
 
-def _who(model: LoadedModel, heads: Heads, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """Who answered, of each output that is asked for."""
+def _who(model: LoadedModel, heads: Heads, wanted: tuple[str, ...], advised: tuple[str, ...]) -> dict[str, Any]:
+    """Who answered, of each output that is asked for, and whether a calibration is advised there."""
     said: dict[str, Any] = {}
     for output, own in zip(model.each, by_output(model, heads), strict=True):
         if not output.output or output.output in wanted:
             mark = "" if output is model.each[0] else f"{output.output}."
             said |= {f"{mark}head": own[0].kind, f"{mark}head_version": own[0].version}
+            if output.output in advised:
+                said[f"{mark}recalibration_advised"] = True
     return said
 
 

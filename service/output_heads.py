@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,12 +89,16 @@ def by_output(model: LoadedModel, heads: Sequence[ResolvedHead]) -> list[Sequenc
 
 def heads_asked_for(
     model: LoadedModel, heads: Sequence[ResolvedHead], wanted: tuple[str, ...]
-) -> Sequence[ResolvedHead]:
-    """Return the heads of the outputs that a request wants, none named for all."""
-    if not wanted:
-        return heads
+) -> list[tuple[LoadedModel, Sequence[ResolvedHead]]]:
+    """Return the outputs that a request wants, none named for all, and the heads of their rows."""
     found = zip(model.outputs, by_output(model, heads), strict=True)
-    return [head for output, own in found if output.output in wanted for head in own]
+    return [(output, own) for output, own in found if not wanted or output.output in wanted]
+
+
+def followed(model: LoadedModel, heads: Sequence[ResolvedHead]) -> Iterator[tuple[LoadedModel, Sequence[ResolvedHead]]]:
+    """Return the outputs whose heads may follow their users, and the heads of their rows: regressions do not."""
+    found = zip(model.outputs, by_output(model, heads), strict=True)
+    return ((output, own) for output, own in found if not output.targets)
 
 
 def rows_of(model: LoadedModel, slots: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """A frozen encoder with what a population taught about its features: `[personal | evidence]`, as heads want them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.backbones.module import EncoderModule, create_encoder
 from models.backbones.registry import register
 
-__all__ = ["ProbeConfig", "ProbedEncoder", "Top", "recorded"]
+__all__ = ["EVIDENCE_FLOOR", "ProbeConfig", "ProbedEncoder", "Top", "recorded"]
 
 EVIDENCE_FLOOR = -20.0
 
@@ -75,10 +75,17 @@ class ProbedEncoder(EncoderModule):
         return self.top(self.encoder(x))
 
 
+class Probed(Protocol):
+    """An encoder with something fitted behind it, which can be computed alone."""
+
+    def top(self, z: Tensor) -> Tensor:
+        """Features `(n, …)` of the encoder's features `(n, d)`."""
+
+
 class Top(nn.Module):
     """The part of a probed encoder behind the encoder, alone: for encoders that are ONNX graphs."""
 
-    def __init__(self, probed: ProbedEncoder) -> None:
+    def __init__(self, probed: "Probed") -> None:
         super().__init__()
         self.probed = probed
 

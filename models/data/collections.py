@@ -16,9 +16,10 @@ __all__ = [
     "TABLES",
     "Collection",
     "CollectionError",
-    "dealt_repetitions",
+    "Items",
     "load_collection",
     "records",
+    "repetitions_of",
     "told_of",
 ]
 
@@ -38,14 +39,12 @@ class CollectionError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Collection:
-    """Labelled items of one kind.
+class Items:
+    """Items of one kind, and whose they are.
 
     Attributes:
         kind: `image`, `audio` or `text`.
         items: paths of files, or the texts themselves.
-        labels: the K label names, sorted.
-        y: `(n,)` label of each item.
         users: names of the U people, or none: one pooled population.
         user: `(n,)` index of each item's user; zeros where there are none.
         repetition: `(n,)` repetition ids, unique over users.
@@ -53,8 +52,6 @@ class Collection:
 
     kind: str
     items: tuple[Path | str, ...]
-    labels: tuple[str, ...]
-    y: Labels
     users: tuple[str, ...]
     user: Labels
     repetition: Labels
@@ -88,12 +85,26 @@ class Collection:
         return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class Collection(Items):
+    """Labelled items of one kind.
+
+    Attributes:
+        labels: the K label names, sorted.
+        y: `(n,)` label of each item.
+    """
+
+    labels: tuple[str, ...]
+    y: Labels
+
+
 def load_collection(path: Path, seed: int = 0, column: str | None = None) -> Collection:
     """Read `FOLDER/<label>/*`, `FOLDER/<user>/<label>/*` (images, sounds), or a table with columns text and label.
 
-    A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Of one whose rows have several
-    parts, `column` is the part to read: texts, or paths of files from the table's folder; rows without it are left out.
-    Where nothing tells repetitions, the items of a user (or of all) are dealt at random, by the seed, to up to four.
+    A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Where nothing tells repetitions,
+    the items of a user (or of all) are dealt at random, by the seed, to up to four. Of a table whose rows have several
+    parts `column` is the one to read: texts, or paths of files from its folder; rows without it are left out. Several
+    things that are to be learned of each item are a table's other columns: `models.data.tasks`.
 
     Raises:
         CollectionError: nothing of the kind, items of several kinds, or fewer than two labels.
@@ -120,9 +131,14 @@ def load_collection(path: Path, seed: int = 0, column: str | None = None) -> Col
     users = sorted({n for n in named if n is not None})
     y = np.array([labels.index(label) for _, _, label, _, _ in rows], np.int64)
     user = np.array([users.index(n) if n is not None else 0 for n in named], np.int64)
-    repetition = dealt_repetitions([r for *_, r in rows], y, user, seed)
     return Collection(
-        kinds.pop(), tuple(item for _, item, *_ in rows), tuple(labels), y, tuple(users), user, repetition
+        kind=kinds.pop(),
+        items=tuple(item for _, item, *_ in rows),
+        users=tuple(users),
+        user=user,
+        repetition=repetitions_of([r for *_, r in rows], y, user, seed),
+        labels=tuple(labels),
+        y=y,
     )
 
 
@@ -149,7 +165,8 @@ def _table(path: Path) -> Iterator[Row]:
         if unknown or not {"text", "label"} <= set(row):
             raise CollectionError(
                 f"{path} row {number}: columns text and label, and perhaps user and repetition, were expected; "
-                f"it has {', '.join(map(str, row))}. Of a table of several parts --column names the one to read."
+                f"it has {', '.join(map(str, row))}. Columns of other names are learned where --task names them; of a "
+                "table of several parts --column names the one to read."
             )
         if not (isinstance(row["text"], str) and row["text"].strip()):
             raise CollectionError(f"{path} row {number}: text and label must be strings that are not empty.")
@@ -187,7 +204,7 @@ def told_of(path: Path, number: int, row: dict[str, Any]) -> tuple[str, str | No
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a table (CSV, TSV or JSON Lines) by column.
+    """Rows of a table, by column.
 
     Raises:
         CollectionError: it cannot be read.
@@ -209,8 +226,12 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         raise CollectionError(f"{path} cannot be read: {e}") from e
 
 
-def dealt_repetitions(told: Sequence[int | None], y: Labels, user: Labels, seed: int) -> Labels:
-    """Repetition ids that differ between users; dealt at random where they are not told."""
+def repetitions_of(told: Sequence[int | None], y: Labels, user: Labels, seed: int) -> Labels:
+    """Repetition ids that differ between users; dealt at random, of each label alike, where they are not told.
+
+    Raises:
+        CollectionError: some are told and others are not.
+    """
     if all(r is not None for r in told):
         pairs = np.stack([user, np.array(told, np.int64)], 1)
         return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.input_spec import InputSpec
-from models.data.collections import TABLES, Collection, CollectionError, dealt_repetitions, records, told_of
+from models.data.collections import TABLES, Collection, CollectionError, records, repetitions_of, told_of
 from models.data.media import reader_of
 from models.data.parts import pack
 
@@ -64,8 +64,15 @@ class PairedItems:
         """The rows that have a part, as a collection of that part alone, with the labels and users of all rows."""
         rows = self.where(part)
         items = tuple(cell for cell in self.parts[part] if cell is not None)
-        told = self.labels, self.y[rows], self.users, self.user[rows], self.repetition[rows]
-        return Collection(self.kinds[part], items, *told)
+        return Collection(
+            kind=self.kinds[part],
+            items=items,
+            users=self.users,
+            user=self.user[rows],
+            repetition=self.repetition[rows],
+            labels=self.labels,
+            y=self.y[rows],
+        )
 
     def reader(self, part: str, spec: InputSpec, read_file: Files) -> Callable[[Labels], NDArray[Any]]:
         """Return what reads cells of a part into rows of a model's input, of table rows that have it.
@@ -179,7 +186,7 @@ def load_pairs(path: Path, kinds: Mapping[str, str], seed: int = 0) -> PairedIte
         raise CollectionError(f"{path} has nothing in column '{empty[0]}'.")
     y = np.array([labels.index(label) for label, *_ in told], np.int64)
     user = np.array([users.index(name) if name is not None else 0 for name in named], np.int64)
-    repetition = dealt_repetitions([r for *_, r in told], y, user, seed)
+    repetition = repetitions_of([r for *_, r in told], y, user, seed)
     return PairedItems(
         dict(kinds), {n: tuple(own) for n, own in cells.items()}, tuple(labels), y, tuple(users), user, repetition
     )

@@ -13,7 +13,7 @@
 | `modality` | no | `emg` (default) or `imu` |
 | `in_paper` | no | whether the publication used the subject; default true |
 
-Other keys are ignored. Object arrays (pickle) are refused.
+Other keys are ignored here (`models.data.further` reads them as further tasks). Object arrays (pickle) are refused.
 """
 
 import fnmatch

@@ -74,6 +74,19 @@ def check_signal(rec: Recordings, spec: InputSpec, labels: Sequence[str]) -> NDA
     Raises:
         ProtocolError: other channels, rate or modality, an unknown label, or a model of several inputs.
     """
+    check_recorded(rec, spec)
+    used = {rec.label_names[i] for i in np.unique(rec.label)}
+    unknown = sorted(used - set(labels))
+    if unknown:
+        raise ProtocolError(
+            f"{rec.stem} has recordings of {', '.join(unknown)}, which the model does not know; "
+            f"its labels are {', '.join(labels)}."
+        )
+    return np.array([labels.index(name) if name in labels else -1 for name in rec.label_names], np.int64)
+
+
+def check_recorded(rec: Recordings, spec: InputSpec) -> None:
+    """Raise `ProtocolError` where recordings have other channels, rate or modality than a model of one input."""
     if spec.parts:
         named = ", ".join(part.name for part in spec.parts)
         raise ProtocolError(f"The model takes {named} together; this is for models of one kind of recordings.")
@@ -85,14 +98,6 @@ def check_signal(rec: Recordings, spec: InputSpec, labels: Sequence[str]) -> NDA
     ):
         if has != takes:
             raise ProtocolError(f"{rec.stem} and the model differ in {what}: {has}, and the model takes {takes}.")
-    used = {rec.label_names[i] for i in np.unique(rec.label)}
-    unknown = sorted(used - set(labels))
-    if unknown:
-        raise ProtocolError(
-            f"{rec.stem} has recordings of {', '.join(unknown)}, which the model does not know; "
-            f"its labels are {', '.join(labels)}."
-        )
-    return np.array([labels.index(name) if name in labels else -1 for name in rec.label_names], np.int64)
 
 
 def make_subject(rec: Recordings, rules: Rules, spec: InputSpec, labels: Sequence[str]) -> Subject:

@@ -114,17 +114,18 @@ def calibrate(
     """
     started = time.perf_counter()
     values: Array = np.asarray(z, np.float64)
-    prints, again = [] if x is None else window_digests(x, y), set[int]()
+    prints, again, resent = [] if x is None else window_digests(x, y), set[int](), np.zeros(len(y), bool)
     if before is not None and x is not None:
         found = sort_out(before, values, y, prints)
         merged = np.isin(repetition, merged_before(before, x, y, repetition))
         again = set(np.unique(repetition[found.again | merged]).tolist())
         before, new = found.base, found.new & ~merged
-        prints = [own for own, some in zip(prints, new, strict=True) if some]
+        prints, resent = [own for own, some in zip(prints, new, strict=True) if some], found.again[new]
         values, y, repetition, x = values[new], y[new], repetition[new], those_of(x, new)
         if not len(y):
             raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
     shown = together(prior, values, y, repetition, before, prints)
+    resent |= np.isin(repetition, list(shown.again))
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
@@ -144,7 +145,7 @@ def calibrate(
     witness = _by_label(shared, shown.y, trust, prior.classes)[:known, :known]
     parts = (minus(whole, shown.earlier).first(known), shown.earlier.first(known)) if shown.earlier.n.any() else None
     looks = doubts(whole.first(known), population, witness, parts)
-    held = _held_out(folds, shown, shared, logits / temperature, previous) if folds else None
+    held = _held_out(folds, shown, shared, logits / temperature, previous, resent) if folds else None
     verdict = _judge(whole, held, trust, prior, looks.against, margin, method=chosen, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
@@ -157,7 +158,7 @@ def calibrate(
         *seen,
         *turn,
         *_contradictions(trust),
-        *_sent_before(len(shown.again | again)),
+        *_sent_before(len(shown.again | again), compared=previous is not None and bool(resent.any())),
     )
     seconds = {
         "fit": fitted - evaluated + begin - started,
@@ -220,20 +221,29 @@ def _judge(
     return judge_held_out(held, prior, shots, margin, trust)
 
 
-def _sent_before(again: int) -> tuple[str, ...]:
+def _sent_before(again: int, *, compared: bool) -> tuple[str, ...]:
     if not again:
         return ()
-    return (f"{again} of the repetitions were sent before; each counts once",)
+    told = "; the active head may be fitted on them, and is compared with on the others only" if compared else ""
+    return (f"{again} of the repetitions were sent before; each counts once{told}",)
 
 
-def _held_out(folds: Sequence[Fold], shown: Shown, shared: Array, candidate: Array, previous: Head | None) -> HeldOut:
+def _held_out(
+    folds: Sequence[Fold],
+    shown: Shown,
+    shared: Array,
+    candidate: Array,
+    previous: Head | None,
+    again: NDArray[np.bool_],
+) -> HeldOut:
     """Gather the folds' scored windows, in the order of the candidate's logits; a block is a class in a fold."""
     order = np.concatenate([np.flatnonzero(f.scored) for f in folds])
     fold = np.repeat(np.arange(len(folds)), [int(f.scored.sum()) for f in folds])
     y, classes = shown.y[order], shown.whole.classes
     earlier = None if previous is None else previous.widened(classes).logits(shown.z[order])
     repetitions = len(np.unique(shown.repetition[order]))
-    return HeldOut(y, fold * classes + y, len(folds), shared[order], candidate, earlier, repetitions)
+    compared = ~again[order] if again.any() else None
+    return HeldOut(y, fold * classes + y, len(folds), shared[order], candidate, earlier, repetitions, compared)
 
 
 def _check(shown: Shown, method: str, prior: Prior) -> None:

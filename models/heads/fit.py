@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.heads.coupled import coupled_offsets
 from models.heads.head import NEVER, Head
 from models.heads.pencil import pencil, placed_pencil, repetition_share
 from models.heads.prior import HyperParameters, Prior
@@ -67,8 +68,9 @@ def map_means(stats: Sums, prior: Prior) -> Array:
     """Return posterior class means `(K, d)` under the population's hierarchical Gaussian prior.
 
     M̃ = Mp + Sb (Sb + Sr/r + Sw/n_eff)⁻¹ (M − Mp), with r repetitions and n_eff windows net of their autocorrelation
-    (at least one a repetition).
-    A class without windows keeps the population's mean, moved by a share of the user's common offset.
+    (at least one a repetition). Where the prior has a correlation of the classes, all are estimated together, those
+    without windows from the others; else such a class keeps the population's mean, moved by a share of the user's
+    common offset.
     Source: heads as hierarchical Bayes, after Friedman 1989 and Vidovic et al. 2016.
     """
     h = prior.hyper
@@ -76,12 +78,17 @@ def map_means(stats: Sums, prior: Prior) -> Array:
     n, r, own, seen = stats.n, stats.repetitions_seen, stats.means, stats.seen
     for c in np.flatnonzero(seen[prior.known :]) + prior.known:
         moved[c] = _newcomer(prior, own[c], float(n[c]), float(r[c]))
+    shown = np.flatnonzero(seen[: prior.known])
+    if prior.correlation is not None and len(shown):
+        left = 1 / np.maximum(r[shown], n[shown] / h.window)
+        moved[: prior.known] += coupled_offsets(prior, own[shown] - prior.means[shown], r[shown], left, shown)
+        return moved
     # Class by class: what a class's mean becomes is then the same to the bit whatever other classes there are.
-    for c in np.flatnonzero(seen[: prior.known]):
+    for c in shown:
         q = pencil(prior, float(r[c]))
         noise = 1 / max(float(r[c]), float(n[c]) / h.window)
         moved[c] += q.gain[0] @ ((q.vectors[0].T @ (own[c] - prior.means[c])) / (q.values[0] + noise))
-    shown, missing = np.flatnonzero(seen[: prior.known]), np.flatnonzero(~seen[: prior.known])
+    missing = np.flatnonzero(~seen[: prior.known])
     if h.offset and len(shown) and len(missing):
         moved[missing] += h.offset * (moved[shown] - prior.means[shown]).mean(0)
     return moved

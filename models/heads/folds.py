@@ -42,7 +42,8 @@ class Score:
 class HeldOut:
     """Logits `(n, K)` of the heads on the held-out windows, their labels, and the block each window belongs to.
 
-    `repetitions`: how many repetitions the windows are of.
+    `repetitions`: how many repetitions the windows are of. `compared`: those that the previous head was not fitted on,
+    on which alone it can be compared with; None for all.
     """
 
     y: NDArray[np.integer]
@@ -52,12 +53,20 @@ class HeldOut:
     candidate: Array
     previous: Array | None = None
     repetitions: int = 1
+    compared: Mask | None = None
 
     def only(self, which: Mask) -> HeldOut:
         """Return some of the windows `(n,)`."""
         previous = None if self.previous is None else self.previous[which]
         heads = self.shared[which], self.candidate[which], previous
-        return HeldOut(self.y[which], self.block[which], self.folds, *heads, self.repetitions)
+        compared = None if self.compared is None else self.compared[which]
+        return HeldOut(self.y[which], self.block[which], self.folds, *heads, self.repetitions, compared)
+
+    def beside_previous(self) -> HeldOut | None:
+        """Return the windows that the previous head can be compared on; None where there is no such head, or none."""
+        if self.previous is None or self.compared is None:
+            return None if self.previous is None else self
+        return self.only(self.compared) if self.compared.any() else None
 
 
 def plan_folds(y: NDArray[np.integer], repetition: NDArray[np.integer], overlap: int = 0) -> list[Fold]:

@@ -93,7 +93,10 @@ class _Case:
         # The shared head cannot say labels of the user's own: a share of it would leave the rest of the head mute, too.
         self.blends = () if prior.own else BLEND_WEIGHTS
         self.shared, self.candidate = score(held.shared, held), score(held.candidate, held)
-        self.previous = None if held.previous is None else score(held.previous, held)
+        self.beside = held.beside_previous()
+        self.previous = None
+        if self.beside is not None and self.beside.previous is not None:
+            self.previous = score(self.beside.previous, self.beside)
         self.gain = self.candidate.accuracy - self.shared.accuracy
         self.error = standard_error(held.candidate, held.shared, held)
         self.transfer = measured(held, self.error)
@@ -109,25 +112,27 @@ class _Case:
 
     def against_active(self, trust: Trust | None) -> Verdict | None:
         """Refuse a head that is worse than the active one; by a hair if labels contradict each other."""
-        if self.previous is None or self.held.previous is None:
+        if self.previous is None or self.beside is None or self.beside.previous is None:
             return None
-        loss = self.previous.accuracy - self.candidate.accuracy
-        allowed = max(2 * standard_error(self.held.previous, self.held.candidate, self.held), self.margin)
+        candidate = score(self.beside.candidate, self.beside)
+        loss = self.previous.accuracy - candidate.accuracy
+        allowed = max(2 * standard_error(self.beside.previous, self.beside.candidate, self.beside), self.margin)
         if loss <= (0.0 if trust is not None and trust.noticed else allowed):
             return None
         text = (
             f"the active head is better: {self.previous.accuracy:.1%} against the new one's "
-            f"{self.candidate.accuracy:.1%} on {self.candidate.n} held-out windows"
+            f"{candidate.accuracy:.1%} on {candidate.n} held-out windows"
         )
         return self.verdict("kept", 0.0, text, remember=False)
 
     def against_known(self, known: int) -> Verdict | None:
         """Refuse a head that learns a user's own labels at the cost of the population's."""
-        old = self.held.y < known
+        held = self.held if self.beside is None else self.beside
+        old = held.y < known
         if old.all() or not old.any():
             return None
-        some = self.held.only(old)
-        before = some.shared if some.previous is None else some.previous
+        some = held.only(old)
+        before = some.shared if self.beside is None or some.previous is None else some.previous
         loss = float(((before.argmax(1) == some.y).astype(float) - (some.candidate.argmax(1) == some.y)).mean())
         if loss <= max(2 * standard_error(before, some.candidate, some), self.margin):
             return None
@@ -187,7 +192,10 @@ def judge_partial(held: HeldOut | None, missing: Sequence[str], rule: Partial | 
     """
     names = ", ".join(missing)
     if rule is None or held is None or not clean:
-        text = f"no windows yet of {names}: a head is promoted when it was shown every label"
+        text = (
+            f"no windows yet of {names}: a head is promoted when it was shown every label. Send windows of them, too, "
+            "or let the head answer no others: among 'shown'"
+        )
         return Verdict("insufficient", "population", 0.0, text)
     shared, blend = score(held.shared, held), score(held.candidate, held)
     base = Verdict("insufficient", "population", 0.0, "", shared=shared, candidate=blend, transfer=measured(held))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from models.heads.prior import HyperParameters, Prior
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 KEPT = 12
 """Repetition counts whose factors are remembered; a population's own are few."""
 
@@ -47,9 +49,9 @@ def pencil(prior: Prior, repetitions: float) -> Pencil:
     def made() -> Pencil:
         between = h.between * repetitions**h.growth * prior.between
         jitter = repetition_share(h, repetitions) * prior.repetition
-        return _factor(prior.within[None], between[None], jitter[None])
+        return factor(prior.within[None], between[None], jitter[None])
 
-    return _remembered(prior, ("pencil", round(repetitions, 9)), made)
+    return remembered(prior, ("pencil", round(repetitions, 9)), made)
 
 
 def placed_pencil(prior: Prior, repetitions: float) -> Pencil:
@@ -58,13 +60,14 @@ def placed_pencil(prior: Prior, repetitions: float) -> Pencil:
     assert p is not None
 
     def made() -> Pencil:
-        return _factor(p.within, p.between, repetition_share(prior.hyper, repetitions) * p.repetition)
+        return factor(p.within, p.between, repetition_share(prior.hyper, repetitions) * p.repetition)
 
-    return _remembered(prior, ("placed", round(repetitions, 9)), made)
+    return remembered(prior, ("placed", round(repetitions, 9)), made)
 
 
-def _remembered(prior: Prior, key: tuple[str, float], made: Callable[[], Pencil]) -> Pencil:
-    memo: dict[tuple[str, float], Pencil] = prior.memo.setdefault("pencils", {})
+def remembered(prior: Prior, key: tuple[str | float, ...], made: Callable[[], T]) -> T:
+    """Return what was made of a prior's matrices under this key, or make it; few are kept."""
+    memo: dict[tuple[str | float, ...], T] = prior.memo.setdefault("pencils", {})
     found = memo.get(key)
     if found is None:
         found = made()
@@ -74,7 +77,8 @@ def _remembered(prior: Prior, key: tuple[str, float], made: Callable[[], Pencil]
     return found
 
 
-def _factor(within: Array, between: Array, jitter: Array) -> Pencil:
+def factor(within: Array, between: Array, jitter: Array) -> Pencil:
+    """Factor covariances `(P, p, p)` of windows, people and repetitions."""
     p = within.shape[-1]
     ridge = 1e-9 * np.maximum(np.trace(within, axis1=1, axis2=2) / p, 1e-300)
     lower = np.linalg.cholesky(within + ridge[:, None, None] * np.eye(p))

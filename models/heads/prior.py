@@ -15,7 +15,7 @@ from models.heads.head import NEVER
 
 Array = NDArray[np.float64]
 TENSORS = ("generic_weight", "generic_bias", "means", "within", "between", "repetition", "whitening")
-GAIN = "gain"
+GAIN, CORRELATION = "gain", "correlation"
 PLACED = ("means", "within", "between", "repetition", "log_weight")
 
 
@@ -62,16 +62,16 @@ class HyperParameters(BaseModel):
 
     `between`, `repetition` and `window` scale the prior's covariances (`window` is the number of overlapping windows
     that tell as much as one independent one); `between` grows with the repetitions seen, to the power `growth`, for
-    what many repetitions agree on outweighs the population; `shrinkage` is the number of effective windows
-    at which the user's own covariance weighs as much as the population's; `offset` is the share of the user's common
-    offset given to a class they have not shown; `persistence` is the share of the repetitions' spread that further
-    repetitions of one sitting do not average out; `shared` is how much of the generic head is added to the personal
-    one after one repetition, falling as 1/repetitions; `temperature` divides personal logits before that; `pooled` says
-    that the population was one heap without users: `between` is then the spread of its classes, and there is no record;
-    `novelty` is the share of the classes' spread in which a label of the user's own may differ from them in any
-    direction alike (on 19 people with one gesture taken out of the population, 0 to 0.3 do alike: docs/heads.md);
-    `partial` is None where no rule for labels that were not shown is safe; `set_floors` are the generic head's for sets
-    of labels, by coverage (`models.heads.confidence`), from people left out.
+    what many repetitions agree on outweighs the population; `shrinkage` is the number of effective windows at which the
+    user's own covariance weighs as much as the population's; `offset` is the share of the user's common offset given to
+    a class they have not shown, where the prior has no correlation of the classes; `persistence` is the share of the
+    repetitions' spread that further repetitions of one sitting do not average out; `shared` is how much of the generic
+    head is added to the personal one after one repetition, falling as 1/repetitions; `temperature` divides personal
+    logits before that; `pooled` says that the population was one heap without users: `between` is then the spread of
+    its classes, and there is no record; `novelty` is the share of the classes' spread in which a label of the user's
+    own may differ from them in any direction alike (on 19 people with one gesture taken out of the population, 0 to 0.3
+    do alike: docs/heads.md); `partial` is None where no rule for labels that were not shown is safe; `set_floors` are
+    the generic head's for sets of labels, by coverage (`models.heads.confidence`), from people left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -127,6 +127,8 @@ class Prior:
         hyper: settings of the default head.
         placements: the same population at other placements of the sensor, or None.
         gain: `(p,)` what the logarithm of the signal's gain adds to the features, the same at every placement; or None.
+        correlation: `(K, K)` of what users do differently in one class and in another: their offsets from `means` have
+            covariance correlation ⊗ `between`, at every placement; of the population's own classes. None: unrelated.
         base: the population's own prior where a user's labels were added behind its, or None.
         memo: factors of these matrices that fits have worked out, by name: they depend on nothing else.
     """
@@ -142,6 +144,7 @@ class Prior:
     hyper: HyperParameters = HyperParameters()  # noqa: RUF009 - frozen
     placements: Placements | None = None
     gain: Array | None = None
+    correlation: Array | None = None
     base: Prior | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -247,6 +250,8 @@ def to_bytes(prior: Prior) -> bytes:
         tensors |= {name: np.ascontiguousarray(value) for name, value in placed.items()}
     if prior.gain is not None:
         tensors[GAIN] = np.ascontiguousarray(prior.gain, np.float64)
+    if prior.correlation is not None:
+        tensors[CORRELATION] = np.ascontiguousarray(prior.correlation, np.float64)
     return safetensors.numpy.save(tensors)
 
 
@@ -274,20 +279,33 @@ def from_bytes(data: bytes, labels: tuple[str, ...], hyper: HyperParameters) -> 
         m = tensors["placements.log_weight"].shape[0]
         shapes |= dict.fromkeys(placed, (m, p, p))
         shapes |= {"placements.means": (m, k, p), "placements.log_weight": (m,)}
-    gain = [GAIN] if GAIN in tensors else []
-    shapes |= dict.fromkeys(gain, (p,))
-    for name in (*TENSORS, *placed, *gain):
+    extra = [name for name in (GAIN, CORRELATION) if name in tensors]
+    shapes |= {GAIN: (p,), CORRELATION: (k, k)}
+    for name in (*TENSORS, *placed, *extra):
         want = shapes.get(name, (p, p))
         if tensors[name].shape != want:
             raise ValueError(f"the prior's {name} has shape {tensors[name].shape}; {want} was expected")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"the prior's {name} holds values that are not finite")
+    correlation = tensors.get(CORRELATION)
+    if correlation is not None and not _correlates(correlation):
+        raise ValueError("the prior's correlation is not one: symmetric, 1 on the diagonal, no eigenvalue below 0")
     arrays: dict[str, Any] = {name: value.astype(np.float64) for name, value in tensors.items()}
     return Prior(
         labels=labels,
         hyper=hyper,
         placements=Placements(**{name: arrays[f"placements.{name}"] for name in PLACED}) if placed else None,
         gain=arrays.get(GAIN),
+        correlation=arrays.get(CORRELATION),
         base=None,
         **{name: arrays[name] for name in TENSORS},
+    )
+
+
+def _correlates(matrix: Array) -> bool:
+    """Whether a matrix is a correlation, but for rounding."""
+    return bool(
+        np.allclose(matrix, matrix.T, atol=1e-9)
+        and np.allclose(np.diag(matrix), 1.0, atol=1e-9)
+        and np.linalg.eigvalsh(matrix).min() >= -1e-9
     )

@@ -99,7 +99,8 @@ def calibrate_regression(
     if fresh is None:
         verdict = RegressionVerdict("insufficient", "none", 0.0, NOTHING_NEW, remember=False)
     elif folds:
-        verdict = judge_held_out(_held_out(folds, whole.total, prior, z, t, ids, previous), prior)
+        seen_before = np.isin(ids, list(again))
+        verdict = judge_held_out(_held_out(folds, whole.total, prior, z, t, ids, previous, seen_before), prior)
     elif float(prior.errors(np.broadcast_to(t.mean(0), t.shape), t).mean()) < 1.0:
         verdict = RegressionVerdict("insufficient", "population", 0.0, HARDLY_VARY)
     else:
@@ -108,7 +109,9 @@ def calibrate_regression(
     head = blend(prior.generic, candidate, verdict.weight) if verdict.weight else None
     seen = inspect(x, features, None).warnings
     repeated = len(again) + len(np.unique(repetition)) - (0 if fresh is None else len(fresh))
-    sent = (f"{repeated} of the repetitions were sent before; each counts once",) if repeated else ()
+    told = "; the active head may be fitted on them, and is compared with on the others only"
+    told = told if again and previous is not None else ""
+    sent = (f"{repeated} of the repetitions were sent before; each counts once{told}",) if repeated else ()
     seconds = {"fit": fitted - begin, "evaluate": time.perf_counter() - fitted}
     return RegressionCalibration(head, candidate, kept, verdict, (*odd, *seen, *sent), seconds)
 
@@ -153,8 +156,12 @@ def _held_out(
     t: Array,
     repetition: NDArray[np.integer],
     previous: Head | None,
+    seen_before: NDArray[np.bool_],
 ) -> TargetsHeldOut:
-    """Leave each fold out in closed form, and gather what the heads say of it."""
+    """Leave each fold out in closed form, and gather what the heads say of it.
+
+    The previous head was fitted on what was `seen_before`: where that is all, there is nothing to compare it on.
+    """
     said, order, blocks = [], [], []
     for number, fold in enumerate(folds):
         rest = whole - RegressionStatistics.of(z[fold.removed], t[fold.removed])
@@ -163,6 +170,7 @@ def _held_out(
         order.append(rows)
         blocks.append(repetition[rows] if fold.repetitions else np.full(len(rows), number))
     at = np.concatenate(order)
+    fresh = ~seen_before[at]
     return TargetsHeldOut(
         t[at],
         np.concatenate(blocks),
@@ -170,5 +178,6 @@ def _held_out(
         len(np.unique(repetition[at])),
         prior.generic.logits(z[at]),
         np.concatenate(said),
-        None if previous is None else previous.logits(z[at]),
+        None if previous is None or not fresh.any() else previous.logits(z[at]),
+        None if fresh.all() else fresh,
     )

@@ -58,6 +58,7 @@ class TargetsHeldOut:
     """Held-out windows: what the heads say of them and what they should say, all `(n, T)`.
 
     `block` `(n,)`: the repetition a window is of, or the block of the only one. `repetitions`: how many there are.
+    `compared` `(n,)`: those that the previous head was not fitted on, on which alone it can be compared with; or None.
     """
 
     t: Array
@@ -67,6 +68,7 @@ class TargetsHeldOut:
     shared: Array
     candidate: Array
     previous: Array | None = None
+    compared: NDArray[np.bool_] | None = None
 
 
 def score(values: Array, t: Array, prior: RegressionPrior, folds: int = 1) -> RegressionScore:
@@ -90,9 +92,10 @@ def judge_held_out(held: TargetsHeldOut, prior: RegressionPrior) -> RegressionVe
     degrees = len(np.unique(held.block)) - 1
     reach = student(0.975, degrees) * error
     transfer = classified(gain, gain - reach, gain + reach, held_out_claim(held.repetitions))
+    fresh = np.ones(len(held.t), bool) if held.compared is None else held.compared
     scores = (
         score(held.shared, held.t, prior, held.folds),
-        None if held.previous is None else score(held.previous, held.t, prior, held.folds),
+        None if held.previous is None else score(held.previous[fresh], held.t[fresh], prior, held.folds),
         score(held.candidate, held.t, prior, held.folds),
     )
     numbers = (
@@ -105,8 +108,8 @@ def judge_held_out(held: TargetsHeldOut, prior: RegressionPrior) -> RegressionVe
         return RegressionVerdict(outcome, "held_out", weight, reason, remember, *scores, transfer)
 
     if held.previous is not None:
-        loss = candidate - prior.errors(held.previous, held.t)
-        if float(loss.mean()) > 2 * clustered_error(loss, held.block):
+        loss = (candidate - prior.errors(held.previous, held.t))[fresh]
+        if float(loss.mean()) > 2 * clustered_error(loss, held.block[fresh]):
             return verdict("kept", 0.0, f"the active head is better, by {loss.mean():.3g}: {numbers}", remember=False)
     mean = prior.errors(np.broadcast_to(held.t.mean(0), held.t.shape), held.t) - candidate
     if not float(mean.mean()) > clustered_error(mean, held.block):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,25 @@ class _Person(NamedTuple):
     t: Array
     repetition: NDArray[np.int64]
     sums: RegressionStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A person whom a shared head does not know, in the features that go with it.
+
+    Attributes:
+        z: features `(n, d)`, in time order.
+        t: targets `(n, T)`.
+        repetition: index of each window's repetition, ascending, from 0.
+        shared: the head, that of others.
+        moment: `(d + 1, d + 1)` mean of (z, 1)(z, 1)ᵀ over others, each weighing the same.
+    """
+
+    z: Array
+    t: Array
+    repetition: NDArray[np.int64]
+    shared: Head
+    moment: Array
 
 
 class _Trial(NamedTuple):
@@ -81,20 +101,49 @@ def fit_population(
     spread = values.var(0)
     errors = {r: np.array([_errors(_solved(_others(people, i), r), p) for i, p in enumerate(people)]) for r in RIDGES}
     ridge = min(RIDGES, key=lambda r: float((errors[r] / spread).mean()))
-    residual = np.maximum(errors[ridge].mean(0), 1e-9 * spread)
-    outcomes = {
-        trial: [_outcome(p, _others(people, i), ridge, trial, residual) for i, p in enumerate(people)]
-        for trial in _trials(people)
-    }
+    left_out = [
+        Stranger(p.z, p.t, p.repetition, _solved(others, ridge), others.moment)
+        for p, others in ((p, _others(people, i)) for i, p in enumerate(people))
+    ]
+    everyone = _mean([p.sums for p in people])
+    return prior_of_strangers(left_out, _solved(everyone, ridge), everyone.moment, spread, targets=targets)
+
+
+def prior_of_strangers(
+    strangers: Sequence[Stranger], generic: Head, moment: Array, spread: Array, *, targets: Sequence[str]
+) -> RegressionPrior:
+    """Make the prior of a shared head from people each left out of one that was made alike.
+
+    They say how much the shared head counts for in a personal one, its residual variance, and the record that the guard
+    goes by.
+
+    Args:
+        strangers: three people or more, each with two repetitions or more.
+        generic: the shared head of everybody.
+        moment: `(d + 1, d + 1)` mean of (z, 1)(z, 1)ᵀ over everybody, each weighing the same.
+        spread: `(T,)` variance of the targets.
+        targets: the T names.
+    """
+    errors = np.array([_errors(s.shared, s) for s in strangers])
+    residual = np.maximum(errors.mean(0), 1e-9 * spread)
+    outcomes = {trial: [_outcome(s, trial, residual) for s in strangers] for trial in _trials(strangers)}
     means = np.array([[o.personal for o in found] for found in outcomes.values()]).mean((0, 1))
     best = int(means.argmin())
-    everyone = _mean([p.sums for p in people])
     settings = RegressionSettings(
         windows=PULLS[best],
-        farthest=float((errors[ridge] / residual).mean(1).max()),
+        farthest=float((errors / residual).mean(1).max()),
         evidence=tuple(_evidence(trial, found, best) for trial, found in outcomes.items()),
     )
-    return RegressionPrior(tuple(targets), _solved(everyone, ridge), everyone.moment, residual, settings)
+    return RegressionPrior(tuple(targets), generic, moment, residual, settings)
+
+
+def left_out_figures(prior: RegressionPrior, values: NDArray[np.floating]) -> dict[str, dict[str, float]]:
+    """Error of the shared head on people it does not know, by target, in its unit, and the variance of the population's
+    values `(n, T)` that it explains."""
+    r2 = 1 - prior.residual_variance / np.asarray(values, np.float64).var(0)
+    pairs = zip(prior.targets, np.sqrt(prior.residual_variance).tolist(), r2.tolist(), strict=True)
+    told = {name: (float(f"{error:.6g}"), float(f"{share:.6g}")) for name, error, share in pairs}
+    return {"rmse": {n: e for n, (e, _) in told.items()}, "r2": {n: share for n, (_, share) in told.items()}}
 
 
 def _check(
@@ -156,12 +205,12 @@ def _solved(sums: RegressionStatistics, ridge: float) -> Head:
     return Head(theta[:d].T.copy(), theta[d].copy())
 
 
-def _errors(head: Head, person: _Person) -> Array:
+def _errors(head: Head, person: _Person | Stranger) -> Array:
     """Mean squared error by target, `(T,)`."""
     return np.asarray(((head.logits(person.z) - person.t) ** 2).mean(0))
 
 
-def _trials(people: Sequence[_Person]) -> list[_Trial]:
+def _trials(people: Sequence[Stranger]) -> list[_Trial]:
     """Calibrations that every person has windows for, and as many left to score."""
     repetitions = min(int(p.repetition[-1]) for p in people)
     shortest = min(int(np.bincount(p.repetition).min()) for p in people)
@@ -169,16 +218,16 @@ def _trials(people: Sequence[_Person]) -> list[_Trial]:
     return few + [_Trial(r) for r in range(1, min(repetitions, MOST_REPETITIONS) + 1)]
 
 
-def _outcome(person: _Person, others: RegressionStatistics, ridge: float, trial: _Trial, residual: Array) -> _Outcome:
+def _outcome(person: Stranger, trial: _Trial, residual: Array) -> _Outcome:
     """Calibrate a person left out, beginning with each repetition in turn, and score what no repetition shown has."""
-    shared, count = _solved(others, ridge), int(person.repetition[-1]) + 1
+    shared, count = person.shared, int(person.repetition[-1]) + 1
     shown, before, after = [], [], []
     for start in range(count):
         chosen = (np.arange(trial.repetitions) + start) % count
         inside = np.isin(person.repetition, chosen)
         rows = np.flatnonzero(inside)[: trial.windows or None]
         sums = RegressionStatistics.of(person.z[rows], person.t[rows])
-        heads = [shared, *(fit_regression(sums, shared, others.moment, windows=pull) for pull in PULLS)]
+        heads = [shared, *(fit_regression(sums, shared, person.moment, windows=pull) for pull in PULLS)]
         z, t = person.z[~inside], person.t[~inside]
         found = [float(((head.logits(z) - t) ** 2 / residual).mean()) for head in heads]
         shown.append(len(rows))

@@ -21,7 +21,7 @@ def training_curves(run: RunFile) -> Section:
     """Loss of each network by step, and how left-out people fared; or why there are no curves."""
     parts: list[str] = []
     networks = run.networks or ()
-    if run.media:
+    if run.media and not networks:
         parts.append(
             paragraph(
                 "The encoder stays as it is and the probe is fitted to its one optimum: there are no steps to draw."
@@ -37,7 +37,7 @@ def training_curves(run: RunFile) -> Section:
     elif not networks:
         parts.append(paragraph(f"The recipe {run.provenance.config.get('recipe')} trained no network."))
     if networks:
-        parts += _network_figures(networks)
+        parts += _network_figures(networks, run.tasks)
     if run.provenance.stages:
         rows = [
             (
@@ -60,15 +60,21 @@ def _names(stages: Sequence[Stage]) -> list[str]:
     return [f"fold {folds.index(s.stage) + 1} of {len(folds)}" if s.stage in folds else s.stage for s in stages]
 
 
-def _network_figures(networks: Sequence[Network]) -> list[str]:
+def _network_figures(networks: Sequence[Network], tasks: Sequence[str]) -> list[str]:
     loss = [Series(n.network, tuple((float(s), v) for s, v in n.loss)) for n in networks if n.loss]
     parts = [_curve("loss", "Training loss", "training loss", loss)] if loss else []
     judged = [n for n in networks if n.validation]
-    for at, key, what in ((1, "log-loss", "log-loss, nats"), (2, "accuracy", ACCURACY)):
+    curves = (1, "log-loss", "log-loss, nats"), (2, "accuracy", ACCURACY)
+    if tasks:  # each task's loss is in units of what it costs to know nothing
+        curves = (1, "loss", "mean loss, of knowing nothing"), (2, "worth", "mean of accuracy or variance explained, %")
+        parts.insert(0, paragraph(f"The networks learn {', '.join(tasks)} together; their curves are of all of these."))
+    for at, key, what in curves:
         by = 100.0 if at == 2 else 1.0
         series = [Series(n.network, tuple((float(v[0]), by * v[at]) for v in n.validation)) for n in judged]
         if series:
-            parts.append(_curve(key, f"People left out of the fold: {key}", what, series))
+            parts.append(
+                _curve(f"left-out-{key}" if tasks else key, f"People left out of the fold: {key}", what, series)
+            )
     return parts
 
 

@@ -95,11 +95,14 @@ class Provenance(_Part):
 
 
 class RunFile(_Part):
-    """A finished run's record. `networks` is None where the run kept no history; `training` is its digest."""
+    """A finished run's record. `networks` is None where the run kept no history; `training` is its digest.
+
+    Of a run of several tasks it is the record of `task`, one of `tasks`; the networks are those of all.
+    """
 
     folder: Path
     format: Literal[1] = 1
-    kind: Literal["signal", "media-1"] = "signal"
+    kind: Literal["signal", "media-1", "media-tasks-1"] = "signal"
     labels: tuple[str, ...] = Field(min_length=2)
     signal: dict[str, Any] | None = None
     hyper: HyperParameters
@@ -107,6 +110,8 @@ class RunFile(_Part):
     provenance: Provenance
     networks: tuple[Network, ...] | None = None
     training: str = ""
+    task: str = ""
+    tasks: tuple[str, ...] = ()
 
     @property
     def media(self) -> bool:
@@ -177,11 +182,11 @@ class EvaluationFile(_Part):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_run(folder: Path) -> RunFile:
-    """Read the record of a finished run, and its history where there is one.
+def read_run(folder: Path, task: str | None = None) -> RunFile:
+    """Read the record of a finished run, or of one task of several, and its history where there is one.
 
     Raises:
-        ReportError: the folder holds no finished run, or one that is damaged.
+        ReportError: the folder holds no finished run, one that is damaged, or no such task; or it is a regression.
     """
     file = folder / RECORD
     if not file.is_file():
@@ -189,13 +194,32 @@ def read_run(folder: Path) -> RunFile:
             f"{folder} holds no finished training run: there is no {RECORD} in it. RUN is the folder that "
             "`headway train --out` wrote."
         )
-    record = _json(file)
+    record = _of_task(_json(file), folder, task)
     history = folder / HISTORY
     networks = _json(history).get("networks", ()) if history.is_file() else None
     told = record.get("provenance")
     training = training_of(told) if isinstance(told, dict) else ""
     more = {"folder": folder, "networks": networks, "training": training}
     return _checked(RunFile, {**record, **more}, file, "headway train")
+
+
+def _of_task(record: dict[str, Any], folder: Path, task: str | None) -> dict[str, Any]:
+    """The record as if the run were of one of its tasks; of a run of one, as it is."""
+    several = record.get("kind") == "media-tasks-1"
+    told = {each["name"]: each for each in record["tasks"]} if several else {}
+    names = ", ".join(told)
+    if not several and task is not None:
+        raise ReportError(f"{folder} is a run of one task; leave --task away.")
+    if several and task not in told:
+        why = f"has the tasks {names}: say by --task" if task is None else f"has no task '{task}'; there are {names}"
+        raise ReportError(f"{folder} {why}{' which one the page is of' if task is None else ''}.")
+    if not several or task is None:
+        return record
+    own = told[task]
+    if own["targets"]:
+        raise ReportError(f"{folder}: {task} is a regression, and a page is of labels; its figures are in {RECORD}.")
+    more = {"labels": own["labels"], "hyper": own["heads"], "evaluation": own["evaluation"]}
+    return {**record, **more, "task": task, "tasks": list(told)}
 
 
 def read_evaluation(file: Path) -> EvaluationFile:

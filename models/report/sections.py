@@ -44,6 +44,8 @@ def report(
 def _summary(run: RunFile, evaluation: EvaluationFile | None, belongs: str) -> Section:
     zero, config = run.evaluation.zero_shot, run.provenance.config
     people = f"{run.evaluation.users} people" if run.evaluation.users else "no users: the prior is pooled"
+    if run.tasks:
+        people += f"; {run.task}, one of the tasks {', '.join(run.tasks)}"
     rows = [("population", people), ("labels", f"{len(run.labels)}: {', '.join(run.labels)}")]
     if run.signal is not None:
         s = run.signal

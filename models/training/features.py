@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.backbones.module import EncoderModule
-from models.data.collections import Collection
+from models.data.collections import Items
 from models.data.media import MediaError, reader_of
 from models.data.views import views as made
 from models.training.checkpoint import write_atomically
@@ -43,7 +43,7 @@ def backbone_digest(encoder: EncoderModule) -> str:
 
 def features_of(
     encoder: EncoderModule,
-    collection: Collection,
+    collection: Items,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     views: int = 1,
@@ -79,7 +79,7 @@ def features_of(
 
 
 @torch.inference_mode()
-def _computed(encoder: EncoderModule, collection: Collection, block: list[int], views: int) -> NDArray[np.float32]:
+def _computed(encoder: EncoderModule, collection: Items, block: list[int], views: int) -> NDArray[np.float32]:
     keep_freed()
     encoder.eval()
     reader = reader_of(encoder.input, encoder.files)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exporters.input_spec import InputSpec, Views
 from models.backbones.module import EncoderModule
-from models.data.collections import Collection
+from models.data.collections import Items
 from models.data.media import MediaError, reader_of
 from models.data.views import varied
 from models.training.config import TrainingError
@@ -23,7 +23,7 @@ SOUNDS = Views(gain=0.5, noise=0.05, shift=0.1)
 TOKENS_DROPPED = 0.1
 
 
-def check_kind(spec: InputSpec, collection: Collection) -> None:
+def check_kind(spec: InputSpec, collection: Items) -> None:
     """Raise `TrainingError` where a backbone reads another kind than the data are."""
     media = spec.media
     if media is None or media.kind != collection.kind:
@@ -38,7 +38,7 @@ class Inputs:
         TrainingError: the backbone reads another kind.
     """
 
-    def __init__(self, encoder: EncoderModule, collection: Collection) -> None:
+    def __init__(self, encoder: EncoderModule, collection: Items) -> None:
         check_kind(encoder.input, collection)
         reader = reader_of(encoder.input, encoder.files)
         assert reader is not None

@@ -22,7 +22,7 @@ from models.training.probing import WHAT, Tick, assembled, fit_top, parity_items
 from models.training.provenance import provenance
 from models.training.seen import items_of, note_items, told_items
 
-__all__ = ["LinearProbeConfig", "train_probe"]
+__all__ = ["LinearProbeConfig", "check_frozen", "train_probe"]
 
 
 class LinearProbeConfig(BaseModel):
@@ -61,13 +61,7 @@ def train_probe(
         TrainingError: the folder is in use, an item cannot be read, or the data do not fit the backbone.
         BackboneError: there is no such encoder, or a package is missing.
     """
-    if config.augment:
-        raise TrainingError(
-            f"{config.recipe} computes the features of an example once: a random change of it would be the same for "
-            "ever. Take fixed views of each (views=8), or a recipe that trains the encoder, as lp-ft."
-        )
-    if config.recipe == "cached-features" and cache is None:
-        raise TrainingError("cached-features needs a folder for its features, as --cache .cache/features.")
+    check_frozen(config, cache)
     free(out)
     begin, started = time.monotonic(), datetime.now(UTC)
     tick = progress or (lambda stage, done, total: None)
@@ -103,3 +97,14 @@ def train_probe(
     note_items(out, known)
     save_media_run(out, probed, fitted.prior, parity_items(probed, collection), record)
     return load_media_run(out)
+
+
+def check_frozen(config: LinearProbeConfig, cache: Path | None) -> None:
+    """Raise `TrainingError` for settings that features computed once cannot have."""
+    if config.augment:
+        raise TrainingError(
+            f"{config.recipe} computes the features of an example once: a random change of it would be the same for "
+            "ever. Take fixed views of each (views=8), or a recipe that trains the encoder, as lp-ft."
+        )
+    if config.recipe == "cached-features" and cache is None:
+        raise TrainingError("cached-features needs a folder for its features, as --cache .cache/features.")

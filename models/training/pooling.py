@@ -48,7 +48,10 @@ class Space:
 
 
 def space_of(z: Array, y: Labels, personal: int) -> Space:
-    """Principal directions of features `z (n, d)`; the personal ones are scaled to mean variance 1 within classes."""
+    """Principal directions of features `z (n, d)`; the personal ones are scaled to mean variance 1 within classes.
+
+    Rows of class -1, which is not known, have no part in the scale.
+    """
     centre = z.mean(0)
     _, values, rows = np.linalg.svd(z - centre, full_matrices=False)
     kept = max(2, int((values > 1e-6 * values[0]).sum()))
@@ -56,7 +59,7 @@ def space_of(z: Array, y: Labels, personal: int) -> Space:
     rows = rows * np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])[:, None]
     basis = rows[: min(WIDEST, kept)].T
     p = min(personal, basis.shape[1])
-    h = (z - centre) @ basis[:, :p]
+    h, y = ((z - centre) @ basis[:, :p])[y >= 0], y[y >= 0]
     residual = h - np.stack([h[y == c].mean(0) if (y == c).any() else np.zeros(p) for c in range(int(y.max()) + 1)])[y]
     scale = float(np.sqrt((residual**2).sum() / max(residual.size - p * len(np.unique(y)), 1))) or 1.0
     return Space(centre, basis, basis[:, :p] / scale)

@@ -166,6 +166,21 @@ def projected(c: Covariances, centre: Array, a: Array, people: int) -> Covarianc
     return Covariances((c.means - centre) @ a, a.T @ c.within @ a, between, a.T @ c.repetition @ a)
 
 
+def correlation_of(found: Sequence[Moments], means: Array, a: Array) -> Array:
+    """Correlation `(K, K)` of what people do differently in one class and in another, in projected features.
+
+    They are in units of the covariance within, so that directions count by how far people differ in them. A class that
+    a person has not shown tells nothing; shrunk towards none the more, the fewer the people.
+    """
+    away = np.stack([np.where(m.seen[:, None], m.means - means, 0.0) @ a for m in found])
+    together = np.einsum("ucp,uep->ce", away, away)
+    deviation = np.sqrt(np.maximum(np.diag(together), 1e-12))
+    rho = 1 / (1 + len(found) / 2)
+    correlation = (1 - rho) * together / deviation / deviation[:, None]
+    np.fill_diagonal(correlation, 1.0)
+    return np.asarray(correlation)
+
+
 def population_prior(
     found: Sequence[Sequence[Moments]],
     who: Sequence[int],
@@ -198,6 +213,7 @@ def population_prior(
         repetition=c.repetition,
         whitening=(vectors / np.sqrt(np.maximum(values, 1e-12))).T,
         hyper=hyper or HyperParameters(),
+        correlation=correlation_of([found[0][u] for u in who], base.means, a),
         placements=Placements(
             means=np.stack([q.means for q in placed]),
             within=np.stack([q.within for q in placed]),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.backbones.module import EncoderModule
 from models.backbones.probe import ProbeConfig, ProbedEncoder, recorded
-from models.data.collections import Collection
+from models.data.collections import Collection, Items
 from models.data.media import reader_of
 from models.heads.head import log_loss
 from models.heads.prior import HyperParameters, Prior
@@ -20,6 +20,7 @@ from models.training.pooling import Space, pooled_temperature, probe_prior, spac
 from models.training.probe_fit import fit_probe, folds_of, left_out_logits, stacked
 
 __all__ = [
+    "FEWEST_PEOPLE",
     "WHAT",
     "Fitted",
     "Head",
@@ -84,7 +85,7 @@ class Fitted:
     evaluation: dict[str, Any]
 
 
-def by_user(collection: Collection) -> bool:
+def by_user(collection: Items) -> bool:
     """Whether the collection's users are a population."""
     return len(collection.users) >= FEWEST_PEOPLE
 
@@ -110,7 +111,13 @@ def unit(z: Array) -> Array:
 
 
 def fit_top(
-    features: Array, collection: Collection, personal: int, seed: int, tick: Tick, head: Head | None = None
+    features: Array,
+    collection: Collection,
+    personal: int,
+    seed: int,
+    tick: Tick,
+    head: Head | None = None,
+    space: Space | None = None,
 ) -> Fitted:
     """Fit all that comes behind an encoder on its features `(n, d)` of a collection, or `(n, views, d)`.
 
@@ -118,7 +125,8 @@ def fit_top(
 
     Without a `head` the encoder has not seen the collection: a linear probe is the generic head, chosen on what folds
     leave out. With one the encoder was trained on it: temperature, settings of personal heads and all figures are then
-    from networks that had left the examples out, in their own features.
+    from networks that had left the examples out, in their own features. A `space` is given where several tasks share
+    it; else it is made of these features.
 
     Raises:
         TrainingError: a class has one example, or no user has enough examples.
@@ -127,7 +135,7 @@ def fit_top(
     z = views if views.ndim == 2 else views[:, 0]
     people = by_user(collection)
     usable(collection)
-    space = space_of(z, y, personal)
+    space = space or space_of(z, y, personal)
     tick("generic head", 0, 1)
     if head is None:
         folds = folds_of(y, collection.user, people, seed)
@@ -232,7 +240,7 @@ def assembled(name: str, encoder: EncoderModule, fitted: Fitted) -> ProbedEncode
     return probed.eval()
 
 
-def parity_items(probed: ProbedEncoder, collection: Collection) -> NDArray[Any]:
+def parity_items(probed: EncoderModule, collection: Items) -> NDArray[Any]:
     """Real inputs of the collection, spread evenly, as the model takes them."""
     reader = reader_of(probed.input, probed.files)
     assert reader is not None

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from models.backbones.layers import layer_groups
 from models.backbones.module import EncoderModule, create_encoder
-from models.data.collections import Collection
+from models.data.collections import Collection, Items
 from models.training.config import TrainingError
 from models.training.devices import Devices, run_on
 from models.training.inputs import Augment, Inputs
@@ -108,7 +108,7 @@ class Job:
     state: dict[str, Tensor]
     files: dict[str, bytes]
     head: tuple[NDArray[np.float64], NDArray[np.float64]] | None
-    collection: Collection
+    collection: Items
     keep: NDArray[np.int64]
     out: NDArray[np.int64]
     config: TuneConfig
@@ -124,6 +124,27 @@ class Job:
         encoder.load_state_dict(self.state)
         encoder.files.update(self.files)
         return encoder
+
+    @property
+    def labelled(self) -> Collection:
+        """The collection, which has labels where this one task is learned."""
+        assert isinstance(self.collection, Collection)
+        return self.collection
+
+    def tuned(self, encoder: EncoderModule) -> "Tuned":
+        """The network with its head, as the job starts from it."""
+        return self.headed(Tuned(encoder, len(self.labelled.labels), self.config.dropout, self.config.label_smoothing))
+
+    def headed(self, tuned: "Tuned") -> "Tuned":
+        """Put the head that the job starts from into a network, in inference mode."""
+        if self.head is not None:
+            tuned.head.weight.data.copy_(torch.from_numpy(self.head[0] / SCALE))
+            tuned.head.bias.data.copy_(torch.from_numpy(self.head[1]))
+        return tuned.eval()
+
+    def tuning(self, tuned: "Tuned", inputs: Inputs) -> "Tuning":
+        """What the loop trains."""
+        return Tuning(tuned, inputs, self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,12 +212,20 @@ class Tuning:
 
     def __init__(self, tuned: Tuned, inputs: Inputs, job: Job) -> None:
         self.objective, self.inputs, self.job = tuned, inputs, job
-        self._shares = _shares(job.collection, job.keep, job.config.balance)
+        self._shares = self.shares()
         self._augment = Augment(tuned.encoder.input, job.seed) if job.config.augment else None
         self._order: tuple[int, NDArray[np.int64]] = (-1, job.keep)
 
-    def batch(self, rng: np.random.Generator, step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        """Rows and labels of a step; all processes draw the same and take every world-th of them."""
+    def shares(self) -> NDArray[np.float64] | None:
+        """How often each kept item is drawn; None where they take turns."""
+        return _shares(self.job.labelled, self.job.keep, self.job.config.balance)
+
+    def answers(self, drawn: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """What the objective is told of drawn items beside their rows: labels `(n,)`."""
+        return (torch.from_numpy(self.job.labelled.y[drawn]),)
+
+    def batch(self, rng: np.random.Generator, step: int, rank: int, world: int) -> tuple[Tensor, ...]:
+        """Rows and answers of a step; all processes draw the same and take every world-th of them."""
         size = self.job.config.batch
         if self._shares is None:
             drawn = np.array([self._in_turn(step * size + i) for i in range(size)])
@@ -205,7 +234,7 @@ class Tuning:
         mine = range(rank, size, world)
         x = self.inputs.take(drawn[rank::world])
         rows = torch.from_numpy(x) if self._augment is None else self._augment(x, step, mine)
-        return rows, torch.from_numpy(self.job.collection.y[drawn[rank::world]])
+        return rows, *self.answers(drawn[rank::world])
 
     def _in_turn(self, place: int) -> int:
         """Item at a place of an endless row of shuffles."""
@@ -219,7 +248,7 @@ class Tuning:
         if not len(self.job.out):
             return None
         _, logits = encoded(self.objective, self.inputs, self.job.out)
-        y = self.job.collection.y[self.job.out]
+        y = self.job.labelled.y[self.job.out]
         if not np.isfinite(logits).all():
             return math.inf, 0.0
         share = 1.0 / np.bincount(y)[y]
@@ -229,7 +258,6 @@ class Tuning:
 
 
 def _shares(collection: Collection, keep: NDArray[np.int64], balance: str) -> NDArray[np.float64] | None:
-    """How often each kept item is drawn; None where they take turns."""
     if balance == "none":
         return None
     y, user = collection.y[keep], collection.user[keep]
@@ -282,14 +310,10 @@ def _fit_job(fabric: Fabric, job: Job, tick: Tick | None = None) -> Outcome:
     keep_freed()
     torch.set_num_threads(job.config.threads)
     config, encoder = job.config, job.encoder()
-    tuned = Tuned(encoder, len(job.collection.labels), config.dropout, config.label_smoothing)
-    if job.head is not None:
-        tuned.head.weight.data.copy_(torch.from_numpy(job.head[0] / SCALE))
-        tuned.head.bias.data.copy_(torch.from_numpy(job.head[1]))
-    tuned.eval()
-    inputs = Inputs(encoder, job.collection)
+    tuned, inputs = job.tuned(encoder), Inputs(encoder, job.collection)
     table, loop = timetable_of(encoder, config, job.steps), loop_of(job)
-    fitted = fit(fabric, Tuning(tuned, inputs, job), table, loop, name=job.name, checkpoint=job.checkpoint, tick=tick)
+    work = job.tuning(tuned, inputs)
+    fitted = fit(fabric, work, table, loop, name=job.name, checkpoint=job.checkpoint, tick=tick)
     features, logits = encoded(tuned, inputs, np.arange(len(job.collection)))
     if not (np.isfinite(features).all() and math.isfinite(float(np.abs(logits).max()))):
         raise TrainingError(

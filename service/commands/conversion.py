@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle
-from exporters.int8 import Labelled, quantise
-from exporters.precision import Agreement, PrecisionError, convert
+from exporters.gate import Agreement, Answers, PrecisionError
+from exporters.int8 import Task, quantise_outputs
+from exporters.precision import convert
+from exporters.worth import Labelled
 from models.data.paired import load_parts, pair
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
-from service.commands.judging import collected, recorded, together
+from service.commands.judging import collected, judges, located, together
 
 MOST_WINDOWS = 4096
 JUDGED_SHARE = 3
@@ -22,51 +25,80 @@ JUDGED_SHARE = 3
 
 
 def run_conversion(
-    model: Path, models: Path, *, precision: str, data: Path | None, subjects: str, held_out: str | None, seed: int
+    model: Path,
+    models: Path,
+    *,
+    precision: str,
+    data: Sequence[str],
+    subjects: str,
+    held_out: str | None,
+    seed: int,
 ) -> str:
     """Convert a bundle and say what the gate measured.
 
     Raises:
         PrecisionError: there is no data to measure with, or no variant passes the gate.
     """
+    bundle = bundles.load(bundles.resolve(model))
     if precision == "int8":
-        return _int8(model, models, data, subjects, held_out, seed)
-    some = None if data is None else _some(_windows(bundles.load(bundles.resolve(model)), data, subjects), seed)
+        return _int8(model, models, bundle, data, subjects, held_out, seed)
+    some = None
+    if data:
+        one = (
+            len(data) == 1 and "=" not in data[0] and Path(data[0]).exists()
+        )  # whatever its labels are: none is looked at
+        folders = [Path(data[0])] if one else list(located(bundle.manifest, data).values())
+        some = _some(np.concatenate([_windows(bundle, folder, subjects) for folder in folders]), seed)
     path, found = convert(model, models, windows=some, seed=seed)
     kind = "synthetic" if some is None else "recorded"
     return f"{found.windows} {kind} windows, {_said(found)}\nwritten to {path}"
 
 
-def _int8(model: Path, models: Path, data: Path | None, subjects: str, held_out: str | None, seed: int) -> str:
-    if data is None:
+def _int8(
+    model: Path, models: Path, bundle: Bundle, data: Sequence[str], subjects: str, held_out: str | None, seed: int
+) -> str:
+    if not data:
         raise PrecisionError("int8 needs --data: ranges of activations and accuracy are measured on real windows")
-    bundle = bundles.load(bundles.resolve(model))
-    spec = bundle.manifest.input
-    if spec.media is not None or (spec.parts and not data.is_dir()):
-        ranges, judged = _files(bundle, data, seed)
-    elif held_out is None:
-        raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
-    elif spec.parts:
-        ranges = _windows(bundle, data, subjects, but=held_out)
-        judged = together(bundle.manifest, bundle.file, data, held_out)
+    found, spec = located(bundle.manifest, data), bundle.manifest.input
+    if spec.media is None and (not spec.parts or all(path.is_dir() for path in found.values())):
+        if held_out is None:
+            raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
+        judged, _ = judges(bundle.manifest, bundle.file, found, held_out, seed)
+        ranges = np.concatenate([_windows(bundle, path, subjects, but=held_out) for path in found.values()])
     else:
-        ranges, judged = _windows(bundle, data, subjects, but=held_out), recorded(bundle.manifest, data, held_out)
-    path, found, task = quantise(model, models, _some(ranges, seed), judged, seed=seed)
+        parts = {name: _files(bundle, name, path, seed) for name, path in found.items()}
+        judged = {name: labelled for name, (_, labelled) in parts.items()}
+        rows = [x for x, _ in parts.values()]  # texts of another length do not go into one array
+        ranges = np.concatenate([x for x in rows if x.shape[1:] == rows[0].shape[1:]])
+    path, agreement, tasks = quantise_outputs(model, models, _some(ranges, seed), judged, seed=seed)
+    told = [f"{f'{name}: ' if name else ''}{_worth(task)}" for name, task in tasks.items()]
+    return "\n".join((*told, f"{agreement.windows} recorded windows, {_said(agreement)}", f"written to {path}"))
+
+
+def _worth(task: Task) -> str:
     personal = ""
     if task.personal is not None and task.personal_int8 is not None:
         personal = f", personal heads {task.personal:.2%} → {task.personal_int8:.2%}"
-    return (
-        f"{task.people} people: shared head right {task.shared:.2%} → {task.shared_int8:.2%}{personal}\n"
-        f"{found.windows} recorded windows, {_said(found)}\nwritten to {path}"
-    )
+    if task.rmse:
+        return f"{task.people} people: shared head's RMSE {_numbers(task.rmse)} → {_numbers(task.rmse_int8)}"
+    return f"{task.people} people: shared head right {task.shared:.2%} → {task.shared_int8:.2%}{personal}"
 
 
 def _said(found: Agreement) -> str:
     kept = "heads decide alike: the feature space is kept" if found.same else "heads differ: a feature space of its own"
-    return (
-        f"{found.heads} heads: largest error {found.max_error:.1e} standard deviations, "
-        f"{found.decisions:.3%} of decisions the same; {kept}"
-    )
+    if not found.outputs:
+        decided = f"{found.decisions:.3%} of decisions the same; {kept}"
+    else:
+        decided = "; ".join(_said_of(name, said, kept=found.keeps(name)) for name, said in found.outputs.items())
+    return f"{found.heads} heads: largest error {found.max_error:.1e} standard deviations, {decided}"
+
+
+def _said_of(name: str, said: Answers, *, kept: bool) -> str:
+    how = f"{said.decisions:.3%} of decisions the same"
+    if said.change is not None:
+        how = f"values change by {said.change:.3%} of the shared head's usual error"
+    space = "its feature space is kept" if kept else "a feature space of its own"
+    return f"{f'{name}: ' if name else ''}{how}, {space}"
 
 
 def _some(x: np.ndarray, seed: int) -> np.ndarray:
@@ -90,22 +122,23 @@ def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) 
 
 def _packed(bundle: Bundle, data: Path, subjects: str, but: str | None) -> np.ndarray:
     """Rows of a fused bundle, of people who are not left out."""
-    spec = bundle.manifest.input
+    spec, manifest = bundle.manifest.input, bundle.manifest
     if not data.is_dir():
-        return together(bundle.manifest, bundle.file, data, subjects).x
+        return np.asarray(together(manifest, bundle.file, data, subjects).x)
     recordings = load_parts(data, spec, subjects)
     left = {rec.stem for own in load_parts(data, spec, but).values() for rec in own} if but is not None else set()
     kept = {name: [rec for rec in own if rec.stem not in left] for name, own in recordings.items()}
     if not all(kept.values()):
         raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
-    people, _ = pair(kept, {part.name: part for part in spec.parts}, bundle.manifest.labels)
+    people, _ = pair(kept, {part.name: part for part in spec.parts}, manifest.labels)
     return np.concatenate([person.packed(spec) for person in people])
 
 
-def _files(bundle: Bundle, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
-    """Rows of files or texts: those that give ranges, and those that judge."""
-    reads = together if bundle.manifest.input.parts else collected
-    found = reads(bundle.manifest, bundle.file, data, "*", seed=seed)
+def _files(bundle: Bundle, output: str, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
+    """Rows of files or texts: those that give ranges, and those that judge an output."""
+    manifest = bundle.manifest.of_output(output) if output else bundle.manifest
+    reads = together if manifest.input.parts else collected
+    found = reads(manifest, bundle.file, data, seed=seed)
     order = np.random.default_rng(seed).permutation(len(found.y))
     nth = np.zeros(len(found.y), np.int64)
     for c in np.unique(found.y):
@@ -113,3 +146,7 @@ def _files(bundle: Bundle, data: Path, seed: int) -> tuple[np.ndarray, Labelled]
         nth[own] = np.arange(len(own))
     judge = nth % JUDGED_SHARE == 0
     return found.x[~judge], Labelled(found.x[judge], found.y[judge], found.user[judge], found.repetition[judge])
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from exporters.bundle import Manifest
-from exporters.int8 import Labelled
-from exporters.precision import PrecisionError
+from exporters.gate import PrecisionError
+from exporters.worth import Labelled
 from models.data.collections import load_collection
 from models.data.media import MediaError, reader_of
 from models.data.paired import load_parts, pair
@@ -20,44 +20,78 @@ from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
 
 
+def located(manifest: Manifest, data: Sequence[str]) -> dict[str, Path]:
+    """Tell by output where its labelled data are: DIR for a model with one, whose name is empty, else OUTPUT=DIR each.
+
+    Raises:
+        PrecisionError: an output is not there or named twice, or none is named and there are several.
+    """
+    if not manifest.outputs:
+        if len(data) > 1:
+            raise PrecisionError(f"model {manifest.name} has one output: give --data once, not {len(data)} times")
+        return {"": Path(data[0])}
+    names = ", ".join(manifest.names)
+    found = dict[str, Path]()
+    for each in data:
+        name, mark, path = each.partition("=")
+        if not mark:
+            raise PrecisionError(
+                f"model {manifest.name} has the outputs {names}: say which one {each} is labelled for, as "
+                f"--data {manifest.names[0]}={each}"
+            )
+        if name not in manifest.names or name in found:
+            raise PrecisionError(f"--data {each}: {name!r} is not one of {names}, or is given twice")
+        found[name] = Path(path)
+    return found
+
+
 def judges(
-    manifest: Manifest, file: Callable[[str], bytes], data: Path, held_out: str, seed: int
-) -> tuple[Labelled, int | None]:
-    """People, or users of files and texts, whose names match globs; and how many of them the model was trained on.
+    manifest: Manifest, file: Callable[[str], bytes], data: Mapping[str, Path], held_out: str, seed: int
+) -> tuple[dict[str, Labelled], int | None]:
+    """By output, people, or users of files and texts, whose names match globs; and how many the model was trained on.
 
     The number is None where a run does not tell: of files and texts.
 
     Raises:
-        PrecisionError: the data hold nothing that the model could be judged on.
+        PrecisionError: the data hold nothing that an output could be judged on.
     """
-    if manifest.input.parts:
-        return together(manifest, file, data, held_out, seed=seed), None
-    if manifest.input.media is not None:
-        return collected(manifest, file, data, held_out, seed=seed), None
     seen = {subject["digest"] for subject in manifest.provenance.get("subjects", [])}
-    return recorded(manifest, data, held_out), sum(rec.digest in seen for rec in load_folder(data, held_out))
+    known: int | None = None
+    found = dict[str, Labelled]()
+    for name, path in data.items():
+        output = manifest.of_output(name) if name else manifest
+        if manifest.input.parts:
+            found[name] = together(output, file, path, held_out, seed=seed)
+        elif manifest.input.media is not None:
+            found[name] = collected(output, file, path, users=held_out, seed=seed)
+        else:
+            found[name] = recorded(output, path, held_out)
+            known = max(known or 0, sum(rec.digest in seen for rec in load_folder(path, held_out)))
+    return found, known
 
 
-def together(manifest: Manifest, file: Callable[[str], bytes], data: Path, subjects: str, *, seed: int = 0) -> Labelled:
+def together(
+    manifest: Manifest, file: Callable[[str], bytes], data: Path, users: str = "*", *, seed: int = 0
+) -> Labelled:
     """Rows of a fused model: of a folder with a folder of recordings a part, or of a table with a column a part.
 
     Raises:
         PrecisionError: the data have labels unknown to the model, or nobody matches.
     """
-    spec, labels = manifest.input, manifest.labels
+    spec, labels = manifest.input, _labels(manifest)
     if data.is_dir():
-        people, _ = pair(load_parts(data, spec, subjects), {part.name: part for part in spec.parts}, labels)
+        people, _ = pair(load_parts(data, spec, users), {part.name: part for part in spec.parts}, labels)
         rows = [(p.packed(spec), p.y, np.full(len(p), u), p.repetition) for u, p in enumerate(people)]
         return Labelled(*(np.concatenate(part) for part in zip(*rows, strict=True)))
     items = load_pairs(data, kinds_of(spec), seed)
     unknown = sorted(set(items.labels) - set(labels))
     if unknown:
         raise PrecisionError(f"{data} has labels that the model does not know: {', '.join(unknown)}")
-    globs = [glob.strip() for glob in subjects.split(",")]
+    globs = [glob.strip() for glob in users.split(",")]
     matched = [any(fnmatch.fnmatchcase(user, glob) for glob in globs) for user in items.users]
     chosen = np.flatnonzero(np.array(matched)[items.user]) if items.users else np.arange(len(items))
     if not len(chosen):
-        raise PrecisionError(f"no user in {data} matches {subjects!r}; there are {', '.join(items.users)}")
+        raise PrecisionError(f"no user in {data} matches {users!r}; there are {', '.join(items.users)}")
     y = np.array([labels.index(name) for name in items.labels])[items.y]
     x = items.packed(spec, file, chosen)
     return Labelled(x, y[chosen], items.user[chosen], items.repetition[chosen])
@@ -67,9 +101,9 @@ def recorded(manifest: Manifest, data: Path, subjects: str) -> Labelled:
     """Windows of recordings, those of labels that the model knows.
 
     Raises:
-        PrecisionError: there are none.
+        PrecisionError: there are none, or the output is of targets.
     """
-    spec, labels = manifest.input, manifest.labels
+    spec, labels = manifest.input, _labels(manifest)
     cut = WindowSpec(spec.window_shape[-1], spec.stride)
     parts = []
     for number, rec in enumerate(load_folder(data, subjects)):
@@ -93,7 +127,7 @@ def collected(
     Raises:
         PrecisionError: they are damaged or of another kind, have labels unknown to the model, or nobody matches.
     """
-    spec, labels = manifest.input, manifest.labels
+    spec, labels = manifest.input, _labels(manifest)
     collection = load_collection(data, seed)
     reader = reader_of(spec, file)
     if spec.media is None or reader is None or spec.media.kind != collection.kind:
@@ -122,3 +156,12 @@ def collected(
         raise
     y = np.array([labels.index(name) for name in collection.labels])[collection.y]
     return Labelled(x, y[chosen], collection.user[chosen], collection.repetition[chosen])
+
+
+def _labels(manifest: Manifest) -> tuple[str, ...]:
+    if manifest.targets:
+        raise PrecisionError(
+            f"output {manifest.output!r} is of targets, and these data hold labels: leave it out, it is judged by how "
+            "its values change"
+        )
+    return manifest.labels

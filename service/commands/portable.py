@@ -40,14 +40,13 @@ def import_user(url: str, model: str, user: str, file: Path, replace: bool) -> s
 
 
 def export_onnx(url: str, model: str, user: str, out: Path, version: str, task: str | None = None) -> str:
-    """Write a standalone model with a version of the user's head, of one of several outputs where there are some."""
+    """Write a standalone model with a version of the user's head; of several outputs all, or the one that is named."""
     with Client(url) as client:
         path, which = client.user_path(model, user), {} if task is None else {"task": task}
-        if version == "active":
-            version = str(client.request("GET", f"{path}/versions", params=which).json()["active"])
         content = client.request("GET", f"{path}/versions/{quote(version)}/onnx", params=which).content
     _write(out, content)
-    return f"head version {version}: {len(content):,} bytes written to {out}"
+    said = f"head version {version}" if version.isdecimal() else f"{version} head"
+    return f"{said}: {len(content):,} bytes written to {out}"
 
 
 def run_recalibration(

@@ -17,7 +17,13 @@ console = Console()
 
 
 def run_report(
-    run: Path, *, data: Path | None, evaluation: Path | None, out: Path | None, cache: Path | None = None
+    run: Path,
+    *,
+    data: Path | None,
+    evaluation: Path | None,
+    out: Path | None,
+    cache: Path | None = None,
+    task: str | None = None,
 ) -> None:
     """Write the page, beside the run's files unless `out` says where.
 
@@ -25,7 +31,9 @@ def run_report(
         ReportError: there is no finished run, the evaluation is not one or not of this run, or the data are
             not the run's.
     """
-    record = read_run(run)
+    record = read_run(run, task)
+    if record.tasks and (data is not None or evaluation is not None):
+        raise ReportError(f"{run} is a run of several tasks, whose page has its own figures only; leave --data away.")
     figures, belongs = None, ""
     if evaluation is not None:
         figures = read_evaluation(evaluation)

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from models.data.asked import asks
+from models.data.collections import CollectionError
+from models.data.further import Further, further
 from models.data.recordings import Recordings, load_folder
 from models.training import Run, TrainConfig, TrainingError, train
 from models.training.devices import Devices
+from models.training.further_tasks import learn_further, load_further
 from models.training.loggers import LOGGERS
 from models.training.runners import OnRay, Serial, Where
 from service.commands.configured import configured
 from service.commands.progress import stages
 from service.commands.tables import counted
+from service.commands.worth import worth
 
 console = Console()
+LABELS = "gesture"
+"""The array of recordings with their labels, which the network is trained on."""
 
 
 def run_training(
@@ -31,12 +38,18 @@ def run_training(
     resume: bool,
     seed: int,
     settings: Sequence[str],
+    tasks: Sequence[str],
     where: Where,
     command: str,
 ) -> None:
-    """Train on a folder of recordings and say what left-out people would get."""
+    """Train on a folder of recordings, fit further tasks on what was trained, and say what left-out people would get.
+
+    Raises:
+        CollectionError: a task is not in the recordings; before anything is trained.
+    """
     recordings = load_folder(data, subjects)
     console.print(f"{len(recordings)} people in {data}", highlight=False)
+    called, more = asked_of_recordings(data, recordings, tasks)
     run = train_on(
         recordings,
         out,
@@ -61,7 +74,31 @@ def run_training(
             f"{e.gain:+.1%} over generic, worst user {e.floor:.1%}",
             highlight=False,
         )
+    if more:
+        learn_further(run, recordings, more, called)
+        for learned in load_further(out)[2]:
+            for line in worth(learned):
+                console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written to {out}; next: headway export {out} --models bundles", highlight=False)
+
+
+def asked_of_recordings(
+    data: Path, recordings: Sequence[Recordings], tasks: Sequence[str]
+) -> tuple[str, tuple[Further, ...]]:
+    """What the output of the recordings' own labels is called, and the further tasks, read and checked.
+
+    Raises:
+        CollectionError: a task is not in the recordings.
+    """
+    asked = asks(tasks)
+    own = next((ask for ask in asked if ask.columns == (LABELS,)), None)
+    more = tuple(further(data, recordings, ask) for ask in asked if ask is not own)
+    called = own.name if own is not None else LABELS
+    if called in [task.name for task in more]:
+        raise CollectionError(
+            f"'{called}' is what the recordings' own labels are called; give the other task another name."
+        )
+    return called, more
 
 
 def train_on(

@@ -40,7 +40,8 @@ class BatchReport:
 class Result:
     """What a request gets: features `(n, d)`, its heads' scores if they were asked for, and durations in seconds.
 
-    `prediction_id` is set where the answer is remembered for a correction, `advised` where a calibration is advised.
+    `prediction_id` is set where the answer is remembered for a correction; `advised` names the outputs in which a
+    calibration is advised (the one of a model that has one has no name).
     """
 
     features: NDArray[np.float32]
@@ -49,7 +50,7 @@ class Result:
     inference: float
     heads: float
     prediction_id: str | None = None
-    advised: bool = False
+    advised: tuple[str, ...] = ()
 
 
 Done = Callable[[Result | Exception], None]

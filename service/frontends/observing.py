@@ -9,7 +9,7 @@ from typing import Any
 from service.frontends.channel import Channel, ChannelClosed
 from service.frontends.frontend import Frontend
 from service.personal.following import Following
-from service.personal.observations import observed_from
+from service.personal.observations import Output, observed_from
 
 
 class Observing:
@@ -33,8 +33,8 @@ class Observing:
     def _changed(self, added: list[tuple[str, str]], gone: list[tuple[str, str]]) -> None:
         self._tell("observe", {"added": added, "gone": gone})
 
-    def _advised(self, known: tuple[str, str], now: bool) -> None:
-        self._tell("advise", {"to": [known], "now": now})
+    def _advised(self, output: Output, now: bool) -> None:
+        self._tell("advise", {"to": [output], "now": now})
 
     def _tell(self, do: str, content: dict[str, Any]) -> None:
         for frontend in self._frontends():

@@ -198,7 +198,7 @@ class Worker:
 
     def _advise(self, content: dict[str, Any], fds: list[int]) -> None:
         """Learn whose answers advise a calibration, or do no more."""
-        known = {(model, user) for model, user in content["to"]}
+        known = {(model, user, output) for model, user, output in content["to"]}
         change = self._observations.advised.update if content["now"] else self._observations.advised.difference_update
         change(known)
 

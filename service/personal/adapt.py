@@ -17,6 +17,7 @@ from models.heads.head import Head
 from models.heads.unlabelled import Adaptation
 from service.errors import Unavailable, Unprocessable
 from service.loaded import LoadedModel
+from service.personal import targets
 from service.personal.calibrate import Calibrator
 from service.personal.data_changes import Enrolled
 from service.personal.records import NewVersion, Scope
@@ -74,12 +75,55 @@ class Adapter:
             if before is not None:
                 return before, True
             anchor = await self.calibrated(model, user)
-            features = model.taken((await model.scheduler.submit(request.x, None, bulk=True)).features)
-            result = await asyncio.to_thread(_fitted, anchor, features)
-            report = report_of(model, anchor, result, len(request.x), activate=request.activate != "never")
-            if request.dry_run:
-                return {**report, "version": None}, False
-            return await self.commit(model, user, anchor, result, report, request.digest, idempotency_key), False
+            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+            return await self._adapted(model, user, request, anchor, features, idempotency_key), False
+
+    async def run_each(self, model: LoadedModel, user: str, request: AdaptationRequest) -> dict[str, dict[str, Any]]:
+        """Adapt a user's heads in all outputs of a model by one forward, each under a guard of its own.
+
+        Returns:
+            Each output's report by its name; of one that cannot be adapted the outcome `refused`, and why.
+
+        Raises:
+            Conflict: as `run`; versions that were committed before stay, and the same call gives the same heads again.
+            Unprocessable: no output can be adapted.
+        """
+        async with self._calibrator.exclusively(model, user):
+            anchors, why = dict[str, CalibratedHead](), dict[str, str]()
+            for output in model.outputs:
+                try:
+                    targets.check_adaptable(output)
+                    anchors[output.output] = await self.calibrated(output, user)
+                except Unprocessable as e:
+                    why[output.output] = e.message
+            if not anchors:
+                told = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+                raise Unprocessable(f"no head of user {user!r} can be adapted. {told}")
+            features = (await model.scheduler.submit(request.x, None, bulk=True)).features
+            found = dict[str, dict[str, Any]]()
+            for output in model.outputs:
+                name = output.output
+                if name in anchors:
+                    found[name] = await self._adapted(output, user, request, anchors[name], features, None)
+                else:
+                    found[name] = {"outcome": "refused", "reason": why[name]}
+            return found
+
+    async def _adapted(
+        self,
+        model: LoadedModel,
+        user: str,
+        request: AdaptationRequest,
+        anchor: CalibratedHead,
+        features: NDArray[np.float32],
+        idempotency_key: str | None,
+    ) -> dict[str, Any]:
+        """Adapt to the graph's features, and commit unless that is not wanted."""
+        result = await asyncio.to_thread(_fitted, anchor, model.taken(features))
+        report = report_of(model, anchor, result, len(request.x), activate=request.activate != "never")
+        if request.dry_run:
+            return {**report, "version": None}
+        return await self.commit(model, user, anchor, result, report, request.digest, idempotency_key)
 
     async def commit(
         self,
@@ -173,6 +217,7 @@ def report_of(
         "origin": ORIGIN,
         "model": model.name,
         "model_version": str(model.version),
+        **({"task": model.output} if model.output else {}),
         "anchor": known.version,
         "outcome": outcome,
         "evidence": "unlabelled",

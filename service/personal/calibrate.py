@@ -208,8 +208,10 @@ async def _fitted(
         report["confidence"] = _confidence(confidence)
         stored_head = replace(stored_head, floors=confidence.floors)
         mixed = (1 - weight) * result.held.shared + weight * result.held.candidate
-        before = result.held.shared if result.held.previous is None else result.held.previous
-        report["recall"] = [asdict(r) for r in recalls(before, mixed, result.held.y, names)]
+        held = replace(result.held, candidate=mixed)
+        held = held.beside_previous() or replace(held, previous=None)
+        before = held.shared if held.previous is None else held.previous
+        report["recall"] = [asdict(r) for r in recalls(before, held.candidate, held.y, names)]
     return Fitted(
         stored_head,
         head is not None,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from exporters.bundle import Bundle
-from exporters.personal import standalone
+from exporters.personal import PlacedHead, standalone
 from models.heads.head import Head
 from service.loaded import LoadedModel
 from service.personal.imports import STATISTICS, rows_key
@@ -19,25 +19,60 @@ from service.personal.records import OWN_LABELS
 FORMAT = "headway-head-1"
 
 
-def onnx_model(bundle: Bundle, head: Head, version: int, digest: str) -> bytes:
-    """Return a bundle's graph with a head behind it; `version` 0 is the shared one."""
-    manifest = bundle.manifest
+class ExportedHead(NamedTuple):
+    """A head of an output, which version of its user it is (0: the shared one), and its digest."""
+
+    output: LoadedModel
+    head: Head
+    version: int
+    digest: str
+
+
+def onnx_model(whole: LoadedModel, heads: Sequence[ExportedHead]) -> bytes:
+    """Return a bundle's graph with a head behind it, or one of each of several outputs, the first output first.
+
+    Tensors are called as in `infer`: the first output's by plain names, those of others `NAME.tensor`. The properties
+    say of the first head what they say where it is alone; of several, `outputs` says it of each, as JSON.
+    """
+    manifest = whole.bundle.manifest
     told = {
         "model": manifest.name,
-        **({"output": manifest.output} if manifest.output else {}),
         "model_version": str(manifest.version),
-        "feature_space": manifest.feature_space,
-        "bundle_digest": bundle.digest,
-        "labels": json.dumps((*manifest.labels, *head.own), ensure_ascii=False),
-        "head": "personal" if version else "shared",
-        "head_version": str(version),
-        "head_digest": digest,
+        "bundle_digest": whole.bundle.digest,
         "preprocessing": manifest.preprocessing,
         "unit": manifest.input.unit,
         "sample_rate": f"{manifest.input.sample_rate:g}",
         "licence": manifest.licence,
     }
-    return standalone(bundle.backbone, head, told)
+    each = {found.output.output: _head_told(found) for found in heads}
+    first = next(iter(each.values()))
+    told |= {key: value if isinstance(value, str) else _json(value) for key, value in first.items()}
+    if len(each) > 1:
+        told["outputs"] = _json(each)
+    placed = [
+        PlacedHead(
+            found.head, "" if found is heads[0] else found.output.output, bool(found.output.targets), found.output.reads
+        )
+        for found in heads
+    ]
+    return standalone(whole.bundle.backbone, placed, told)
+
+
+def _head_told(found: ExportedHead) -> dict[str, Any]:
+    """What the properties say of a head."""
+    manifest, rows = found.output.bundle.manifest, rows_key(found.output.bundle.manifest)
+    return {
+        **({"output": found.output.output} if found.output.output else {}),
+        "feature_space": manifest.feature_space,
+        rows: (*manifest.head_rows, *found.head.own),
+        "head": "personal" if found.version else "shared",
+        "head_version": str(found.version),
+        "head_digest": found.digest,
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def weights_file(model: LoadedModel, head: Head, version: int, digest: str, statistics: bytes | None = None) -> bytes:

@@ -1,5 +1,7 @@
 """Heads that follow their users: causal adaptation beside the answers, for users whose `adapt` is not `off`.
 
+Of several outputs each has streams, heads and a guard of its own; those of targets follow nobody.
+
 Features of a user's answered rows wait in a bounded queue; a task here, the only writer, fits the adapted head anew
 every `EVERY` rows on a thread. With `on` it publishes a version at most every `PUBLISH_ROWS` rows and
 `PUBLISH_SECONDS`, and goes back to the calibrated one by itself when the guard says so; with `suggest` it only reports.
@@ -23,7 +25,7 @@ from service.loaded import LoadedModel
 from service.personal.acting import acting
 from service.personal.adapt import Adapter, CalibratedHead, report_of
 from service.personal.calibrate import Calibrator
-from service.personal.observations import Observations, Rows, Who
+from service.personal.observations import Observations, Output, Rows, Who
 from service.personal.records import NoSuchVersion, StoreError, UserChanged
 from service.personal.resolve import Resolver
 from service.personal.store import Store
@@ -74,7 +76,7 @@ class Following:
     Attributes:
         observations: what answers of this process leave to be learned from.
         changed: called with the models and users that are observed from now on, and those that are no more.
-        advised: called when a new calibration is advised to a user from now on, or no more.
+        advised: called when a new calibration of an output is advised to a user from now on, or no more.
     """
 
     def __init__(
@@ -84,13 +86,13 @@ class Following:
         calibrator: Calibrator,
         adapter: Adapter,
         models: Callable[[], Iterable[LoadedModel]],
-        observed: Callable[[float, str], None],
+        observed: Callable[[float, LoadedModel], None],
     ) -> None:
         self._store, self._resolver, self._calibrator, self._adapter = store, resolver, calibrator, adapter
         self._models, self._observed = models, observed
         self.observations = Observations(EVERY, self._ready)
         self.changed: Callable[[list[Known], list[Known]], None] = lambda added, gone: None
-        self.advised: Callable[[Known, bool], None] = lambda known, now: None
+        self.advised: Callable[[Output, bool], None] = lambda output, now: None
         self._modes: dict[Known, str] = {}
         self._followed: OrderedDict[Who, Followed] = OrderedDict()
         self._due: OrderedDict[Who, None] = OrderedDict()
@@ -149,15 +151,15 @@ class Following:
         for who in [w for w in self._followed if w[1] == user and model in (None, w[0].model)]:
             del self._followed[who]
         # Also of who was not seen lately, and so is in `_followed` no more.
-        for known in [k for k in self.observations.advised if k[1] == user and model in (None, k[0])]:
-            self._advise(known, False)
+        for output in [o for o in self.observations.advised if o[1] == user and model in (None, o[0])]:
+            self._advise(output, False)
 
-    def _advise(self, known: Known, now: bool) -> None:
+    def _advise(self, output: Output, now: bool) -> None:
         """Let answers say that a calibration is advised, or no more."""
         advised = self.observations.advised
-        if now != (known in advised):
-            (advised.add if now else advised.discard)(known)
-            self.advised(known, now)
+        if now != (output in advised):
+            (advised.add if now else advised.discard)(output)
+            self.advised(output, now)
 
     def state(self, who: Who) -> dict[str, Any] | None:
         """What is known of a user's stream; None for one who is not followed, or has not been seen lately."""
@@ -204,11 +206,11 @@ class Following:
     async def _learn(self, model: LoadedModel, who: Who, rows: Rows, mode: str) -> None:
         found = await self._current(model, who)
         await asyncio.to_thread(_observed, found, rows)
-        self._observed(found.drift, model.name)
+        self._observed(found.drift, model)
         adaptation = found.stream.adaptation
         if who not in self._followed:  # erased meanwhile, or not to be followed any more
             return
-        self._advise((model.name, who[1]), found.drift > ADVISED)
+        self._advise(_output(who), found.drift > ADVISED)
         if mode != "on" or adaptation is None or found.declined:
             return
         waited = found.rows - found.published_at >= PUBLISH_ROWS and time.monotonic() - found.at >= PUBLISH_SECONDS
@@ -228,7 +230,7 @@ class Following:
                 found.known, found.declined = known, found.declined or left
             else:
                 found = Followed(known, Stream(known.anchor, EVERY))
-                self._advise((scope.model, user), False)
+                self._advise(_output(who), False)
         if (scope.model, user) not in self._modes:  # erased meanwhile, or not to be followed any more
             raise UserChanged
         self._followed[who] = found
@@ -264,6 +266,11 @@ class Following:
             pointers = await self._store.activate(scope, user, found.known.version)
             self._resolver.point(scope, user, pointers.active)
             found.known = await self._adapter.calibrated(model, user)
+
+
+def _output(who: Who) -> Output:
+    scope, user = who
+    return scope.model, user, scope.output
 
 
 def _observed(found: Followed, rows: Rows) -> None:

@@ -92,6 +92,11 @@ async def gather(
     _, previous = await store.active(model.scope, user)
     if previous is not None:
         previous = previous.widened(prior.known + len(own))
+        if not updates and (known := await _fitted_before(store, model, user, windows)):
+            warnings.append(
+                f"the active head was fitted on {known} of these repetitions and looks better on them than it is; "
+                "mode 'update' counts them once and does not compare on them"
+            )
     kept = None
     if seen.settings.keeps("features") and earlier is None and (held is not None or not base):
         kept = await asyncio.to_thread(_after, held, windows, prior.classes, prior.personal)
@@ -136,6 +141,18 @@ async def base_of(
         return held, found.base, []
     except ValueError as e:
         raise Unavailable(f"the statistics of user {user!r} are damaged: calibrate with mode 'replace' ({e})") from e
+
+
+async def _fitted_before(store: Store, model: LoadedModel, user: str, windows: Kept) -> int:
+    """Count the repetitions that the statistics behind the active head hold already."""
+    blob, found = await store.statistics(model.scope, user)
+    if found is None or blob is None or not len(windows):
+        return 0
+    try:
+        held = statistics.from_bytes(blob)
+        return len(repeated(held, windows.statistics(model.prior.classes, model.prior.personal)))
+    except ValueError:  # damaged: 'replace' is the way out of that
+        return 0
 
 
 def _after(held: Kept | None, new: Kept, classes: int, personal: int) -> Kept:

@@ -17,6 +17,8 @@ from service.personal.resolved import ResolvedHead
 
 Rows = NDArray[np.float32]
 Who = tuple[Scope, str]
+Output = tuple[str, str, str]
+"""A model, a user, and which output of the model (`Scope.output`)."""
 
 ROWS_KEPT = 512
 """Rows of one user that wait at most."""
@@ -46,7 +48,7 @@ class Observations:
 
     Attributes:
         wanted: models and users that are observed; while it is empty nothing is.
-        advised: of these, to whom a new calibration is advised: their answers say so.
+        advised: of these, to whom a new calibration of an output is advised: their answers say so.
         dropped: rows that were.
         nbytes: of rows that wait.
         ready: called when a user has `enough` rows.
@@ -54,7 +56,7 @@ class Observations:
 
     def __init__(self, enough: int, ready: Callable[[Who], None]) -> None:
         self.wanted: set[tuple[str, str]] = set()
-        self.advised: set[tuple[str, str]] = set()
+        self.advised: set[Output] = set()
         self.dropped = 0
         self.enough, self.ready = enough, ready
         self._rows: OrderedDict[Who, deque[Rows]] = OrderedDict()
@@ -74,6 +76,12 @@ class Observations:
                 own = [i for i, (u, h) in enumerate(zip(users, heads, strict=True)) if u == user and h.version]
                 if own:
                     self.put((model.scope, user), features[own])
+
+    def advised_to(self, model: LoadedModel, user: str | None) -> tuple[str, ...]:
+        """Name the outputs of a model in which a new calibration is advised to a user."""
+        if user is None:
+            return ()
+        return tuple(o.output for o in model.each if (model.name, user, o.scope.output) in self.advised)
 
     def put(self, who: Who, features: Rows) -> None:
         """Queue rows of one user."""

@@ -1,9 +1,12 @@
 """A user of a model with several outputs as one file: a zip of what `userfile` writes of each output, under its name.
 
 ```
-outputs.json                                  format, user, model, and the digest of each output's index
+outputs.json                                  format, user, model, and the digest of each part's index
 angles/user.json, angles/versions/000001/…    of those outputs in which the user is known
+gesture@1/user.json, …                        of the feature space that version 1 of the model has an output in
 ```
+
+A part with a version is of a feature space that the version exported has no more: heads of users who are not moved yet.
 """
 
 from __future__ import annotations
@@ -21,23 +24,27 @@ from service.personal.userfile import UserFile
 FORMAT = "headway-user-outputs-1"
 INDEX = "outputs.json"
 
-Name = Annotated[str, Field(pattern=OUTPUT_PATTERN)]
+MARK = "@"
+"""Stands between an output and the version of a model."""
+MOST_PARTS = 64 * MOST_OUTPUTS
+
+Name = Annotated[str, Field(pattern=OUTPUT_PATTERN[:-1] + rf"({MARK}[0-9]{{1,18}})?$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Index(BaseModel):
-    """Which outputs a file holds."""
+    """Which parts a file holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = FORMAT
     user: str = Field(min_length=1, max_length=256)
     model: str
-    outputs: dict[Name, Digest] = Field(min_length=1, max_length=MOST_OUTPUTS)
+    outputs: dict[Name, Digest] = Field(min_length=1, max_length=MOST_PARTS)
 
 
 def write(user: str, model: str, files: Mapping[str, UserFile]) -> bytes:
-    """Write the files of a user's outputs into one; the same user gives the same bytes."""
+    """Write the files of a user's outputs, by the names of the parts, into one; the same user gives the same bytes."""
     parts = {name: userfile.entries(file) for name, file in files.items()}
     digests = {name: userfile.digest(part[userfile.INDEX]) for name, part in parts.items()}
     index = Index(user=user, model=model, outputs=digests)
@@ -48,7 +55,7 @@ def write(user: str, model: str, files: Mapping[str, UserFile]) -> bytes:
 
 
 def read(body: bytes) -> dict[str, UserFile]:
-    """Read and verify the file of each output.
+    """Read and verify the file of each part, by its name.
 
     Raises:
         InvalidRequest: not such a file.

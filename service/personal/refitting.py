@@ -58,6 +58,7 @@ class Refitted:
         return {
             "model": model.name,
             "model_version": str(model.version),
+            **({"task": model.output} if model.output else {}),
             "origin": "recalibration",
             "by": self.by,
             "from": {"feature_space": source.feature_space.rpartition("-")[0], "version": before.version},

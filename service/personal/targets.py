@@ -118,14 +118,14 @@ def shown(score: RegressionScore, targets: tuple[str, ...]) -> dict[str, Any]:
 def check_settings(model: LoadedModel, chosen: Mapping[str, Any]) -> None:
     """Refuse settings of a user that a regression does not offer.
 
-    Settings are of a user of a model, of whose several outputs the first is the one that may follow its user.
+    Settings are of a user of a model: of several outputs one with labels is enough to offer them.
 
     Raises:
         Unprocessable: windows are to be kept, or the head is to follow its user without labels.
     """
-    if not model.targets:
+    if not all(output.targets for output in model.each):
         return
-    if all(output.targets for output in model.each) and chosen.get("retention") in ("features", "inputs"):
+    if chosen.get("retention") in ("features", "inputs"):
         raise Unprocessable(
             f"model {model.name!r} is a regression and keeps no windows: retention is none or statistics, "
             f"not {chosen['retention']}"
@@ -134,4 +134,17 @@ def check_settings(model: LoadedModel, chosen: Mapping[str, Any]) -> None:
         raise Unprocessable(
             f"model {model.name!r} is a regression, whose heads are not adapted without labels: adapt is off, "
             f"not {chosen['adapt']}"
+        )
+
+
+def check_adaptable(model: LoadedModel) -> None:
+    """Refuse to adapt a regression to windows without labels (docs/adaptation.md says why).
+
+    Raises:
+        Unprocessable: it is one.
+    """
+    if model.targets:
+        raise Unprocessable(
+            f"model {model.called} is a regression of {', '.join(model.targets)}: windows without targets do not tell "
+            "a sensor that moved from values that did, so its heads are not adapted; calibrate with targets"
         )

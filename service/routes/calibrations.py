@@ -46,7 +46,7 @@ async def calibrate(
     report, again = await own.calibrator.run(model, user, decoded, idempotency_key)
     headers = {"Idempotent-Replay": "true"} if again else {}
     if not again:
-        own.metrics.calibrations.labels(model.name, report["outcome"]).inc()
+        own.metrics.calibrations.labels(model.name, model.output, report["outcome"]).inc()
         for stage, milliseconds in report["timings_ms"].items():
             own.metrics.calibration_duration.labels(stage).observe(milliseconds / 1e3)
     return json_response(report, 201, headers)

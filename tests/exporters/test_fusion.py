@@ -10,8 +10,9 @@ from exporters import bundle as bundles
 from exporters.bridge import Rows, bridge
 from exporters.export import ExportError, onnx_forward
 from exporters.fusion import Member
+from exporters.gate import PrecisionError
 from exporters.parity import ParityError
-from exporters.precision import PrecisionError, convert
+from exporters.precision import convert
 from models.data.parts import pack
 from models.heads.head import softmax
 from tests import tiny_fused

@@ -8,9 +8,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporters import bundle as bundles
-from exporters.int8 import Labelled, quantise
-from exporters.precision import PrecisionError, features
+from exporters.gate import PrecisionError
+from exporters.int8 import quantise
+from exporters.precision import features
 from exporters.quantiser import Quantiser
+from exporters.worth import Labelled
 from models.heads.calibration import shared_head
 from service.app import create_app
 from service.config import Settings
@@ -166,7 +168,7 @@ def test_a_variant_that_is_wrong_too_often_is_refused_with_numbers(tmp_path):
     loud = windows()
     loud[0] *= 1e4
     with pytest.raises(
-        PrecisionError, match=r"1% may be lost: 6 layers in 8 bits: accuracy falls by \d.*4 of 6 layers"
+        PrecisionError, match=r"6 layers in 8 bits: accuracy falls by \d\S*%, 1% is allowed.*4 of 6 layers"
     ):
         quantise(fp32, tmp_path, loud, judged(fp32))
     assert bundles.versions(tmp_path / "conv") == [1]

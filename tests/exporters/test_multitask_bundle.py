@@ -11,7 +11,6 @@ from exporters import bundle as bundles
 from exporters.bundle import BundleError, Manifest
 from exporters.bundle_outputs import check_ranges
 from exporters.classification import fit_classification
-from exporters.precision import convert
 from exporters.regression import Population
 from exporters.tasks import Task, add_task, columns
 from models.heads.calibration import calibrate
@@ -186,11 +185,6 @@ def test_ranges_are_columns():
     assert columns(z, ((0, 1), (3, 5))).tolist() == [[0, 3, 4], [5, 8, 9]]
     assert columns(z, ()) is z
     check_ranges(((0, 2), (2, 5)), 5)
-
-
-def test_variants_are_made_of_one_output(folder, tmp_path):
-    with pytest.raises(BundleError, match=r"the outputs gesture, angles; variants are made of bundles with one"):
-        convert(folder, tmp_path / "converted")
 
 
 def test_a_classification_is_fitted_without_torch(tmp_path, rng):

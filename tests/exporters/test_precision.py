@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec
-from exporters.precision import PrecisionError, compare, convert, drawn_heads, features, synthetic_windows
+from exporters.gate import JudgedOutput, PrecisionError, compare, drawn_heads
+from exporters.precision import convert, features, synthetic_windows
 from service.app import create_app
 from service.config import Settings
 from service.engine.runtime import Runtime
@@ -108,7 +109,7 @@ def test_what_is_not_fp32_or_too_little_is_refused(fp32, tmp_path):
 
 def test_the_gate_sees_one_row_that_differs(rng):
     z = rng.standard_normal((500, DIM)).astype(np.float32)
-    heads = drawn_heads(tiny_prior(), 4, rng)
+    heads = [JudgedOutput("", tiny_prior(), (), drawn_heads(tiny_prior(), 4, rng))]
     assert compare(z, z, heads).same
     swapped = z.copy()
     swapped[7] = -5 * z[7]

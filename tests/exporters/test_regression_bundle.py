@@ -43,8 +43,15 @@ def test_one_kind_of_prior_is_not_taken_for_the_other(folder, tmp_path):
     labels = write_tiny_bundle(tmp_path)
     with pytest.raises(BundleError, match="is a classification"):
         _ = bundles.load(labels).regression
-    with pytest.raises(BundleError, match="is a regression"):
-        convert(folder, tmp_path / "converted", windows=population().windows)
+
+
+def test_a_variant_of_a_regression_says_the_same(folder, tmp_path):
+    path, found = convert(folder, tmp_path / "converted", windows=population().windows)
+    made = bundles.load(path)
+    assert (made.manifest.precision, made.manifest.task) == ("fp16", "regression")
+    assert 0 < found.outputs[""].change < 0.01
+    assert made.manifest.feature_space == bundles.load(folder).manifest.feature_space
+    assert "| values | values within 0." in (path / bundles.CARD).read_text()
 
 
 @pytest.mark.parametrize(

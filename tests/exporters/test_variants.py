@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec, Padding
 from exporters.export import Draft, ExportError, draft_of
-from exporters.int8 import Accuracy
 from exporters.latency import FEWEST_ROUNDS, WARM_UP, Latency, Timing, measure
 from exporters.session import SessionError, opened
 from exporters.variants import Bound, Variant, choose, export_within
+from exporters.worth import Accuracy
 from models.data.collections import load_collection
 from models.heads import prior as priors
 from models.training.linear_probe import LinearProbeConfig, train_probe
@@ -291,7 +291,9 @@ def test_data_that_cannot_judge(pictures, tmp_path):
         (pictures / "data", "ann", "no user in .* matches 'ann'"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            run_export_within(draft, tmp_path / "models", Bound(1e4), data=data, held_out=held_out, console=Console())
+            run_export_within(
+                draft, tmp_path / "models", Bound(1e4), data=[str(data)], held_out=held_out, console=Console()
+            )
     with pytest.raises(SessionError, match="device 'tpu' cannot be used"):
         export_within(draft, tmp_path / "models", Bound(1e4, device="tpu"))
     assert not (tmp_path / "models").exists()

@@ -119,8 +119,9 @@ async def test_every_row_is_answered_by_the_head_its_user_had(service, rng):
         stats = (await clients[0].get(f"{BASE}/stats")).json()["model_stats"][0]
         assert stats["inference_count"] == sum(counts[:8]) > 200
         metrics = (await clients[0].get(service.metrics_url)).text
+    labels = '{model="tiny",task=""} '
     hits, misses = (
-        float(metrics.split(f'headway_head_cache_{w}_total{{model="tiny"}} ')[1].split()[0]) for w in ("hits", "misses")
+        float(metrics.split(f"headway_head_cache_{w}_total{labels}")[1].split()[0]) for w in ("hits", "misses")
     )
     assert hits > 0
     assert misses > 0

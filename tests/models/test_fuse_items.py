@@ -227,7 +227,7 @@ def test_tables_that_cannot_be_read_say_why(tmp_path, rows, said):
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_what_was_fused_is_converted_on_a_table(pooled, more, tmp_path, precision):
     table, path = more, pooled[2]
-    told = run_conversion(path, tmp_path, precision=precision, data=table, subjects="*", held_out=None, seed=0)
+    told = run_conversion(path, tmp_path, precision=precision, data=[str(table)], subjects="*", held_out=None, seed=0)
     assert "written to" in told
     original, made = bundles.load(path), bundles.load(tmp_path / "three" / "2")
     assert made.manifest.precision == precision

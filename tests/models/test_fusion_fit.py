@@ -262,7 +262,7 @@ def test_what_a_fused_bundle_cannot_be_evaluated_on_is_said(work, strangers, pro
 
 def test_a_fused_bundle_is_converted_on_recordings(work, strangers, tmp_path):
     told = run_conversion(
-        strangers[1].path, tmp_path, precision="fp16", data=strangers[0], subjects="*", held_out=None, seed=0
+        strangers[1].path, tmp_path, precision="fp16", data=[str(strangers[0])], subjects="*", held_out=None, seed=0
     )
     assert "recorded windows" in told
     assert bundles.load(tmp_path / "both" / "2").manifest.precision == "fp16"

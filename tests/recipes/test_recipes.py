@@ -154,7 +154,7 @@ def test_full_changes_everything_from_the_first_step(small, pictures, tmp_path, 
 
 
 def test_scratch_starts_from_random_weights_of_the_seed_not_from_the_pre_trained_ones(small):
-    from models.training.fine_tuning import starting_encoder
+    from models.training.starting import starting_encoder
 
     pretrained = create_encoder(small("scratch").backbone).state_dict()
     first, again = (starting_encoder(small("scratch")).state_dict() for _ in range(2))
@@ -392,12 +392,12 @@ def test_classes_are_drawn_equally_often_where_asked(small, tmp_path, balance, w
 
 
 def test_figures_and_record_are_of_networks_that_had_not_seen_what_they_judge(small, people, tmp_path, monkeypatch):
-    from models.training import fine_tuning
+    from models.training import fine_tuning, networks
 
     outcomes, heads = [], []
-    real_fit, real_top = fine_tuning.fit_job, fine_tuning.fit_top
+    real_fit, real_top = networks.fit_job, fine_tuning.fit_top
     monkeypatch.setattr(
-        fine_tuning, "fit_job", lambda job, tick: outcomes.append((job, real_fit(job, tick))) or outcomes[-1][1]
+        networks, "fit_job", lambda job, tick: outcomes.append((job, real_fit(job, tick))) or outcomes[-1][1]
     )
     monkeypatch.setattr(fine_tuning, "fit_top", lambda *args: heads.append(args[-1]) or real_top(*args))
     fine_tune(people, small("lp-ft"), tmp_path / "run")

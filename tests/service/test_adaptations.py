@@ -147,7 +147,7 @@ async def test_it_is_audited_and_counted(settings, rng):
         await calibrate(client, rng)
         await adapt(client, unlabelled(rng))
         text = (await client.get("/metrics")).text
-        assert 'headway_adaptations_total{model="tiny",outcome="promoted"} 1.0' in text
+        assert 'headway_adaptations_total{model="tiny",outcome="promoted",task=""} 1.0' in text
         assert await accuracy(client, rng, "ana", MOVED) > 0.9
 
 

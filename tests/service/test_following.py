@@ -234,7 +234,7 @@ async def suggested(client, rng, offset=MOVED):
 async def test_advice_is_forgotten_with_who_is_followed_no_more(served, rng):
     own, client = served
     await suggested(client, rng, OFFSET * 20)
-    assert ("tiny", "ana") in own.following.observations.advised
+    assert ("tiny", "ana", "") in own.following.observations.advised
     own.following._followed.clear()  # made room for others
     assert (await client.delete(URL)).status_code == 200
     assert not own.following.observations.advised

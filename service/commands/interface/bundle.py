@@ -1,4 +1,4 @@
-"""`headway bundle`: what is in a folder of bundles, and variants of it."""
+"""`headway bundle`: what is in a folder of bundles, variants of one, and an output added to one."""
 
 from __future__ import annotations
 
@@ -54,8 +54,12 @@ def bundle_convert(
     models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write the variant into.")],
     precision: Annotated[str, typer.Option(help="fp16 or int8.")] = "fp16",
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Recordings, files or texts to measure on; fp16 can do with synthetic windows."),
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="Recordings, files or texts to measure on; fp16 can do with synthetic windows. Of several outputs "
+            "OUTPUT=DIR: what each is labelled for.",
+        ),
     ] = None,
     subjects: Subjects = "*",
     held_out: Annotated[
@@ -69,8 +73,45 @@ def bundle_convert(
     from service.commands.conversion import run_conversion
 
     console.print(
-        run_conversion(path, models, precision=precision, data=data, subjects=subjects, held_out=held_out, seed=seed),
+        run_conversion(
+            path, models, precision=precision, data=data or (), subjects=subjects, held_out=held_out, seed=seed
+        ),
         highlight=False,
+    )
+
+
+@app.command("add-task")
+def bundle_add_task(
+    path: Annotated[Path, typer.Argument(help="Bundle: DIR/NAME or DIR/NAME/VERSION.")],
+    data: Annotated[Path, typer.Option("--data", help="Table of files or texts, or recordings, with the answers.")],
+    task: Annotated[
+        str, typer.Option("--task", metavar="NAME=COLUMN", help="The output, by its column, or array of recordings.")
+    ],
+    called: Annotated[
+        str, typer.Option("--called", help="Name of the present output of a bundle that has one, without a name yet.")
+    ] = "",
+    models: Annotated[
+        Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of the bundle.")
+    ] = None,
+    user_labels: Annotated[
+        int, typer.Option(min=0, max=256, help="Labels of their own that a user may add; 0: a closed set.")
+    ] = 0,
+    subjects: Subjects = "*",
+    seed: Seed = 0,
+) -> None:
+    """Add an output to a bundle: heads on its features as they are; users' heads in the others stay valid."""
+    from service.commands.adding import run_add_task
+
+    run_add_task(
+        path,
+        data,
+        task,
+        called=called,
+        models=models,
+        user_labels=user_labels,
+        subjects=subjects,
+        seed=seed,
+        console=console,
     )
 
 

@@ -49,6 +49,15 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the recipe, as dropout=0.2 (docs/recipes.md)."),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME=COLUMN",
+            help="An output to learn, by the table's column (recordings: array) of its labels or numbers; again for "
+            "each. NAME=A,B for several targets; :classification or :regression behind it where both would do.",
+        ),
+    ] = None,
     devices: Annotated[
         int, typer.Option(min=1, help="Processes that share every batch of a network, each with a device of its own.")
     ] = 1,
@@ -65,7 +74,9 @@ def train(
 ) -> None:
     """Train a backbone and its prior on recordings; or fine-tune a pre-trained one on images, texts, sounds.
 
-    For the latter --data is FOLDER/<label>/*, FOLDER/<user>/<label>/*, or a table with columns text and label.
+    For the latter --data is FOLDER/<label>/*, FOLDER/<user>/<label>/*, or a table with columns text and label. With
+    --task it is a table with a column text, or file, and a column for each task, whose cells may be empty. Further
+    tasks of recordings are arrays beside their labels (docs/recordings.md).
     """
     from service.commands.probing import media_recipes, run_probe
     from service.commands.training import run_training, where_of
@@ -82,6 +93,7 @@ def train(
             cache=cache,
             steps=steps,
             settings=settings or (),
+            tasks=task or (),
             resume=resume,
             seed=seed,
             where=where,
@@ -101,6 +113,7 @@ def train(
         resume=resume,
         seed=seed,
         settings=settings or (),
+        tasks=task or (),
         where=where,
         command=command_line(),
     )
@@ -147,8 +160,12 @@ def export(
     batch: Annotated[int, typer.Option(min=1, max=4096, help="With --latency-ms: rows of the call it holds for.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="With --latency-ms: of a call; 0: as many as cores.")] = 1,
     judging: Annotated[
-        Path | None,
-        typer.Option("--data", help="With --latency-ms: recordings, files or texts that the variants are judged on."),
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="With --latency-ms: recordings, files or texts that the variants are judged on; of several outputs "
+            "OUTPUT=DIR for each.",
+        ),
     ] = None,
     held_out: Annotated[
         str, typer.Option(help="With --data: globs of the people who judge, best ones not trained on.")
@@ -157,7 +174,7 @@ def export(
     """Export a run to an ONNX bundle, through the parity gate; with --latency-ms the variant that is fast enough."""
     from exporters.export import draft_of
 
-    if latency_ms is None and (judging is not None or held_out != "*"):
+    if latency_ms is None and (judging or held_out != "*"):
         raise typer.BadParameter("--data and --held-out judge variants: give --latency-ms too")
     draft = draft_of(
         run,
@@ -175,7 +192,7 @@ def export(
         from service.commands.exporting import run_export_within
 
         bound = Bound(latency_ms, device, batch, threads)
-        path = run_export_within(draft, models, bound, data=judging, held_out=held_out, console=console)
+        path = run_export_within(draft, models, bound, data=judging or (), held_out=held_out, console=console)
     parity = draft.manifest.parity
     console.print(
         f"parity on {parity['windows']} real windows, batches {parity['batches']}: "
@@ -188,7 +205,10 @@ def export(
 def bridge(
     old: Annotated[Path, typer.Option("--from", help="Bundle whose users move: DIR/NAME or DIR/NAME/VERSION.")],
     new: Annotated[Path, typer.Option("--to", help="Bundle they move to; the next version of it gets the bridge.")],
-    data: DataDir,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", help="Folder of recordings; of several outputs OUTPUT=DIR, for each that is to move."),
+    ],
     models: Annotated[
         Path | None, typer.Option("--models", help="Folder of bundles to write into; by default that of --to.")
     ] = None,
@@ -273,8 +293,9 @@ def report(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of features kept by `headway train --cache`, of images, texts, sounds.")
     ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Of a run of several tasks, the one to write of.")] = None,
 ) -> None:
     """Write one HTML page about a run: curves, accuracy by labelled windows, users, confusion, map, timings."""
     from service.commands.report import run_report
 
-    run_report(run, data=data, evaluation=evaluation, out=out, cache=cache)
+    run_report(run, data=data, evaluation=evaluation, out=out, cache=cache, task=task)

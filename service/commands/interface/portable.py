@@ -47,11 +47,13 @@ def user_onnx(
     model: ModelName,
     user: User,
     out: Annotated[Path, typer.Option("--out", help="File to write (.onnx).")],
-    version: Annotated[str, typer.Option(help="Version of the user's head; by default the active one.")] = "active",
+    version: Annotated[
+        str, typer.Option(help="Version of the user's head, or shared; by default the active one, of every output.")
+    ] = "active",
     task: TaskName = None,
     url: Url = URL,
 ) -> None:
-    """Write a standalone ONNX model with the user's head: raw input to probabilities."""
+    """Write a standalone ONNX model with the user's head: raw input to probabilities, or to values."""
     from service.commands.portable import export_onnx
 
     console.print(export_onnx(url, model, user, out, version, task), highlight=False)
