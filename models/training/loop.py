@@ -124,6 +124,7 @@ class _Fit:
         self.recent: list[float] = []  # empty at every checkpoint
         self.optimiser: torch.optim.Optimizer | None = None
         self._resumed = self._restored()
+        self._agreed()
         self._build(max(self.step - 1, 0), self._resumed)
         self.average = self._resumed["average"] if self._resumed else (self._learned() if loop.ema else {})
 
@@ -255,6 +256,16 @@ class _Fit:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(f"The checkpoint {self.checkpoint} cannot be resumed from: {error}") from error
         return state
+
+    def _agreed(self) -> None:
+        """Raise `TrainingError` where processes begin at different steps, which would wait for each other for ever."""
+        if self.fabric.world_size > 1:
+            steps = self.fabric.all_gather(torch.tensor(self.step))
+            assert isinstance(steps, Tensor)
+            if len(steps.unique()) > 1:
+                raise TrainingError(
+                    f"Not all nodes see the same checkpoint {self.checkpoint}: they must share the run's folder."
+                )
 
     def _load_optimiser(self, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         try:
