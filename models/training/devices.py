@@ -1,4 +1,4 @@
-"""Where and how a loop runs: Lightning Fabric with our checkpoints, on one process or several, of one machine or more."""
+"""Where and how a loop runs: Lightning Fabric with our checkpoints, on one process or several, of a machine or more."""
 
 import pickle
 import tempfile
@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.strategy import Strategy
 from pydantic import BaseModel, ConfigDict, Field
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from models.training.checkpoint import SafetensorsIO
 from models.training.config import TrainingError
@@ -58,6 +58,8 @@ class Devices(BaseModel):
         if self.accelerator == "cuda" and found < self.count:
             there = f"{found} of them" if found else "none that torch can use"
             raise TrainingError(f"{self.count} CUDA devices are asked for, and this machine has {there}.")
+        if self.accelerator == "cpu" and self.precision == "16-mixed":
+            raise TrainingError("A precision of 16-mixed needs --accelerator cuda; on a CPU bf16-mixed can be had.")
 
 
 def fabric_on(devices: Devices, loggers: Any = None) -> Fabric:

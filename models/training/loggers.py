@@ -1,6 +1,6 @@
 """Logs of training for tools that draw them: CSV files, TensorBoard, MLflow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from models.training.config import TrainingError
 
-__all__ = ["LOGGERS", "MLflowLogger", "check_loggers", "loggers_of", "store_in"]
+__all__ = ["LOGGERS", "MLflowLogger", "check_loggers", "log_figures", "loggers_of", "store_in"]
 
 LOGGERS = ("csv", "tensorboard", "mlflow")
 
@@ -92,3 +92,18 @@ def loggers_of(kinds: Sequence[str], folder: Path, name: str) -> list[Logger]:
         "mlflow": lambda: MLflowLogger(folder / "mlflow", plain),
     }
     return [made[kind]() for kind in kinds]
+
+
+def log_figures(kinds: Sequence[str], folder: Path, name: str, evaluation: Mapping[str, Any]) -> None:
+    """Log the figures of a run that has no curves, at step 0: of the shared head, and of personal heads by shots."""
+    zero = evaluation["zero_shot"]
+    if "rmse" in zero:
+        figures = {f"{name}/{key}_{target}": v for key in ("rmse", "worst_rmse") for target, v in zero[key].items()}
+    else:
+        figures = {f"{name}/shared": zero["mean"], f"{name}/shared_worst": zero["worst"]}
+    for row in evaluation.get("personal", ()):
+        shots = f"{row['windows']}_windows_{row['repetitions']}_repetitions"
+        figures |= {f"{name}/personal_{shots}": row["personal"], f"{name}/gain_{shots}": row["gain"]}
+    for logger in loggers_of(kinds, folder, name):
+        logger.log_metrics(figures, 0)
+        logger.finalize("success")

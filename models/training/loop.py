@@ -262,7 +262,7 @@ class _Fit:
         if self.fabric.world_size > 1:
             steps = self.fabric.all_gather(torch.tensor(self.step))
             assert isinstance(steps, Tensor)
-            if len(steps.unique()) > 1:
+            if bool((steps != self.step).any()):
                 raise TrainingError(
                     f"Not all nodes see the same checkpoint {self.checkpoint}: they must share the run's folder."
                 )

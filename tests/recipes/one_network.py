@@ -20,7 +20,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class SmallJob:
-    """A linear layer to fit; where there is a folder `told`, each process says who it is at step 7, and stands still."""
+    """A linear layer to fit; with a folder `told` each process says who it is at step 7, and stands still."""
 
     name: str
     checkpoint: Path
