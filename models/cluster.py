@@ -49,7 +49,7 @@ class OnRay:
         self._ray, self._cpus, self._gpus = connected(address), cpus, gpus
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if gpus and not any(of.get("GPU", 0) >= gpus for of in nodes):
-            raise ClusterError(f"{gpus} CUDA devices are asked for, and no node of the Ray cluster has so many.")
+            raise ClusterError(f"CUDA devices asked for: {gpus}; no node of the Ray cluster has so many.")
 
     def map(self, function: Callable[..., R], jobs: Sequence[J], tick: Tick) -> list[R]:
         """Return `function(job)` of each, in order; the first one's exception is raised as it is.

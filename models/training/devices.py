@@ -13,6 +13,7 @@ from lightning_fabric.strategies.strategy import Strategy
 from pydantic import BaseModel, ConfigDict, Field
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from models.cluster import Tick
 from models.training.checkpoint import SafetensorsIO
 from models.training.config import TrainingError
 
@@ -57,7 +58,7 @@ class Devices(BaseModel):
         found = torch.cuda.device_count()
         if self.accelerator == "cuda" and found < self.count:
             there = f"{found} of them" if found else "none that torch can use"
-            raise TrainingError(f"{self.count} CUDA devices are asked for, and this machine has {there}.")
+            raise TrainingError(f"CUDA devices asked for: {self.count}; this machine has {there}.")
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             raise TrainingError("A precision of 16-mixed needs --accelerator cuda; on a CPU bf16-mixed can be had.")
 
@@ -83,23 +84,28 @@ def fabric_on(devices: Devices, loggers: Any = None) -> Fabric:
     )
 
 
-def run_on(devices: Devices, loggers: Any, function: Callable[..., R], job: NetworkJob, *more: object) -> R:
-    """Return `function(fabric, job, …)`, in this process, or the first one's of as many as there are devices.
+def run_on(devices: Devices, loggers: Any, function: Callable[..., R], job: NetworkJob, tick: Tick | None = None) -> R:
+    """Return `function(fabric, job, tick)`, in this process, or the first one's of as many as there are devices.
 
-    `more` is for this process only: bars do not go to others.
+    Other processes have no `tick`: of them it is told when they begin and end.
 
     Raises:
         TrainingError: as the function; or a process was killed, or (several nodes) there is no such cluster.
         ValueError: the devices are not there.
     """
+    if devices.processes == 1:
+        return function(fabric_on(devices, loggers), job, tick)
+    if tick is not None:
+        tick(job.name, 0, 1)
     if devices.nodes > 1:
         from models.training.nodes import over_nodes
 
-        return over_nodes(devices, loggers, function, job)
-    if devices.count > 1:
-        found: R = spawned(devices, loggers, function, job)
-        return found
-    return function(fabric_on(devices, loggers), job, *more)
+        found = over_nodes(devices, loggers, function, job)
+    else:
+        found = spawned(devices, loggers, function, job)
+    if tick is not None:
+        tick(job.name, 1, 1)
+    return found
 
 
 def spawned(devices: Devices, loggers: Any, function: Callable[..., Any], job: NetworkJob) -> Any:

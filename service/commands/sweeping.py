@@ -84,7 +84,7 @@ def _config(recipe: str | None, backbone: str | None, settings: Sequence[str], *
 
 def _table(found: Sequence[Trial]) -> Table:
     names = list(found[0].settings)
-    table = Table("trial", *names, "shared", "worst", "personal")
+    table = Table("trial", *names, "shared head", "worst user", "personal heads")
     for trial in found:
         values = [f"{v:g}" if isinstance(v, float) else str(v) for v in trial.settings.values()]
         figures = ["failed" if trial.error else "–" if f is None else f"{f:.1%}" for f in trial.figures.values()]

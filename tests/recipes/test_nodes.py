@@ -56,19 +56,31 @@ def test_two_nodes_give_what_two_processes_give_and_nearly_what_one_gives(on_two
     assert all(torch.allclose(one[k], v, atol=2e-3) for k, v in on_two.items())
 
 
-def test_a_process_that_is_killed_ends_the_others_and_resuming_gives_the_same_weights(on_two, tmp_path):
-    told = tmp_path / "told"
-    told.mkdir()
+def killer_of(told, which):
+    """What kills a process, or the one that is its machine's, as soon as all of them stand still."""
 
     def kill():
-        while len(pids := [int(f.read_text()) for f in told.iterdir() if f.stat().st_size]) < 2:
+        while len(found := [f for f in told.iterdir() if f.stat().st_size]) < 2:
             time.sleep(0.05)
-        os.kill(pids[0], signal.SIGKILL)
+        os.kill(int(found[0].read_text().split()[which]), signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    told.mkdir()
+    return threading.Thread(target=kill)
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        (0, r"A process that trained line was killed \(SIGKILL\).*--resume"),
+        (1, r"A node that trained line failed; go on with --resume\. It said: "),
+    ],
+    ids=["process", "machine"],
+)
+def test_what_is_killed_ends_the_others_and_resuming_gives_the_same_weights(on_two, tmp_path, which, said):
+    killer = killer_of(tmp_path / "told", which)
     killer.start()
-    with pytest.raises(TrainingError, match=r"A process that trained line was killed \(SIGKILL\).*--resume"):
-        run_on(TWO, [], fit_small, job(tmp_path, told=told))
+    with pytest.raises(TrainingError, match=said):
+        run_on(TWO, [], fit_small, job(tmp_path, told=tmp_path / "told"))
     killer.join()
     weights, began = run_on(TWO, [], fit_small, job(tmp_path))
     assert began == 6

@@ -70,7 +70,10 @@ def test_what_is_not_there_is_refused_before_the_folder_is_claimed(
     monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == "mlflow" else real(name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     where, said = {
-        "cuda": (Where(Devices(accelerator="cuda")), "1 CUDA devices are asked for, and this machine has none"),
+        "cuda": (
+            Where(Devices(accelerator="cuda")),
+            "CUDA devices asked for: 1; this machine has none that torch can use",
+        ),
         "mlflow": (Where(loggers=("csv", "mlflow")), "The logger mlflow needs: pip install mlflow"),
         "16-mixed": (Where(Devices(precision="16-mixed")), "16-mixed needs --accelerator cuda"),
     }[missing]
