@@ -123,14 +123,14 @@ def spawned(devices: Devices, loggers: Any, function: Callable[..., Any], job: N
             # network would fill.
             launch(_process, pickle.dumps((function, job)), folder)
         except Exception as error:
-            told = sorted(folder.glob("error.*"))
-            if told:
-                raise pickle.loads(told[0].read_bytes()) from None  # noqa: S301 - made by our own process, just now
+            errors = sorted(folder.glob("error.*"))
+            if errors:
+                raise pickle.loads(errors[0].read_bytes()) from None  # noqa: S301 - made by our own process, just now
             if isinstance(error, ProcessExitedException):
-                raise TrainingError(
-                    f"A process that trained {job.name} was killed ({error.signal_name or error.exit_code}); when "
-                    "there is room for it (memory is the usual reason), go on with --resume."
-                ) from error
+                by = error.signal_name or f"exit code {error.exit_code}"
+                why = ": memory is the usual reason" if by == "SIGKILL" else ""
+                told = f"A process that trained {job.name} was killed ({by}{why}); go on with --resume."
+                raise TrainingError(told) from error
             raise
         result = folder / RESULT
         return pickle.loads(result.read_bytes()) if result.is_file() else None  # noqa: S301 - as above

@@ -51,6 +51,8 @@ def over_nodes(devices: Devices, loggers: Any, function: Callable[..., R], job: 
         ]
         first: R = _first_of(ray, refs, job.name)
         return first
+    except ray.exceptions.RayError as error:
+        raise _lost(job.name, error) from error
     finally:
         remove_placement_group(group)  # with whatever still runs in it
 
@@ -114,6 +116,11 @@ def _first_of(ray: Any, refs: list[Any], name: str) -> Any:
     told = next((e for e in failures if isinstance(e, TrainingError)), None)
     if told is not None:
         raise told
-    lost = next((e for e in failures if isinstance(e, ray.exceptions.RayError)), failures[0])
-    reason = str(lost).strip().splitlines()[-1 if lost is failures[0] else 0][:300]
-    raise TrainingError(f"A node that trained {name} failed; go on with --resume. It said: {reason}") from lost
+    raise _lost(name, next((e for e in failures if isinstance(e, ray.exceptions.RayError)), failures[0]))
+
+
+def _lost(name: str, error: Exception) -> TrainingError:
+    # Ray says it first; what was raised in a process comes as a traceback, with the reason last.
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[-1] if lines[0].startswith(("-- Process", "Traceback")) else lines[0]
+    return TrainingError(f"A node that trained {name} failed; go on with --resume. It said: {reason[:300]}")

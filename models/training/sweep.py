@@ -11,20 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from models.data.collections import load_collection
-from models.data.recordings import load_folder
+from models.data.collections import Collection, load_collection
+from models.data.recordings import Recordings, load_folder
 from models.files import write_atomically
 from models.training.claim import ASKED, check, claim
 from models.training.config import TrainConfig, TrainingError
 from models.training.fine_tuning import fine_tune
+from models.training.held_out import Asked, by_users, of_items, of_recordings, without
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.loop import Tick
-from models.training.run import RECORD
+from models.training.media_run import load_media_run
+from models.training.run import RECORD, load_run
 from models.training.runners import OnRay, Serial, Where
 from models.training.train import train
 from models.training.tuned import TuneConfig
 
-__all__ = ["FIGURES", "RESULTS", "Config", "Study", "Trial", "sweep"]
+__all__ = ["FIGURES", "RESULTS", "Config", "Study", "Swept", "Trial", "sweep"]
 
 RESULTS = "results.json"
 FIGURES = ("shared", "worst", "personal")
@@ -45,6 +47,7 @@ class Study:
         data: folder of recordings; or folder or table of images, sounds or texts.
         subjects: globs over recordings.
         cache: folder in which features are kept.
+        held_out: globs over people (files of recordings, users of the rest) who are in no trial.
         config: settings of the recipe, of which a trial changes some.
         where: on what a trial is trained; its runner does the trials.
     """
@@ -55,16 +58,38 @@ class Study:
     cache: Path | None = None
     where: Where = field(default_factory=Where)
     command: str = ""
+    held_out: str | None = None
+
+    def recordings(self) -> list[Recordings]:
+        """Of those who are in the trials."""
+        return load_folder(self.data, without(self.subjects, self.held_out) if self.held_out else self.subjects)
+
+    def collection(self) -> Collection:
+        """Of those who are in the trials."""
+        found = load_collection(self.data, self.config.seed)
+        return by_users(found, self.held_out)[0] if self.held_out else found
+
+    def apart(self) -> list[Recordings] | Collection | None:
+        """Of those who are held out.
+
+        Raises:
+            ValueError: there is nobody of such a name.
+        """
+        if self.held_out is None:
+            return None
+        if isinstance(self.config, TrainConfig):
+            return load_folder(self.data, self.held_out)
+        return by_users(load_collection(self.data, self.config.seed), self.held_out)[1]
 
     def digests(self) -> list[str]:
-        """Of all data, which are read for it.
+        """Of all data of the trials, which are read for it.
 
         Raises:
             ValueError: they cannot be read.
         """
         if isinstance(self.config, TrainConfig):
-            return sorted(r.digest for r in load_folder(self.data, self.subjects))
-        found = load_collection(self.data, self.config.seed)
+            return sorted(r.digest for r in self.recordings())
+        found = self.collection()
         return sorted(found.digest_of(i) for i in range(len(found)))
 
 
@@ -85,6 +110,29 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Swept:
+    """What a sweep came to: the trials, the best first, and what those say of the best who were in no trial."""
+
+    trials: tuple[Trial, ...]
+    held_out: Asked | None
+
+    def table(self, study: Study, by: str) -> dict[str, Any]:
+        """As JSON has it."""
+        best = self.trials[0] if self.trials[0].figures[by] is not None else None
+        return {
+            "by": by,
+            "trials": len(self.trials),
+            "failed": sum(trial.error is not None for trial in self.trials),
+            "best": None if best is None else best.folder,
+            "held_out": self.held_out,
+            "note": NOTE,
+            "command": study.command,
+            "seed": study.config.seed,
+            "rows": [trial.row() for trial in self.trials],
+        }
+
+
+@dataclass(frozen=True)
 class _Job:
     study: Study
     number: int
@@ -101,8 +149,8 @@ def sweep(
     by: str = "shared",
     resume: bool = False,
     progress: Tick | None = None,
-) -> list[Trial]:
-    """Train with each of the settings, and return the trials, the best first; the table is in `out/results.json` too.
+) -> Swept:
+    """Train with each of the settings, and return what came of it; the table is in `out/results.json` too.
 
     What trials that have ended came to is read from their runs when a sweep is resumed; what was begun goes on, and
     what failed is tried again. More settings than before may be given, behind the same ones.
@@ -122,15 +170,26 @@ def sweep(
         except ValueError as e:
             raise TrainingError(f"Trial {number} with {dict(settings)} is not possible: {e}") from e
         jobs.append(_Job(study, number, settings, config, out / f"trial-{number:03d}"))
-    asked = {"config": base, "data": study.digests()}
+    asked, apart = {"config": base, "data": study.digests()}, study.apart()
     check(out, asked, resume=resume)
     for job in jobs:
         _check_same(job)
     claim(out, asked)
     tick = progress or (lambda stage, done, total: None)
     found = sorted(_done(study, jobs, tick), key=lambda trial: _rank(trial, by))
-    write_atomically(out / RESULTS, _table(found, by, study).encode() + b"\n")
-    return found
+    best = None if found[0].figures[by] is None else out / found[0].folder
+    swept = Swept(tuple(found), _asked(best, apart))
+    write_atomically(out / RESULTS, json.dumps(swept.table(study, by), indent=2, allow_nan=False).encode() + b"\n")
+    return swept
+
+
+def _asked(best: Path | None, apart: list[Recordings] | Collection | None) -> Asked | None:
+    """What those who are in no trial say of the best."""
+    if best is None or apart is None:
+        return None
+    if isinstance(apart, Collection):
+        return of_items(load_media_run(best), apart)
+    return of_recordings(load_run(best), apart)
 
 
 def _done(study: Study, jobs: Sequence[_Job], tick: Tick) -> list[Trial]:
@@ -167,10 +226,9 @@ def _train(job: _Job) -> None:
     study, config = job.study, job.config
     resume = (job.out / ASKED).is_file()
     if isinstance(config, TrainConfig):
-        recordings = load_folder(study.data, study.subjects)
-        train(recordings, config, job.out, resume=resume, command=study.command, where=study.where)
+        train(study.recordings(), config, job.out, resume=resume, command=study.command, where=study.where)
         return
-    collection = load_collection(study.data, config.seed)
+    collection = study.collection()
     told: Any = {"cache": study.cache, "command": study.command, "where": study.where}
     if isinstance(config, TuneConfig):
         fine_tune(collection, config, job.out, resume=resume, **told)
@@ -201,18 +259,3 @@ def _rank(trial: Trial, by: str) -> tuple[float, int]:
     """The best first; who has no such figure comes last, and equals in the order of their numbers."""
     figure = trial.figures[by]
     return float("inf") if figure is None else -figure, trial.number
-
-
-def _table(found: Sequence[Trial], by: str, study: Study) -> str:
-    best = found[0] if found and found[0].figures[by] is not None else None
-    content = {
-        "by": by,
-        "trials": len(found),
-        "failed": sum(trial.error is not None for trial in found),
-        "best": None if best is None else best.folder,
-        "note": NOTE,
-        "command": study.command,
-        "seed": study.config.seed,
-        "rows": [trial.row() for trial in found],
-    }
-    return json.dumps(content, indent=2, allow_nan=False)

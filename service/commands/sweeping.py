@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.training.config import TrainConfig, TrainingError
+from models.training.held_out import Asked
 from models.training.linear_probe import LinearProbeConfig
 from models.training.runners import Where
 from models.training.sweep import RESULTS, Config, Study, Trial, sweep
@@ -27,6 +28,7 @@ def run_sweep(
     out: Path,
     *,
     subjects: str,
+    held_out: str | None,
     recipe: str | None,
     backbone: str | None,
     cache: Path | None,
@@ -48,9 +50,10 @@ def run_sweep(
     config = _config(recipe, backbone, settings, quick=quick, seed=seed)
     tried = settings_of(dict(parsed(type(config), told) for told in vary), trials, seed)
     console.print(f"{len(tried)} trials of {config.recipe}", highlight=False)
-    study = Study(data, config, subjects, cache, where, command)
+    study = Study(data, config, subjects, cache, where, command, held_out)
     with stages(console) as tick:
-        found = sweep(study, tried, out, by=by, resume=resume, progress=tick)
+        swept = sweep(study, tried, out, by=by, resume=resume, progress=tick)
+    found = swept.trials
     console.print(_table(found))
     for trial in found:
         if trial.error is not None:
@@ -60,7 +63,7 @@ def run_sweep(
         raise TrainingError(f"No trial has a figure '{by}'; {out / RESULTS} says why.")
     console.print(
         f"trial {best.number} is the best of {len(found)} by {by}, on people or items that its own networks left out; "
-        "chosen by that figure among so many, it will do a little worse on others: ask some who were in no trial\n"
+        f"chosen by that figure among so many, it will do a little worse on others{_told(swept.held_out)}\n"
         f"written to {out / RESULTS}; next: headway export {shlex.quote(str(out / best.folder))} --models bundles "
         f"--name {shlex.quote(out.name)}",
         highlight=False,
@@ -80,6 +83,13 @@ def _config(recipe: str | None, backbone: str | None, settings: Sequence[str], *
     if recipe in TUNED:
         return configured(TuneConfig, given, settings)
     return configured(LinearProbeConfig, given, settings)
+
+
+def _told(asked: Asked | None) -> str:
+    if asked is None:
+        return ": ask some who were in no trial (--held-out)"
+    share = f"{asked['shared']:.1%} (worst {asked['worst']:.1%})"
+    return f"; of people who were in no trial ({asked['people']:g}) the shared head has {share}"
 
 
 def _table(found: Sequence[Trial]) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from models.training.config import TrainingError
 from models.training.loop import Loop, fit
@@ -26,6 +27,7 @@ class SmallJob:
     checkpoint: Path
     told: Path | None = None
     fails: int | None = None
+    dropout: float = 0.3
 
 
 class _Line:
@@ -34,8 +36,11 @@ class _Line:
         torch.manual_seed(3)
         self.objective = nn.Module()
         self.objective.learns = nn.Linear(4, 3)
-        self.objective.forward = lambda x, y: (self.objective.learns(x) - y).square().mean()
+        self.objective.forward = self.loss
         self.truth = torch.linspace(-1, 1, 12).reshape(4, 3)
+
+    def loss(self, x, y):
+        return (self.objective.learns(functional.dropout(x, self.job.dropout)) - y).square().mean()
 
     def batch(self, rng, step, rank, world):
         if step == 7 and self.job.told is not None:

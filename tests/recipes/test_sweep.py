@@ -2,16 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from models.data.recordings import save
+from models.data.recordings import load_folder, save
 from models.data.synthetic import synthesise
-from models.training import TrainConfig, TrainingError, load_run, sweep, train
+from models.data.windows import WindowSpec, windows
+from models.training import TrainConfig, TrainingError, held_out, load_run, sweep, train
 from models.training.runners import OnRay, Where
 from models.training.sweep_space import Choices, Range, parsed, settings_of
 from models.training.tuned import TuneConfig
@@ -94,12 +97,10 @@ def study(folder, **where):
 @pytest.fixture(scope="module")
 def swept(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep") / "out"
-    return out, sweep.sweep(study(folder), TRIED, out)
+    return out, sweep.sweep(study(folder), TRIED, out).trials
 
 
 def test_each_trial_is_the_run_that_it_would_be_alone_and_the_best_is_first(swept, folder, tmp_path):
-    from models.data.recordings import load_folder
-
     out, found = swept
     alone = train(load_folder(folder), FEW.model_copy(update=TRIED[1]), tmp_path / "alone")
     assert load_run(out / "trial-001").prior_bytes == alone.prior_bytes
@@ -119,7 +120,7 @@ def test_resumed_with_more_trials_what_has_ended_is_not_trained_again(swept, fol
     asked = []
     real = sweep.train
     monkeypatch.setattr(sweep, "train", lambda *args, **more: asked.append(args[1].personal) or real(*args, **more))
-    more = sweep.sweep(study(folder), [*TRIED, {"personal": 12}], out, resume=True)
+    more = sweep.sweep(study(folder), [*TRIED, {"personal": 12}], out, resume=True).trials
     assert asked == [12]
     assert sorted(t.number for t in more) == [0, 1, 2]
     kept = {t.number: t.figures for t in more}
@@ -139,11 +140,11 @@ def test_a_failed_trial_is_a_row_and_is_tried_again(folder, tmp_path, monkeypatc
         return real(recordings, config, *args, **more)
 
     monkeypatch.setattr(sweep, "train", fails)
-    first = sweep.sweep(study(folder), TRIED, tmp_path / "out", by="worst")
+    first = sweep.sweep(study(folder), TRIED, tmp_path / "out", by="worst").trials
     assert [(t.number, t.error) for t in first] == [(1, None), (0, "no room")]
     assert first[1].figures == {"shared": None, "worst": None, "personal": None}
     monkeypatch.setattr(sweep, "train", real)
-    again = sweep.sweep(study(folder), TRIED, tmp_path / "out", by="worst", resume=True)
+    again = sweep.sweep(study(folder), TRIED, tmp_path / "out", by="worst", resume=True).trials
     assert {t.error for t in again} == {None}
 
 
@@ -152,7 +153,40 @@ def test_settings_that_a_recipe_does_not_take_are_refused_before_anything_is_don
         sweep.sweep(study(folder), [{"folds": 2}, {"folds": 1}], tmp_path / "out")
     with pytest.raises(TrainingError, match="cannot be sorted by 'loss'; there are: shared, worst, personal"):
         sweep.sweep(study(folder), TRIED, tmp_path / "out", by="loss")
+    with pytest.raises(ValueError, match=r"No subject in .* matches 'nobody'"):
+        sweep.sweep(replace(study(folder), held_out="nobody"), TRIED, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_people_held_out_are_in_no_trial_and_are_asked_about_the_best(folder, tmp_path):
+    held = replace(study(folder), held_out="synth_4")
+    swept = sweep.sweep(held, TRIED, tmp_path / "out")
+    best = load_run(tmp_path / "out" / swept.trials[0].folder)
+    assert {s["stem"] for s in best.provenance["subjects"]} == {f"synth_{i}" for i in range(4)}
+    (rec,) = load_folder(folder, "synth_4")
+    cut = windows(rec, WindowSpec(best.signal.length, best.signal.stride))
+    with torch.no_grad():
+        z = best.backbone()(torch.from_numpy(cut.x)).numpy()
+    right = ((z @ best.prior.generic_weight.T + best.prior.generic_bias).argmax(1) == cut.y).mean()
+    assert swept.held_out == {"people": 1, "shared": pytest.approx(right), "worst": pytest.approx(right)}
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["held_out"] == swept.held_out
+
+
+def test_users_of_pictures_are_held_out_too(people):
+    rest, apart = held_out.by_users(people, "user1,user3")
+    assert (rest.users, apart.users) == (("user0", "user2"), ("user1", "user3"))
+    assert len(rest) + len(apart) == len(people)
+    for part in (rest, apart):
+        assert {(part.users[u], part.items[i]) for i, u in enumerate(part.user)} <= {
+            (people.users[u], people.items[i]) for i, u in enumerate(people.user)
+        }
+    with pytest.raises(TrainingError, match="leaves nobody on one side; the users of the data: user0, user1, user2"):
+        held_out.by_users(people, "nobody")
+    with pytest.raises(TrainingError, match="leaves nobody on one side"):
+        held_out.by_users(people, "*")
+    lonely = replace(people, y=np.where(people.user == 0, 0, 1 + people.y % 2))
+    with pytest.raises(TrainingError, match="Only people who are held out have"):
+        held_out.by_users(lonely, "user0")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -170,14 +204,23 @@ def test_on_ray_the_table_is_the_same(swept, folder, tmp_path):
     assert tables[0] == tables[1]
 
 
-def test_from_the_command_line_on_pictures(vit, pictures, tmp_path):
+def test_from_the_command_line_on_pictures(vit, people, tmp_path):
     out = tmp_path / "sweep"
-    line = ["sweep", "--data", str(pictures.items[0].parents[1]), "--out", str(out), "--backbone", vit]
-    line += ["--recipe", "linear-probe", "--vary", "personal=4,8", "--cache", str(tmp_path / "cache")]
+    line = ["sweep", "--data", str(people.items[0].parents[2]), "--out", str(out), "--backbone", vit]
+    line += [
+        "--held-out",
+        "user3",
+        "--recipe",
+        "linear-probe",
+        "--vary",
+        "personal=4,8",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     done = CliRunner().invoke(app, line, env={"COLUMNS": "120"}, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert re.search(r"trial \d is the best of 2 by shared", done.output)
-    assert "it will do a little worse on others" in done.output
+    assert re.search(r"of people who were in no trial \(1\) the shared head has \d", done.output)
     table = json.loads((out / "results.json").read_text())
     assert {row["settings"]["personal"] for row in table["rows"]} == {4, 8}
     assert (out / table["best"] / "run.json").is_file()

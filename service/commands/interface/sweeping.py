@@ -31,6 +31,9 @@ def sweep(
         str, typer.Option(help="What is best for people left out: shared (mean), worst (user), personal (heads).")
     ] = "shared",
     subjects: Subjects = "*",
+    held_out: Annotated[
+        str | None, typer.Option(help="Globs of people (files, or users) in no trial, who are asked about the best.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="As for `headway train`.")] = None,
     backbone: Annotated[str | None, typer.Option(help="As for `headway train`.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder in which features are kept, for all trials.")] = None,
@@ -61,6 +64,7 @@ def sweep(
         data,
         out,
         subjects=subjects,
+        held_out=held_out,
         recipe=recipe,
         backbone=backbone,
         cache=cache,
