@@ -22,7 +22,7 @@ from models.training.devices import Devices, Precision, fabric_on
 from models.training.inputs import check_kind
 from models.training.memory import keep_freed
 
-__all__ = ["BLOCK", "Blocks", "backbone_digest", "computed", "features_of"]
+__all__ = ["Blocks", "backbone_digest", "computed", "features_of"]
 
 Blocks = list[list[int]]
 """Indexes of items that go through an encoder together."""

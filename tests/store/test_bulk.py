@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import subprocess
+import sys
 
 import asyncpg
 import numpy as np
@@ -187,3 +189,8 @@ async def test_what_cannot_be_is_a_sentence(sqlite):
     done = CliRunner().invoke(command, ["recalibrate", "--model", "tiny", "--ray"])
     assert done.exit_code == 2
     assert "give --store" in done.output
+
+
+def test_nodes_that_only_move_users_need_no_torch():
+    code = "import sys, service.commands.bulk; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

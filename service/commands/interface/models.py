@@ -133,6 +133,8 @@ def extract(
     """Compute the features of images, sounds or texts, by what is served or by an encoder, into one file."""
     from service.commands.extraction import run_extract
 
+    if ray or ray_address:  # whose processes were started elsewhere
+        data, model = data.absolute(), model and model.absolute()
     run_extract(data, out, model=model, backbone=backbone, ray=ray, ray_address=ray_address, command=command_line())
 
 
