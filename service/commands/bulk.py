@@ -71,7 +71,7 @@ def run_bulk(settings: Settings, wanted: Wanted, *, ray: bool, ray_address: str 
         settings = settings.model_copy(update={"models": settings.models.absolute()})
         runner = OnRay(ray_address)
     with steps("users", console) as step:
-        found, listed = asyncio.run(recalibrated(settings, wanted, runner, lambda *told: step("users", *told)))
+        found, listed = asyncio.run(recalibrated(settings, wanted, runner, lambda *told: step("", *told)))
     console.print(
         f"operation {found.id} {found.state}: {found.moved} moved, {found.needs_enrolment} need to enrol anew, "
         f"{found.failed} failed {found.message}",

@@ -27,7 +27,7 @@ def steps(title: str, console: Console | None = None) -> Iterator[Step]:
         task = bar.add_task(title, total=None)
 
         def step(what: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{title}: {what}", completed=done, total=total)
+            bar.update(task, description=f"{title}: {what}" if what else title, completed=done, total=total)
 
         yield step
 
