@@ -15,10 +15,12 @@ from models.training.devices import Devices
 from models.training.fine_tuning import fine_tune
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.runners import Where
+from models.training.several import probe_tasks
 from service.commands import progress
 from service.commands.training import where_of
 from tests import tiny_media
 from tests.recipes.conftest import arrays, same
+from tests.tiny_tasks import tiny_tasks
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,18 @@ def test_into_a_pipe_progress_is_a_line_now_and_then(tmp_path, monkeypatch):
         "fold 1 of 3: 25 of 25 (25 s)",
         "windows: done (0 s)",
     ]
+
+
+def test_a_probe_of_several_tasks_is_made_where_asked_too(vit, tmp_path):
+    data = tiny_tasks(tmp_path / "data")
+    config = LinearProbeConfig(backbone=vit, personal=16)
+    with pytest.raises(TrainingError, match="several processes or nodes could share"):
+        probe_tasks(data, config, tmp_path / "run", where=Where(Devices(count=2)))
+    run = probe_tasks(data, config, tmp_path / "run", where=Where(Devices(precision="bf16-mixed"), loggers=("csv",)))
+    assert run.provenance["features_precision"] == "bf16-mixed"
+    for task in run.tasks:
+        with (run.folder / "logs" / "csv" / task.name / "metrics.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        zero = task.evaluation["zero_shot"]
+        key, wanted = ("shared", zero["mean"]) if task.labels else ("rmse_lit", zero["rmse"]["lit"])
+        assert float(row[f"{task.name}/{key}"]) == pytest.approx(wanted)
