@@ -17,6 +17,7 @@ from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
 from service.commands.judging import collected, judges, located
+from service.commands.judging_outputs import of_table
 
 MOST_WINDOWS = 4096
 JUDGED_SHARE = 3
@@ -56,12 +57,16 @@ def _int8(
 ) -> str:
     if not data:
         raise PrecisionError("int8 needs --data: ranges of activations and accuracy are measured on real windows")
-    found = located(bundle.manifest, data)
+    found = located(bundle.manifest, data, together=True)
     if bundle.manifest.input.media is None:
         if held_out is None:
             raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
         judged, _ = judges(bundle.manifest, bundle.file, found, held_out, seed)
         ranges = np.concatenate([_windows(bundle, path, subjects, but=held_out) for path in found.values()])
+    elif bundle.manifest.outputs and "" in found:
+        ranges, judged = _split(
+            of_table(bundle.manifest, bundle.file, found[""], bundle.manifest.names, seed=seed), seed
+        )
     else:
         parts = {name: _files(bundle, name, path, seed) for name, path in found.items()}
         judged = {name: labelled for name, (_, labelled) in parts.items()}
@@ -113,6 +118,20 @@ def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) 
         raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
     cut = WindowSpec(spec.window_shape[-1], spec.stride)
     return np.concatenate([windows(rec, cut).x for rec in people]).astype(spec.dtype)
+
+
+def _split(found: dict[str, Labelled], seed: int) -> tuple[np.ndarray, dict[str, Labelled]]:
+    """Rows that give ranges, and what each output is judged on: one in so many of those that all share."""
+    x = next(iter(found.values())).x
+    judge = np.random.default_rng(seed).permutation(len(x)) % JUDGED_SHARE == 0
+    at = np.cumsum(judge) - 1
+    judged, shown = dict[str, Labelled](), x[judge]
+    for name, labelled in found.items():
+        assert labelled.rows is not None
+        there = judge[labelled.rows]
+        rows = at[labelled.rows[there]]
+        judged[name] = Labelled(shown, labelled.y[there], labelled.user[there], labelled.repetition[there], rows)
+    return x[~judge], judged
 
 
 def _files(bundle: Bundle, output: str, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
