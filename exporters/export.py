@@ -54,7 +54,9 @@ class Draft:
             ExportError: it is another.
         """
         if self.manifest.outputs or self.manifest.targets:
-            raise ExportError("variants are chosen for bundles with one output of labels; leave --latency-ms away")
+            raise ExportError(
+                "this is not a bundle with one output of labels: exporters.bundle.populations has them all"
+            )
         return priors.from_bytes(self.files[bundles.PRIOR], self.manifest.labels, self.manifest.head)
 
     def written(self, models: Path) -> Path:

@@ -98,8 +98,7 @@ class Errors:
         return lost
 
     def __str__(self) -> str:
-        said = ", ".join(f"{value:.4g}" for value in self.rmse)
-        return f"RMSE {said}" if self.personal is None else f"RMSE {said} (personal {self.personal:.3f} of usual)"
+        return f"RMSE {', '.join(f'{value:.4g}' for value in self.rmse)}"
 
 
 Worth = Accuracy | Errors

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from service.commands.interface import bundle, data, db, demo, fusion, keys, models, portable, serving, users
+from service.commands.interface import bundle, data, db, demo, fusion, keys, models, portable, serving, sweeping, users
 
 app = typer.Typer(
     name="headway",
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (models, fusion, serving, users, portable, demo):
+for group in (models, sweeping, fusion, serving, users, portable, demo):
     app.add_typer(group.app)
 app.add_typer(data.app, name="data")
 app.add_typer(bundle.app, name="bundle")

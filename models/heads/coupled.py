@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.pencil import Pencil, factor, remembered, repetition_share
+from models.heads.pencil import factor, remembered, repetition_share
 from models.heads.prior import Prior
 
 Array = NDArray[np.float64]
 TOLERANCE = 1e-12
 """Of the squared residual, relative: far below what float32 statistics keep."""
 STEPS = 100
+KEPT = 3
+"""Sets of modes that are remembered: each is as large as a matrix of the features for every class."""
 
 __all__ = ["coupled_offsets"]
 
@@ -52,12 +54,12 @@ def coupled_offsets(prior: Prior, away: Array, repetitions: Array, noise: Array,
         return np.asarray(among @ x @ between + told)
 
     modes = _modes(prior, float(repetitions.mean()), shown)
-    shrunk = 1 / (modes.pencil.values + noise.mean())
+    shrunk = 1 / (modes.values + noise.mean())
 
     def nearly_inverse(x: Array) -> Array:
         """The inverse of that covariance, were all counts their mean."""
         y = (modes.across.T @ x)[:, :, None]
-        v = modes.pencil.vectors
+        v = modes.vectors
         return np.asarray(modes.across @ (v @ (shrunk[:, :, None] * (v.transpose(0, 2, 1) @ y)))[:, :, 0])
 
     return np.asarray(across[:, shown] @ _solved(covariance, nearly_inverse, away) @ between)
@@ -65,10 +67,14 @@ def coupled_offsets(prior: Prior, away: Array, repetitions: Array, noise: Array,
 
 @dataclass(frozen=True, eq=False)
 class _Modes:
-    """Eigenvectors `across (S, S)` of the correlation of the classes shown, and the factors of the problem of each."""
+    """Eigenvectors `across (S, S)` of the correlation of the classes shown; of the problem of each the factors.
+
+    `vectors (S, p, p)` and `values (S, p)` are those of `models.heads.pencil.Pencil`.
+    """
 
     across: Array
-    pencil: Pencil
+    vectors: Array
+    values: Array
 
 
 def _modes(prior: Prior, repetitions: float, shown: NDArray[np.int64]) -> _Modes:
@@ -79,9 +85,10 @@ def _modes(prior: Prior, repetitions: float, shown: NDArray[np.int64]) -> _Modes
         values, across = np.linalg.eigh(correlation[np.ix_(shown, shown)])
         between = h.between * repetitions**h.growth * np.maximum(values, 0.0)[:, None, None] * prior.between
         within = np.broadcast_to(prior.within, between.shape)
-        return _Modes(across, factor(within, between, repetition_share(h, repetitions) * prior.repetition))
+        found = factor(within, between, repetition_share(h, repetitions) * prior.repetition)
+        return _Modes(across, found.vectors, found.values)
 
-    return remembered(prior, ("modes", round(repetitions, 9), *map(int, shown)), made)
+    return remembered(prior, ("modes", round(repetitions, 9), *map(int, shown)), made, KEPT)
 
 
 def _solved(matrix: Callable[[Array], Array], nearly_inverse: Callable[[Array], Array], right: Array) -> Array:

@@ -65,13 +65,13 @@ def placed_pencil(prior: Prior, repetitions: float) -> Pencil:
     return remembered(prior, ("placed", round(repetitions, 9)), made)
 
 
-def remembered(prior: Prior, key: tuple[str | float, ...], made: Callable[[], T]) -> T:
-    """Return what was made of a prior's matrices under this key, or make it; few are kept."""
-    memo: dict[tuple[str | float, ...], T] = prior.memo.setdefault("pencils", {})
+def remembered(prior: Prior, key: tuple[str | float, ...], made: Callable[[], T], kept: int = KEPT) -> T:
+    """Return what was made of a prior's matrices under this key, or make it; the newest `kept` of a kind are kept."""
+    memo: dict[tuple[str | float, ...], T] = prior.memo.setdefault(key[0], {})
     found = memo.get(key)
     if found is None:
         found = made()
-        while len(memo) >= KEPT:
+        while len(memo) >= kept:
             memo.pop(next(iter(memo)), None)
         memo[key] = found
     return found

@@ -10,19 +10,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.backbones.module import create_encoder
-from models.data.collections import Collection
+from models.backbones.module import EncoderModule, create_encoder
+from models.data.collections import Collection, Items
 from models.training.claim import free
 from models.training.config import TrainingError
+from models.training.devices import Devices
+from models.training.far_features import far_features
 from models.training.features import backbone_digest, features_of
+from models.training.loggers import log_figures
 from models.training.media_run import MediaRun, load_media_run, save_media_run
 from models.training.probing import WHAT, Tick, assembled, fit_top, parity_items
 from models.training.provenance import provenance
+from models.training.runners import Serial, Where
 from models.training.seen import items_of, note_items, told_items
 
-__all__ = ["LinearProbeConfig", "check_frozen", "train_probe"]
+__all__ = ["LinearProbeConfig", "check_frozen", "frozen_features", "train_probe"]
 
 
 class LinearProbeConfig(BaseModel):
@@ -50,8 +55,12 @@ def train_probe(
     cache: Path | None = None,
     progress: Tick | None = None,
     command: str = "",
+    where: Where | None = None,
 ) -> MediaRun:
     """Fit the generic head and the population prior on an encoder's features, and write the run to `out`.
+
+    `where` says on what device, in which precision and by whom the features are computed, and which logs get the
+    figures.
 
     With three or more users the prior has what is between them, and the record that the guard goes by is from
     leave-one-user-out. Else it is pooled: the spread of the classes stands for what is between users, and there is no
@@ -61,7 +70,8 @@ def train_probe(
         TrainingError: the folder is in use, an item cannot be read, or the data do not fit the backbone.
         BackboneError: there is no such encoder, or a package is missing.
     """
-    check_frozen(config, cache)
+    where = where or Where()
+    check_frozen(config, cache, where)
     free(out)
     begin, started = time.monotonic(), datetime.now(UTC)
     tick = progress or (lambda stage, done, total: None)
@@ -69,9 +79,7 @@ def train_probe(
     torch.set_num_threads(config.threads)
     try:
         encoder = create_encoder(config.backbone, config.settings)
-        seen, views = lambda done, total: tick("features", done, total), config.views
-        z, computed = features_of(encoder, collection, cache, seen, views)
-        tick("features", 1, 1)
+        z, computed = frozen_features(config, encoder, collection, cache, where, tick)
         fitted = fit_top(z.astype(np.float64), collection, config.personal, config.seed, tick)
         probed = assembled(config.backbone, encoder, fitted)
         known = items_of(collection)
@@ -91,16 +99,18 @@ def train_probe(
             },
             "population": "pooled" if fitted.prior.hyper.pooled else "users",
             "features_computed": computed,
+            "features_precision": where.devices.precision,
             **provenance(command, config, started, begin),
         },
     }
     note_items(out, known)
+    log_figures(where.loggers, out / "logs", "probe", fitted.evaluation)
     save_media_run(out, probed, fitted.prior, parity_items(probed, collection), record)
     return load_media_run(out)
 
 
-def check_frozen(config: LinearProbeConfig, cache: Path | None) -> None:
-    """Raise `TrainingError` for settings that features computed once cannot have."""
+def check_frozen(config: LinearProbeConfig, cache: Path | None, where: Where) -> None:
+    """Raise `TrainingError` for what features computed once cannot have, and for devices and loggers not there."""
     if config.augment:
         raise TrainingError(
             f"{config.recipe} computes the features of an example once: a random change of it would be the same for "
@@ -108,3 +118,34 @@ def check_frozen(config: LinearProbeConfig, cache: Path | None) -> None:
         )
     if config.recipe == "cached-features" and cache is None:
         raise TrainingError("cached-features needs a folder for its features, as --cache .cache/features.")
+    if where.devices.processes > 1:
+        raise TrainingError(
+            f"{config.recipe} trains no network whose batches several processes or nodes could share; "
+            "--ray computes the features of several blocks side by side."
+        )
+    if config.backbone.startswith("onnx:") and where.devices != Devices():
+        raise TrainingError(
+            "An onnx: encoder is run by ONNX Runtime on the CPU; leave --accelerator and --precision out."
+        )
+    where.check()
+
+
+def frozen_features(
+    config: LinearProbeConfig, encoder: EncoderModule, collection: Items, cache: Path | None, where: Where, tick: Tick
+) -> tuple[NDArray[np.float32], int]:
+    """Features of a collection as `features_of`, computed on the device, in the precision and by whom `where` says."""
+    far = None
+    if not isinstance(where.runner, Serial):
+        told = config.backbone, config.settings, encoder, collection, config.views, where.devices, tick
+        far = far_features(where.runner, *told)
+    z, computed = features_of(
+        encoder,
+        collection,
+        cache,
+        lambda done, total: tick("features", done, total),
+        config.views,
+        devices=where.devices,
+        far=far,
+    )
+    tick("features", 1, 1)
+    return z, computed

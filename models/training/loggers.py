@@ -1,6 +1,7 @@
 """Logs of training for tools that draw them: CSV files, TensorBoard, MLflow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from models.training.config import TrainingError
 
-__all__ = ["LOGGERS", "MLflowLogger", "loggers_of", "store_in"]
+__all__ = ["LOGGERS", "MLflowLogger", "check_loggers", "log_figures", "loggers_of", "store_in"]
 
 LOGGERS = ("csv", "tensorboard", "mlflow")
 
@@ -20,10 +21,8 @@ class MLflowLogger(Logger):
     """Metrics of one network as a run of MLflow, where `MLFLOW_TRACKING_URI` says, or else in SQLite in `folder`."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        try:
-            import mlflow
-        except ImportError as e:
-            raise TrainingError("The logger mlflow needs: pip install mlflow") from e
+        import mlflow
+
         self._name, self._folder = name, folder
         folder.mkdir(parents=True, exist_ok=True)
         kept = mlflow.environment_variables.MLFLOW_TRACKING_URI.get()
@@ -70,24 +69,41 @@ def store_in(folder: Path) -> str:
     return f"sqlite:///{folder.resolve()}/mlflow.db"
 
 
+def check_loggers(kinds: Sequence[str]) -> None:
+    """Raise `TrainingError` for a logger that there is not, or whose package is missing."""
+    for kind in kinds:
+        if kind not in LOGGERS:
+            raise TrainingError(f"There is no logger '{kind}'; there are: {', '.join(LOGGERS)}.")
+        if kind != "csv" and find_spec(kind) is None:
+            raise TrainingError(f"The logger {kind} needs: pip install {kind}")
+
+
 def loggers_of(kinds: Sequence[str], folder: Path, name: str) -> list[Logger]:
     """Loggers by name, each writing under `folder/<kind>`.
 
     Raises:
         TrainingError: there is no logger of that name, or its package is missing.
     """
-    found: list[Logger] = []
+    check_loggers(kinds)
     plain = name.replace(" ", "-")
-    for kind in kinds:
-        if kind == "csv":
-            found.append(CSVLogger(folder / "csv", name=plain, version="", flush_logs_every_n_steps=1))
-        elif kind == "tensorboard":
-            try:
-                found.append(TensorBoardLogger(folder / "tensorboard", name=plain, version=""))
-            except ModuleNotFoundError as e:
-                raise TrainingError("The logger tensorboard needs: pip install tensorboard") from e
-        elif kind == "mlflow":
-            found.append(MLflowLogger(folder / "mlflow", plain))
-        else:
-            raise TrainingError(f"There is no logger '{kind}'; there are: {', '.join(LOGGERS)}.")
-    return found
+    made: dict[str, Callable[[], Logger]] = {
+        "csv": lambda: CSVLogger(folder / "csv", name=plain, version="", flush_logs_every_n_steps=1),
+        "tensorboard": lambda: TensorBoardLogger(folder / "tensorboard", name=plain, version=""),
+        "mlflow": lambda: MLflowLogger(folder / "mlflow", plain),
+    }
+    return [made[kind]() for kind in kinds]
+
+
+def log_figures(kinds: Sequence[str], folder: Path, name: str, evaluation: Mapping[str, Any]) -> None:
+    """Log the figures of a run that has no curves, at step 0: of the shared head, and of personal heads by shots."""
+    zero = evaluation["zero_shot"]
+    if "rmse" in zero:
+        figures = {f"{name}/{key}_{target}": v for key in ("rmse", "worst_rmse") for target, v in zero[key].items()}
+    else:
+        figures = {f"{name}/shared": zero["mean"], f"{name}/shared_worst": zero["worst"]}
+    for row in evaluation.get("personal", ()):
+        shots = f"{row['windows']}_windows_{row['repetitions']}_repetitions"
+        figures |= {f"{name}/personal_{shots}": row["personal"], f"{name}/gain_{shots}": row["gain"]}
+    for logger in loggers_of(kinds, folder, name):
+        logger.log_metrics(figures, 0)
+        logger.finalize("success")

@@ -124,6 +124,7 @@ class _Fit:
         self.recent: list[float] = []  # empty at every checkpoint
         self.optimiser: torch.optim.Optimizer | None = None
         self._resumed = self._restored()
+        self._agreed()
         self._build(max(self.step - 1, 0), self._resumed)
         self.average = self._resumed["average"] if self._resumed else (self._learned() if loop.ema else {})
 
@@ -236,7 +237,8 @@ class _Fit:
         names = ("step", "best_step", "best_loss", "stale", "best", "curves", "average")
         state: dict[str, Any] = {name: getattr(self, name) for name in names}
         state |= {"learned": self._learned(), "optimiser": self.stepper.state_dict()["state"]}
-        state |= {"numpy": self.rng.bit_generator.state, "torch": torch.random.get_rng_state()}
+        # Of every process, in order: their dropout differs.
+        state |= {"numpy": self.rng.bit_generator.state, "torch": self._of_all(torch.random.get_rng_state())}
         self.fabric.save(self.checkpoint, state)
 
     def _restored(self) -> dict[str, Any] | None:
@@ -251,10 +253,29 @@ class _Fit:
             for name in ("step", "best_step", "best_loss", "stale", "best", "curves"):
                 setattr(self, name, state[name])
             self.rng.bit_generator.state = state["numpy"]
-            torch.random.set_rng_state(state["torch"])
+            noise = state["torch"]
+            torch.random.set_rng_state(
+                noise if noise.ndim == 1 else noise[self.fabric.global_rank % len(noise)].clone()
+            )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(f"The checkpoint {self.checkpoint} cannot be resumed from: {error}") from error
         return state
+
+    def _agreed(self) -> None:
+        """Raise `TrainingError` where processes begin at different steps, which would wait for each other for ever."""
+        if bool((self._of_all(torch.tensor(self.step)) != self.step).any()):
+            raise TrainingError(
+                f"Not all nodes see the same checkpoint {self.checkpoint}: they must share the run's folder."
+            )
+
+    def _of_all(self, value: Tensor) -> Tensor:
+        """A value `(…)` of every process, `(world, …)` in their order; as it is where there is one."""
+        if self.fabric.world_size == 1:
+            return value
+        own = value.to(self.fabric.device)
+        found = [torch.empty_like(own) for _ in range(self.fabric.world_size)]
+        torch.distributed.all_gather(found, own)
+        return torch.stack(found).cpu()
 
     def _load_optimiser(self, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         try:

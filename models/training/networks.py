@@ -50,8 +50,10 @@ def tuned_run(
     tick = progress or (lambda stage, done, total: None)
     digests = sorted(collection.digest_of(i) for i in range(len(collection)))
     where = where or Where()
-    if config.batch % where.devices.count:
-        raise TrainingError(f"A batch of {config.batch} cannot be shared equally by {where.devices.count} processes.")
+    where.check()
+    processes = where.devices.processes
+    if config.batch % processes:
+        raise TrainingError(f"A batch of {config.batch} cannot be shared equally by {processes} processes.")
     strangers_to(config.start, digests)
     told = kind.asked(collection)
     asked = {"config": config.model_dump(mode="json"), "data": digests, "start": start_digest(config.start), **told}

@@ -19,8 +19,9 @@ from models.data.collections import Collection, Items
 from models.data.tasks import Task, Tasks
 from models.training.claim import free
 from models.training.config import TrainingError
-from models.training.features import backbone_digest, features_of
-from models.training.linear_probe import LinearProbeConfig, check_frozen
+from models.training.features import backbone_digest
+from models.training.linear_probe import LinearProbeConfig, check_frozen, frozen_features
+from models.training.loggers import log_figures
 from models.training.loop import Tick
 from models.training.networks import PULL, Networks, Trained, Weights, tuned_run
 from models.training.pooling import Space, space_of
@@ -83,12 +84,14 @@ def probe_tasks(
     cache: Path | None = None,
     progress: Tick | None = None,
     command: str = "",
+    where: Where | None = None,
 ) -> TasksRun:
     """Fit a head and a prior for each task on the features of an encoder that stays as it is; errors as `train_probe`.
 
     `models.training.linear_probe.train_probe` for several tasks: the features are computed once for all of them.
     """
-    check_frozen(config, cache)
+    where = where or Where()
+    check_frozen(config, cache, where)
     free(out)
     begin, started = time.monotonic(), datetime.now(UTC)
     tick = progress or (lambda stage, done, total: None)
@@ -97,9 +100,7 @@ def probe_tasks(
     try:
         _check(collection)
         encoder = create_encoder(config.backbone, config.settings)
-        seen, views = lambda done, total: tick("features", done, total), config.views
-        z, computed = features_of(encoder, collection, cache, seen, views)
-        tick("features", 1, 1)
+        z, computed = frozen_features(config, encoder, collection, cache, where, tick)
         heads = [None] * len(collection.tasks)
         found = _behind(z.astype(np.float64), collection, config.personal, config.seed, tick, heads)
         probed = found.assembled(config.backbone, encoder, collection)
@@ -113,9 +114,12 @@ def probe_tasks(
             "data": {"items": len(collection), "kind": collection.kind, "users": len(collection.users)},
             "population": _population(collection),
             "features_computed": computed,
+            "features_precision": where.devices.precision,
             **provenance(command, config, started, begin),
         },
     }
+    for task, part in zip(collection.tasks, found.parts, strict=True):
+        log_figures(where.loggers, out / "logs", task.name, part.evaluation)
     save_tasks_run(out, probed, found.learned(collection), parity_items(probed, collection), record)
     return load_tasks_run(out)
 

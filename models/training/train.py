@@ -23,7 +23,7 @@ from models.heads.tuning import LeftOut, Trial, evidence, trials_of, tune
 from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.claim import CHECKPOINTS, check, claim
-from models.training.config import TrainConfig
+from models.training.config import TrainConfig, TrainingError
 from models.training.network import BranchJob, BranchOutcome, Tick, fit_branch
 from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
@@ -73,6 +73,8 @@ def train(
     """
     begin = time.monotonic()
     tick = progress or (lambda stage, done, total: None)
+    where = where or Where()
+    where.check()
     asked = {"config": config.model_dump(mode="json"), "data": sorted(r.digest for r in recordings)}
     check(out, asked, resume=resume)
     threads = torch.get_num_threads()
@@ -113,6 +115,8 @@ class Training:
         ring = self.people.signal.channel_layout == "ring"
         self.placements = ring_placements(channels) if ring else (Placement(0.0, False, 0.0),)
         self.learned = self.recipe.learned and config.steps > 0
+        if self.learned:
+            self._check_processes()
         with self._timed("hand-made features"):
             self.features, self.moments = self._all_moments()
             self.gains = gain_directions(self._blank(), self.people)
@@ -161,6 +165,15 @@ class Training:
         history = json.dumps({"networks": self.curves}, allow_nan=False)
         write_atomically(self.out / HISTORY, history.encode() + b"\n")
         save_run(self.out, encoder, prior, self.people.signal, self._parity_windows(), record, architecture)
+
+    def _check_processes(self) -> None:
+        """Raise `TrainingError` where a process would have nobody to learn from in a step."""
+        fewest = min(len(kept) for kept, _ in fold_members(len(self.people), self.config))
+        episodes, processes = min(self.config.users_per_step, fewest), self.where.devices.processes
+        if processes > episodes:
+            raise TrainingError(
+                f"A step learns from {episodes} people, which {processes} processes cannot share; take fewer processes."
+            )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
 from service.commands.judging import collected, judges, located, together
+from service.commands.judging_outputs import of_table
 
 MOST_WINDOWS = 4096
 JUDGED_SHARE = 3
@@ -44,9 +45,7 @@ def run_conversion(
         return _int8(model, models, bundle, data, subjects, held_out, seed)
     some = None
     if data:
-        one = (
-            len(data) == 1 and "=" not in data[0] and Path(data[0]).exists()
-        )  # whatever its labels are: none is looked at
+        one = len(data) == 1 and Path(data[0]).exists()  # whatever its labels are: none is looked at
         folders = [Path(data[0])] if one else list(located(bundle.manifest, data).values())
         some = _some(np.concatenate([_windows(bundle, folder, subjects) for folder in folders]), seed)
     path, found = convert(model, models, windows=some, seed=seed)
@@ -59,12 +58,17 @@ def _int8(
 ) -> str:
     if not data:
         raise PrecisionError("int8 needs --data: ranges of activations and accuracy are measured on real windows")
-    found, spec = located(bundle.manifest, data), bundle.manifest.input
+    spec = bundle.manifest.input
+    found = located(bundle.manifest, data, together=not spec.parts)
     if spec.media is None and (not spec.parts or all(path.is_dir() for path in found.values())):
         if held_out is None:
             raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
         judged, _ = judges(bundle.manifest, bundle.file, found, held_out, seed)
         ranges = np.concatenate([_windows(bundle, path, subjects, but=held_out) for path in found.values()])
+    elif bundle.manifest.outputs and "" in found:
+        ranges, judged = _split(
+            of_table(bundle.manifest, bundle.file, found[""], bundle.manifest.names, seed=seed), seed
+        )
     else:
         parts = {name: _files(bundle, name, path, seed) for name, path in found.items()}
         judged = {name: labelled for name, (_, labelled) in parts.items()}
@@ -132,6 +136,20 @@ def _packed(bundle: Bundle, data: Path, subjects: str, but: str | None) -> np.nd
         raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
     people, _ = pair(kept, {part.name: part for part in spec.parts}, manifest.labels)
     return np.concatenate([person.packed(spec) for person in people])
+
+
+def _split(found: dict[str, Labelled], seed: int) -> tuple[np.ndarray, dict[str, Labelled]]:
+    """Rows that give ranges, and what each output is judged on: one in so many of those that all share."""
+    x = next(iter(found.values())).x
+    judge = np.random.default_rng(seed).permutation(len(x)) % JUDGED_SHARE == 0
+    at = np.cumsum(judge) - 1
+    judged, shown = dict[str, Labelled](), x[judge]
+    for name, labelled in found.items():
+        assert labelled.rows is not None
+        there = judge[labelled.rows]
+        rows = at[labelled.rows[there]]
+        judged[name] = Labelled(shown, labelled.y[there], labelled.user[there], labelled.repetition[there], rows)
+    return x[~judge], judged
 
 
 def _files(bundle: Bundle, output: str, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:

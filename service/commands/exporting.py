@@ -25,7 +25,7 @@ def run_export_within(
     """
     found, trained_on = dict[str, Labelled](), None
     if data:
-        where = located(draft.manifest, data)
+        where = located(draft.manifest, data, together=True)
         found, trained_on = judges(draft.manifest, draft.files.__getitem__, where, held_out, seed=0)
     path, rows = export_within(draft, models, bound, found, trained_on=trained_on)
     by = f"the run's {len(draft.inputs)} inputs"

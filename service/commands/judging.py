@@ -18,10 +18,13 @@ from models.data.pairs import kinds_of, load_pairs
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
+from service.commands.judging_outputs import of_recordings, of_table
 
 
-def located(manifest: Manifest, data: Sequence[str]) -> dict[str, Path]:
+def located(manifest: Manifest, data: Sequence[str], *, together: bool = False) -> dict[str, Path]:
     """Tell by output where its labelled data are: DIR for a model with one, whose name is empty, else OUTPUT=DIR each.
+
+    `together`: one DIR may be of all outputs; it has the empty name, too.
 
     Raises:
         PrecisionError: an output is not there or named twice, or none is named and there are several.
@@ -29,6 +32,8 @@ def located(manifest: Manifest, data: Sequence[str]) -> dict[str, Path]:
     if not manifest.outputs:
         if len(data) > 1:
             raise PrecisionError(f"model {manifest.name} has one output: give --data once, not {len(data)} times")
+        return {"": Path(data[0])}
+    if together and len(data) == 1 and data[0].partition("=")[0] not in manifest.names:
         return {"": Path(data[0])}
     names = ", ".join(manifest.names)
     found = dict[str, Path]()
@@ -50,7 +55,8 @@ def judges(
 ) -> tuple[dict[str, Labelled], int | None]:
     """By output, people, or users of files and texts, whose names match globs; and how many the model was trained on.
 
-    The number is None where a run does not tell: of files and texts.
+    Of several outputs `data` by the empty name are of all that they tell of. The number is None where a run does not
+    tell: of files and texts.
 
     Raises:
         PrecisionError: the data hold nothing that an output could be judged on.
@@ -60,12 +66,20 @@ def judges(
     found = dict[str, Labelled]()
     for name, path in data.items():
         output = manifest.of_output(name) if name else manifest
+        asked = (name,) if name else manifest.names
+        media = manifest.input.media is not None
         if manifest.input.parts:
             found[name] = together(output, file, path, held_out, seed=seed)
-        elif manifest.input.media is not None:
+        elif manifest.outputs and (not name or output.targets):
+            if media:
+                found |= of_table(manifest, file, path, asked, users=held_out, seed=seed)
+            else:
+                found |= of_recordings(manifest, path, held_out, asked)
+        elif media:
             found[name] = collected(output, file, path, users=held_out, seed=seed)
         else:
             found[name] = recorded(output, path, held_out)
+        if not media and not manifest.input.parts:
             known = max(known or 0, sum(rec.digest in seen for rec in load_folder(path, held_out)))
     return found, known
 
@@ -161,7 +175,7 @@ def collected(
 def _labels(manifest: Manifest) -> tuple[str, ...]:
     if manifest.targets:
         raise PrecisionError(
-            f"output {manifest.output!r} is of targets, and these data hold labels: leave it out, it is judged by how "
-            "its values change"
+            f"model {manifest.name} is of targets, and these data hold labels: without --data it is judged by how its "
+            "values change"
         )
     return manifest.labels

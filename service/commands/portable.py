@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from service.client import Client
+from service.commands.progress import steps
 
 console = Console()
 LISTED = 20
@@ -78,13 +78,11 @@ def run_recalibration(
 
 
 def _followed(client: Client, path: str, found: dict[str, Any]) -> dict[str, Any]:
-    columns = TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn()
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("users", total=found["progress"]["total"])
+    with steps("users", console) as step:
         while found["state"] == "running":
             time.sleep(0.2)
             found = client.request("GET", path).json()
-            bar.update(task, completed=found["progress"]["done"], description=found["message"] or "users")
+            step(found["message"], found["progress"]["done"], found["progress"]["total"])
     return found
 
 

@@ -128,4 +128,6 @@ def trainer(plan: Plan) -> Trainer:
         )
     plan.check_frozen()
     probe = configured(LinearProbeConfig, given, plan.settings)
-    return lambda collection, tick: train_probe(collection, probe, out, cache=cache, progress=tick, command=command)
+    return lambda collection, tick: train_probe(
+        collection, probe, out, cache=cache, progress=tick, command=command, where=plan.where
+    )

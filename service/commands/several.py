@@ -42,12 +42,11 @@ def run_tasks(plan: Plan, collection: Tasks, console: Console) -> None:
 
 def _trained(plan: Plan, collection: Tasks, console: Console) -> TasksRun:
     given = {**plan.given, "recipe": plan.recipe}
-    told: dict[str, Any] = {"cache": plan.cache, "command": plan.command}
+    told: dict[str, Any] = {"cache": plan.cache, "command": plan.command, "where": plan.where}
     if plan.recipe in TUNED:
         tuned = configured(TasksConfig, given, plan.settings)
-        told |= {"resume": plan.resume, "where": plan.where}
         with stages(console) as tick:
-            return fine_tune_tasks(collection, tuned, plan.out, progress=tick, **told)
+            return fine_tune_tasks(collection, tuned, plan.out, progress=tick, resume=plan.resume, **told)
     plan.check_frozen()
     probe = configured(LinearProbeConfig, given, plan.settings)
     with stages(console) as tick:

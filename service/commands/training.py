@@ -14,8 +14,7 @@ from models.data.recordings import Recordings, load_folder
 from models.training import Run, TrainConfig, TrainingError, train
 from models.training.devices import Devices
 from models.training.further_tasks import learn_further, load_further
-from models.training.loggers import LOGGERS
-from models.training.runners import OnRay, Serial, Where
+from models.training.runners import OnRay, OverNodes, Runner, Serial, Where
 from service.commands.configured import configured
 from service.commands.progress import stages
 from service.commands.tables import counted
@@ -128,6 +127,7 @@ def where_of(
     accelerator: str,
     precision: str,
     *,
+    nodes: int,
     ray: bool,
     ray_address: str | None,
     loggers: Sequence[str],
@@ -135,12 +135,20 @@ def where_of(
     """How a run is made, of flags.
 
     Raises:
-        TrainingError: there is no such accelerator, precision, logger or cluster.
+        TrainingError: there is no such accelerator, device, precision, logger or cluster.
     """
-    given = {"count": devices, "accelerator": accelerator, "precision": precision}
+    given = {"count": devices, "nodes": nodes, "accelerator": accelerator, "precision": precision}
     found = configured(Devices, given, ())
-    unknown = [name for name in loggers if name not in LOGGERS]
-    if unknown:
-        raise TrainingError(f"There is no logger '{unknown[0]}'; there are: {', '.join(LOGGERS)}.")
-    runner = OnRay(ray_address, cpus=devices) if ray or ray_address else Serial()
-    return Where(found, runner, tuple(loggers))
+    on_ray = ray or ray_address is not None
+    if nodes > 1 and not on_ray:
+        raise TrainingError("Several nodes are those of a Ray cluster: give --ray, or --ray-address HOST:PORT.")
+    if on_ray and accelerator == "auto":
+        raise TrainingError("On Ray say which devices are meant: --accelerator cpu or --accelerator cuda.")
+    runner: Runner = Serial()
+    if on_ray and nodes > 1:
+        runner = OverNodes(ray_address)
+    elif on_ray:
+        runner = OnRay(ray_address, cpus=devices, gpus=devices if accelerator == "cuda" else 0)
+    where = Where(found, runner, tuple(loggers))
+    where.check()
+    return where

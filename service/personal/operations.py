@@ -63,11 +63,13 @@ class Operation:
 class Operations:
     """Reads and writes operations, as one service that does them."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._me = store, uuid.uuid4().hex
+    def __init__(self, store: Store, me: str | None = None) -> None:
+        self._store, self.me = store, me or uuid.uuid4().hex
 
-    async def create(self, scope: Scope, model_version: int, sources: Sequence[str], dry_run: bool) -> Operation:
-        """Begin to move the users of a model from some feature spaces into a scope's.
+    async def create(
+        self, scope: Scope, model_version: int, sources: Sequence[str], dry_run: bool, *, taken: bool = False
+    ) -> Operation:
+        """Begin to move the users of a model from some feature spaces into a scope's; `taken`: it is ours to do.
 
         Raises:
             OperationRunning: users of the model are being moved already.
@@ -98,7 +100,8 @@ class Operations:
                         total=total or 0,
                         **dict.fromkeys(OUTCOMES, 0),
                         running=key,
-                        lease=0.0,
+                        owner=self.me if taken else None,
+                        lease=now + LEASE_SECONDS if taken else 0.0,
                     )
                 )
         except UserChanged:  # another service began one in the same moment
@@ -139,12 +142,14 @@ class Operations:
             await _unlist_moved(c, identifier)
         return await self.get(identifier)
 
-    async def claim(self) -> Operation | None:
-        """Take an operation that nobody does; None where there is none."""
+    async def claim(self, identifier: str | None = None) -> Operation | None:
+        """Take an operation that nobody does, the oldest or the one asked for; None where there is none."""
         now = time.time()
         free = operations.c.state == RUNNING
+        if identifier is not None:
+            free &= operations.c.id == identifier
         if self._store.shared:  # else nobody else can be at it: the file is this service's alone
-            free &= (operations.c.lease < now) | (operations.c.owner == self._me)
+            free &= (operations.c.lease < now) | (operations.c.owner == self.me)
         async with self._store.transaction() as c:  # this is asked every few seconds: mostly there is nothing to write
             if await c.scalar(select(operations.c.id).where(free).limit(1)) is None:
                 return None
@@ -153,16 +158,37 @@ class Operations:
             row = (await c.execute(query)).mappings().first()
             if row is None:
                 return None
-            values = {"owner": self._me, "lease": now + LEASE_SECONDS}
+            values = {"owner": self.me, "lease": now + LEASE_SECONDS}
             await c.execute(update(operations).where(operations.c.id == row["id"]).values(**values))
         return _operation(row)
 
-    async def batch(self, operation: Operation, after: str, limit: int) -> list[tuple[str, list[str]]]:
-        """Return users without an outcome, by name behind `after`, and the sources in which each has a head."""
-        own = operation_users.c
+    async def ranges(self, operation: Operation, size: int) -> list[tuple[str, str | None]]:
+        """Cut the users who are left into ranges of so many: each is behind a name, and up to another (None: the end).
+
+        Whoever comes to have a head meanwhile is in one of them, too.
+        """
+        ends, after = list[str](), ""
+        where = (*_stale(operation.scope, operation.sources), ~_told(operation))
+        while True:
+            query = select(users.c.user).where(*where, users.c.user > after).distinct().order_by(users.c.user)
+            async with self._store.transaction() as c:
+                end = await c.scalar(query.offset(size - 1).limit(1))
+            if end is None:
+                return list(zip(["", *ends], [*ends, None], strict=True))
+            ends.append(end)
+            after = end
+
+    async def batch(
+        self, operation: Operation, after: str, limit: int, until: str | None = None
+    ) -> list[tuple[str, list[str]]]:
+        """Return users without an outcome, by name behind `after`, and the sources in which each has a head.
+
+        `until` is the last name that may be among them.
+        """
         async with self._store.transaction() as c:
-            told = select(own.user).where(own.operation == operation.id, own.user == users.c.user).exists()
-            where = (*_stale(operation.scope, operation.sources), users.c.user > after, ~told)
+            where = [*_stale(operation.scope, operation.sources), users.c.user > after, ~_told(operation)]
+            if until is not None:
+                where.append(users.c.user <= until)
             names = (
                 await c.scalars(select(users.c.user).where(*where).distinct().order_by(users.c.user).limit(limit))
             ).all()
@@ -185,7 +211,7 @@ class Operations:
         column, now = operations.c[outcome], time.time()
         counted = await c.execute(
             update(operations)
-            .where(operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self._me)
+            .where(operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self.me)
             .values({column: column + 1, "message": "", "updated": now, "lease": now + LEASE_SECONDS})
         )
         if not counted.rowcount:
@@ -213,22 +239,35 @@ class Operations:
             NotOurs: as `count`.
         """
         now = time.time()
-        where = operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self._me
+        where = operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self.me
         async with self._store.transaction(write=True) as c:
             values = {"message": message, "updated": now, "lease": now + LEASE_SECONDS}
             if not (await c.execute(update(operations).where(*where).values(**values))).rowcount:
                 raise NotOurs(operation.id)
 
+    async def extend(self, operation: Operation) -> None:
+        """Show that an operation is being done, however long nobody has been moved.
+
+        Raises:
+            NotOurs: as `count`.
+        """
+        where = operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self.me
+        async with self._store.transaction(write=True) as c:
+            if not (
+                await c.execute(update(operations).where(*where).values(lease=time.time() + LEASE_SECONDS))
+            ).rowcount:
+                raise NotOurs(operation.id)
+
     async def finish(self, operation: Operation, state: str, message: str = "") -> None:
         """End an operation of this service's; users who were moved are no longer listed under it."""
-        where = [operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self._me]
+        where = [operations.c.id == operation.id, operations.c.state == RUNNING, operations.c.owner == self.me]
         async with self._store.transaction(write=True) as c:
             await _end(c, where, state, message)
             await _unlist_moved(c, operation.id)
 
     async def release(self, operation: Operation) -> None:
         """Let another service go on at once."""
-        where = operations.c.id == operation.id, operations.c.owner == self._me
+        where = operations.c.id == operation.id, operations.c.owner == self.me
         async with self._store.transaction(write=True) as c:
             await c.execute(update(operations).where(*where).values(owner=None, lease=0.0))
 
@@ -274,6 +313,12 @@ def _stale(scope: Scope, sources: Sequence[str]) -> list[ColumnElement[bool]]:
         users.c.active > 0,
         ~moved,
     ]
+
+
+def _told(operation: Operation) -> ColumnElement[bool]:
+    """Whether the user of a row of `users` has an outcome."""
+    own = operation_users.c
+    return select(own.user).where(own.operation == operation.id, own.user == users.c.user).exists()
 
 
 def _operation(row: RowMapping) -> Operation:

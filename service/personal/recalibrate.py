@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.heads import statistics
 from service.catalogue import Catalogue
-from service.errors import Conflict, HeadwayError, Unavailable
+from service.errors import Conflict, HeadwayError, Unavailable, Unprocessable
 from service.loaded import LoadedModel
 from service.personal import data_changes
 from service.personal.acting import acting
@@ -27,6 +27,7 @@ from service.personal.refitting import Refitted, Refitter
 from service.personal.resolve import Resolver
 from service.personal.rows import owned
 from service.personal.schema import users
+from service.personal.states import spaces_of
 from service.personal.store import Store
 
 log = logging.getLogger("headway")
@@ -41,8 +42,42 @@ SHARE = 0.25
 """Of the time of one core that recalibration takes at most: predictions come first."""
 
 
+async def sources_of(models: Catalogue, store: Store, model: LoadedModel, from_version: int | None) -> list[str]:
+    """Feature spaces to move users from: those of versions that are served, the newest first, then all others.
+
+    Raises:
+        UnknownModel: there is no such version.
+        Unprocessable: it has no such output, or is of the same feature space.
+    """
+    if from_version is not None:
+        older = _same_output(models.get(model.name, from_version), model)
+        if older is None:
+            raise Unprocessable(f"version {from_version} of model {model.name!r} has no output {model.output!r}")
+        if older.scope == model.scope:
+            raise Unprocessable(
+                f"versions {from_version} and {model.version} of model {model.name!r} compute the same feature space: "
+                "heads are valid in both, and nobody needs to be moved"
+            )
+        return [older.scope.feature_space]
+    counterparts = (_same_output(m, model) for m in models.candidates(model.name))
+    served = [m.scope.feature_space for m in counterparts if m is not None]
+    stored = await spaces_of(store, model.scope)
+    return [space for space in dict.fromkeys((*served, *stored)) if space != model.scope.feature_space]
+
+
+def _same_output(version: LoadedModel, output: LoadedModel) -> LoadedModel | None:
+    """Return of another version the output that an output was, if there was one."""
+    return next((each for each in version.each if each.scope.output == output.scope.output), None)
+
+
 class Recalibrator:
-    """Does operations, one after the other, as long as `run` is not cancelled."""
+    """Does operations, one after the other, as long as `run` is not cancelled.
+
+    Args:
+        store, models, calibrator, resolver: of the service.
+        share: of the time of one core that it takes at most; by default `SHARE`.
+        me: name of who does operations, where several processes are one.
+    """
 
     def __init__(
         self,
@@ -50,12 +85,15 @@ class Recalibrator:
         models: Catalogue,
         calibrator: Calibrator,
         resolver: Resolver,
+        *,
+        share: float | None = None,
+        me: str | None = None,
     ) -> None:
         self._store, self._models = store, models
         self._calibrator, self._resolver = calibrator, resolver
         self._refitter = Refitter(store, calibrator.data)
-        self._wake = asyncio.Event()
-        self.operations = Operations(store)
+        self._wake, self._share = asyncio.Event(), share
+        self.operations = Operations(store, me)
 
     def wake(self) -> None:
         """Look for work now."""
@@ -70,7 +108,7 @@ class Recalibrator:
                 operation = await self.operations.claim()
                 down = False
                 if operation is not None:
-                    await self._do(operation)
+                    await self.do(operation)
                     continue
             except NotOurs as e:
                 log.info("operation %s was cancelled, or is done elsewhere", e)
@@ -88,13 +126,18 @@ class Recalibrator:
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
 
-    async def _do(self, operation: Operation) -> None:
-        acting.set(f"operation {operation.id}")
+    async def do(self, operation: Operation) -> None:
+        """Do an operation of ours to its end.
+
+        Raises:
+            NotOurs: it was cancelled, or another service has taken it over.
+            StoreError: the store does not answer.
+        """
         log.info(
             "operation %s: %d of %d users are left", operation.id, operation.total - operation.done, operation.total
         )
         try:
-            await self._pass_over(operation)
+            await self.move_all(operation)
             await self.operations.finish(operation, DONE)
             log.info("operation %s is done", operation.id)
         except asyncio.CancelledError:
@@ -102,16 +145,24 @@ class Recalibrator:
                 await self.operations.release(operation)
             raise
 
-    async def _pass_over(self, operation: Operation) -> None:
-        """Go through the users by name, and again for those who were just being changed; not for ever."""
-        busy, after, passes = list[str](), "", 0
+    async def move_all(self, operation: Operation, begin: str = "", until: str | None = None) -> None:
+        """Move the users of an operation of ours, or those behind a name and up to another.
+
+        They come by name, and again those who were just being changed; not for ever.
+
+        Raises:
+            NotOurs, StoreError: as `do`.
+        """
+        acting.set(f"operation {operation.id}")
+        busy, after, passes = list[str](), begin, 0
         while True:
-            batch = await self.operations.batch(operation, after, USERS_A_LOOK)
+            batch = await self.operations.batch(operation, after, USERS_A_LOOK, until)
             for user, spaces in batch:
                 if not await self._one(operation, user, spaces):
                     busy.append(user)
                 worked, self._refitter.worked = self._refitter.worked, 0.0
-                await asyncio.sleep(worked * (1 - SHARE) / SHARE)
+                share = self._share or SHARE
+                await asyncio.sleep(worked * (1 - share) / share)
                 after = user
             if batch:
                 continue
@@ -126,7 +177,7 @@ class Recalibrator:
             else:
                 await self.operations.say(operation, "waits for users who are being calibrated")
                 await asyncio.sleep(RETRY_SECONDS)
-            busy, after = [], ""
+            busy, after = [], begin
 
     async def _one(self, operation: Operation, user: str, spaces: list[str]) -> bool:
         """Move a user, or note why that cannot be; false if they are being changed just now."""

@@ -11,13 +11,12 @@ from fastapi import APIRouter, Body, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from service.errors import Conflict, NotFound, Unavailable, Unprocessable
-from service.loaded import LoadedModel
+from service.errors import Conflict, NotFound, Unavailable
 from service.personal.operations import Operation, OperationRunning
+from service.personal.recalibrate import sources_of
 from service.personal.records import StoreError
-from service.personal.states import spaces_of
 from service.protocol.body import json_response
-from service.state import ClassifierOf, Services, ServicesOf
+from service.state import ClassifierOf, ServicesOf
 
 router = APIRouter(tags=["operations"])
 
@@ -58,7 +57,7 @@ async def recalibrate(
     if own.draining:
         raise Unavailable("the service is draining", retry_after=1)
     async with _storing():
-        sources = await _sources(own, model, wanted.from_version)
+        sources = await sources_of(own.models, own.store, model, wanted.from_version)
         try:
             made = await own.recalibrator.operations.create(model.scope, model.version, sources, wanted.dry_run)
         except OperationRunning as e:
@@ -67,29 +66,6 @@ async def recalibrate(
             ) from e
     own.recalibrator.wake()
     return json_response(_shown(made), 202, {"Location": f"/v2/operations/{made.id}"})
-
-
-async def _sources(own: Services, model: LoadedModel, from_version: int | None) -> list[str]:
-    """Feature spaces to move users from: those of versions that are served, the newest first, then all others."""
-    if from_version is not None:
-        older = _same_output(own.models.get(model.name, from_version), model)
-        if older is None:
-            raise Unprocessable(f"version {from_version} of model {model.name!r} has no output {model.output!r}")
-        if older.scope == model.scope:
-            raise Unprocessable(
-                f"versions {from_version} and {model.version} of model {model.name!r} compute the same feature space: "
-                "heads are valid in both, and nobody needs to be moved"
-            )
-        return [older.scope.feature_space]
-    counterparts = (_same_output(m, model) for m in own.models.candidates(model.name))
-    served = [m.scope.feature_space for m in counterparts if m is not None]
-    stored = await spaces_of(own.store, model.scope)
-    return [space for space in dict.fromkeys((*served, *stored)) if space != model.scope.feature_space]
-
-
-def _same_output(version: LoadedModel, output: LoadedModel) -> LoadedModel | None:
-    """Return of another version the output that an output was, if there was one."""
-    return next((each for each in version.each if each.scope.output == output.scope.output), None)
 
 
 @router.get("/v2/operations", summary="Operations, the newest first")

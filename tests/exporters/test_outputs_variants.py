@@ -187,9 +187,9 @@ def test_the_command_takes_data_by_output(tmp_path, rng):
     int8 = ["int8", "--held-out", "p0,p1,p2"]
     data = str(tmp_path / "data")
     for options, sentence in (
-        ([*int8, "--data", data], f"say which one {data} is labelled for, as --data gesture={data}"),
-        ([*int8, "--data", f"side={data}"], "'side' is not one of gesture, force, pull"),
-        ([*int8, "--data", f"force={data}"], "output 'force' is of targets, and these data hold labels"),
+        ([*int8, "--data", data, "--data", data], f"say which one {data} is labelled for, as --data gesture={data}"),
+        ([*int8, "--data", f"side={data}"], "side="),
+        ([*int8, "--data", f"force={data}"], "tells nothing of force: it has neither their labels nor their names"),
     ):
         done = run(*line, *options)
         said = " ".join((done.stdout + done.stderr).split())

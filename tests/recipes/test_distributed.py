@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from exporters.export import export_run
+from models.cluster import ClusterError
 from models.data.synthetic import synthesise
 from models.training import TrainConfig, TrainingError, train
 from models.training.devices import Devices
 from models.training.extract import Source, extract
 from models.training.fine_tuning import fine_tune
+from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.runners import OnRay, Serial, Where
 from tests.recipes.conftest import arrays, same
 
@@ -63,6 +65,15 @@ def test_features_on_ray_are_those_of_one_process_by_a_bundle_and_by_an_encoder(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_probe_on_ray_is_that_of_one_process(cluster, vit, pictures, tmp_path):
+    config = LinearProbeConfig(backbone=vit, personal=8)
+    serial = train_probe(pictures, config, tmp_path / "serial")
+    run = train_probe(pictures, config, tmp_path / "ray", cache=tmp_path / "cache", where=Where(runner=cluster))
+    assert same(arrays(serial), arrays(run))
+    assert run.provenance["features_computed"] == len(pictures)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_an_error_on_ray_is_the_one_that_it_would_be_here(cluster, small, pictures, tmp_path):
     with pytest.raises(TrainingError, match="diverged"):
         fine_tune(pictures, small("full", learning_rate=1e30, folds=1), tmp_path / "run", where=Where(runner=cluster))
@@ -70,7 +81,7 @@ def test_an_error_on_ray_is_the_one_that_it_would_be_here(cluster, small, pictur
 
 def test_a_cluster_that_is_not_there_is_a_sentence():
     pytest.importorskip("ray")
-    with pytest.raises(TrainingError, match=r"No Ray cluster can be reached at '127\.0\.0\.1:1'"):
+    with pytest.raises(ClusterError, match=r"No Ray cluster can be reached at '127\.0\.0\.1:1'"):
         OnRay("127.0.0.1:1")
 
 

@@ -24,7 +24,9 @@ def x(rng):
 
 def write_one_output(models, version=1, labels=LABELS):
     """The tiny labels alone, of the same input as the bundles of several outputs."""
-    manifest = tiny_manifest("arm", version).model_copy(update={"input": SPEC, "labels": labels})
+    manifest = tiny_manifest("arm", version).model_copy(
+        update={"input": SPEC.model_copy(update={"stride": 2}), "labels": labels}
+    )
     bundles.write(models, manifest, {bundles.BACKBONE: tiny_graph(), bundles.PRIOR: priors.to_bytes(tiny_prior())})
 
 

@@ -62,6 +62,9 @@ def train(
         int, typer.Option(min=1, help="Processes that share every batch of a network, each with a device of its own.")
     ] = 1,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto: what a network is trained on.")] = "cpu",
+    nodes: Annotated[
+        int, typer.Option(min=1, help="With --ray: machines that share every batch of a network, --devices on each.")
+    ] = 1,
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "32-true",
     ray: Annotated[bool, typer.Option("--ray", help="Train the networks of a run side by side as Ray tasks.")] = False,
     ray_address: Annotated[
@@ -81,7 +84,11 @@ def train(
     from service.commands.probing import media_recipes, run_probe
     from service.commands.training import run_training, where_of
 
-    where = where_of(devices, accelerator, precision, ray=ray, ray_address=ray_address, loggers=logger or ())
+    where = where_of(
+        devices, accelerator, precision, nodes=nodes, ray=ray, ray_address=ray_address, loggers=logger or ()
+    )
+    if ray or ray_address:  # whose processes were started elsewhere
+        data, out = data.absolute(), out.absolute()
     if backbone is not None or recipe in media_recipes():
         run_probe(
             data,
@@ -133,6 +140,8 @@ def extract(
     """Compute the features of images, sounds or texts, by what is served or by an encoder, into one file."""
     from service.commands.extraction import run_extract
 
+    if ray or ray_address:  # whose processes were started elsewhere
+        data, model = data.absolute(), model and model.absolute()
     run_extract(data, out, model=model, backbone=backbone, ray=ray, ray_address=ray_address, command=command_line())
 
 

@@ -67,8 +67,36 @@ def recalibrate(
     wait: Annotated[bool, typer.Option(help="Show the progress until it is done.")] = True,
     task: TaskName = None,
     url: Url = URL,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Without a service: URL of the store in which users are moved.")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", help="With --store: folder of bundles; by default as `headway serve`.")
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="With --store (PostgreSQL): ranges of users side by side as Ray tasks.")
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, as auto or HOST:6379; without it one is started here.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="With --store: TOML file of settings.")] = None,
 ) -> None:
-    """Move users' heads to the newest version of a model (docs/upgrades.md)."""
-    from service.commands.portable import run_recalibration
+    """Move users' heads to the newest version of a model (docs/upgrades.md): by a service, or without one."""
+    if store is None:
+        if models is not None or config is not None or ray or ray_address:
+            raise typer.BadParameter("--models, --config and --ray are of moving users without a service: give --store")
+        from service.commands.portable import run_recalibration
 
-    run_recalibration(url, model, from_version, dry_run=dry_run, wait=wait, task=task)
+        run_recalibration(url, model, from_version, dry_run=dry_run, wait=wait, task=task)
+        return
+    import os
+
+    # As a service has it: with other threads, sums are in another order. Read when numpy is first imported, below.
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+    from service.commands.bulk import Wanted, run_bulk
+    from service.config import load
+
+    settings = load({"store": store, "models": models}, config)
+    run_bulk(settings, Wanted(model, task, from_version, dry_run), ray=ray, ray_address=ray_address)
