@@ -1,4 +1,4 @@
-"""Backbones of transformers' AutoModel: `hf:<id or folder>`, for texts (BERT), images (ViT) and sounds (wav2vec2)."""
+"""Backbones of transformers' AutoModel: `hf:<id or folder>`, for texts (BERT), images (ViT), sounds (wav2vec2, AST)."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.backbones.encoder import AudioConfig, AudioEncoder, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from models.backbones.registry import BackboneError, register_family
+from models.backbones.spectrogram import AstConfig, AstEncoder, WhisperEncoder, ast_seconds, whisper_seconds
 
 __all__ = ["text_encoder"]
 
@@ -20,6 +21,10 @@ def _huggingface(name: str, **settings: Any) -> nn.Module:
     kind = _own(name, settings).model_type
     if kind in AUDIO:
         return _audio_encoder(name, **settings)
+    if kind == "audio-spectrogram-transformer":
+        return _ast_encoder(name, **settings)
+    if kind == "whisper":
+        return _whisper_encoder(name, **settings)
     if kind in IMAGE:
         return _image_encoder(name, **settings)
     return text_encoder(name, **settings)
@@ -145,7 +150,40 @@ def _image_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _audio_encoder(name: str, **settings: Any) -> AudioEncoder:
-    own = _own(name, settings)
-    cfg = AudioConfig.model_validate(settings).model_copy(update={"config": _recorded(own)})
+    own, told = _own(name, settings), _sound_processing(name, settings)
+    usual = {"rate": told.get("sampling_rate", 16_000), "normalise": told.get("do_normalize", True)}
+    cfg = AudioConfig.model_validate({**usual, **settings, "config": _recorded(own)})
     network = _network(name, own, cfg.weights)
     return AudioEncoder(network, cfg, int(own.hidden_size), _blocks(network, own))
+
+
+def _ast_encoder(name: str, **settings: Any) -> AstEncoder:
+    own, told = _own(name, settings), _sound_processing(name, settings)
+    usual = {key: told[key] for key in ("mean", "std") if key in told}
+    if not told.get("do_normalize", True):
+        usual = {"mean": 0.0, "std": 0.5}  # which is divided by twice
+    cfg = AstConfig.model_validate({"seconds": ast_seconds(own), **usual, **settings, "config": _recorded(own)})
+    network = _network(name, own, cfg.weights)
+    return AstEncoder(network, cfg, own, _blocks(network, own))
+
+
+def _whisper_encoder(name: str, **settings: Any) -> WhisperEncoder:
+    """Whisper's encoder; its decoder, which writes down what was said, is left out."""
+    own = _own(name, settings)
+    cfg = AudioConfig.model_validate({"seconds": whisper_seconds(own), **settings, "config": _recorded(own)})
+    network: Any = _network(name, own, cfg.weights)
+    encoder: nn.Module = network.get_encoder()
+    return WhisperEncoder(encoder, cfg, own, _blocks(encoder, own))
+
+
+def _sound_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the model's own feature extractor is set to, where the folder or the hub has one."""
+    if settings.get("config") is not None:
+        return {}
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+    try:
+        told, _ = FeatureExtractionMixin.get_feature_extractor_dict(name)
+    except OSError:
+        return {}
+    return dict(told)

@@ -25,6 +25,16 @@ WAV2VEC2 = {
     "intermediate_size": 48, "conv_dim": [16, 16], "conv_kernel": [10, 4], "conv_stride": [5, 4],
     "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
 }  # fmt: skip
+AST = {
+    "model_type": "audio-spectrogram-transformer", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 48, "max_length": 64, "num_mel_bins": 32, "patch_size": 16,
+}  # fmt: skip
+WHISPER = {
+    "model_type": "whisper", "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 60, "num_mel_bins": 40,
+    "max_source_positions": 50, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}  # fmt: skip
 RANDOM = {"weights": False}
 SPEAKER = {"seconds": 2.5, "weights": importlib.util.find_spec("resemblyzer") is not None}
 CASES = [
@@ -34,6 +44,8 @@ CASES = [
     ("hf:tiny-bert", {"config": {"model_type": "bert", "vocab_size": 50, **tiny_media.BERT}, **RANDOM}),
     ("hf:tiny-vit", {"config": VIT, "size": 32, "resize": 32, **RANDOM}),
     ("hf:tiny-wav2vec2", {"config": WAV2VEC2, "seconds": 0.1, **RANDOM}),
+    ("hf:tiny-ast", {"config": AST, **RANDOM}),
+    ("hf:tiny-whisper", {"config": WHISPER, "seconds": 0.7, **RANDOM}),
     ("timm:resnet10t", {"size": 64, **RANDOM}),
     ("timm:efficientnet_lite0", {"size": 64, **RANDOM}),
     ("timm:legacy_xception", {"size": 96, **RANDOM}),
