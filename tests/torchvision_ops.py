@@ -1,6 +1,11 @@
 """torchvision on the CPU build of torch: its wheel has operators for CUDA only, whose names an import asks for."""
 
 import importlib.util
+import sys
+from pathlib import Path
+
+FOLDER = Path(sys.prefix) / "torchvision"
+"""Where `make install` puts torchvision and timm: there only tests find them, which declare the operators first."""
 
 OPERATORS = (
     "nms", "qnms", "roi_align", "_roi_align_backward", "ps_roi_align", "_ps_roi_align_backward", "roi_pool",
@@ -12,6 +17,9 @@ _KEPT = []
 
 def prepare() -> bool:
     """Make torchvision importable where it is installed; no model that is tested calls one of the operators."""
+    if FOLDER.is_dir() and str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
+        importlib.invalidate_caches()
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:

