@@ -102,7 +102,8 @@ def row(name: str, settings: dict[str, Any], folder: Path) -> str:
         largest = max(largest, float(np.abs(expected).max()))
     weights = "random" if settings.get("weights") is False else "real"
     shape = " × ".join("n" if side == -1 else f"{side:,}" for side in module.input.shape)
-    return f"| `{name}` | {weights} | {shape} | {module.num_features:,} | {worst:.1e} | {largest:.2g} |"
+    found = f"{worst:.1e} | {largest:.2g} | {worst / largest:.1e}"
+    return f"| `{name}` | {weights} | {shape} | {module.num_features:,} | {found} |"
 
 
 def main() -> None:
@@ -113,7 +114,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torchvision_ops.prepare()
     torch.manual_seed(0)
-    print("| encoder | weights | input | features | largest error | largest feature |\n|--|--|--|--|--|--|")
+    print("| encoder | weights | input | features | largest error | largest feature | share |\n|--|--|--|--|--|--|--|")
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in [*cases(), ("onnx:FILE", {})]:
             if not name.startswith(only):
@@ -121,7 +122,7 @@ def main() -> None:
             try:
                 print(row(name, settings, Path(folder)), flush=True)
             except BackboneError as e:
-                print(f"| `{name}` | not here: {e} | | | | |", flush=True)
+                print(f"| `{name}` | not here: {e} | | | | | |", flush=True)
 
 
 if __name__ == "__main__":

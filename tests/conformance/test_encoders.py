@@ -200,7 +200,8 @@ def test_onnx_runtime_computes_the_same_features_for_any_batch(name, settings):
         with torch.no_grad():
             expected = encoder(x).numpy()
         found = session.run(None, {"input": x.numpy()})[0]
-        assert float(np.abs(found - expected).max()) <= TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        # Of the largest feature: those of some random weights all but vanish, of others they are in the hundreds.
+        assert float(np.abs(found - expected).max()) <= TOLERANCE * float(np.abs(expected).max())
 
 
 def test_a_freeze_plan_that_names_nothing_is_refused():
