@@ -1,8 +1,11 @@
 """Backbones of transformers' AutoModel: `hf:<id or folder>`, for texts (BERT), images (ViT), sounds (wav2vec2, AST)."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from models.backbones.encoder import AudioConfig, AudioEncoder, ImageConfig, ImageEncoder, TextConfig, TextEncoder
@@ -73,7 +76,7 @@ def _network(name: str, own: Any, weights: bool) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(0)
             network = AutoModel.from_pretrained(name, config=own, attn_implementation="eager")
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise BackboneError(f"The weights of '{name}' cannot be loaded: {e}") from e
     finally:
         logging.set_verbosity(told)
@@ -148,9 +151,8 @@ def _image_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     from transformers.image_processing_base import ImageProcessingMixin
 
-    try:
-        told, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:
+    told = _processing(name, ImageProcessingMixin.get_image_processor_dict)
+    if not told:
         return {}
     found: dict[str, Any] = {"fit": "crop" if told.get("do_center_crop") else "stretch"}
     if told.get("image_mean") and told.get("image_std"):
@@ -193,8 +195,20 @@ def _sound_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+    return _processing(name, FeatureExtractionMixin.get_feature_extractor_dict)
+
+
+def _processing(name: str, read: Callable[[str], tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+    """How a model's input is made, as its folder or the hub says; empty where nothing is said.
+
+    Raises:
+        BackboneError: something is said that cannot be read: the usual preprocessing would be wrong without a word.
+    """
     try:
-        told, _ = FeatureExtractionMixin.get_feature_extractor_dict(name)
-    except OSError:
+        told, _ = read(name)
+    except OSError as e:
+        file = Path(name) / "preprocessor_config.json"
+        if file.is_file():
+            raise BackboneError(f"{file} is not JSON; copy it anew, or remove it to use what is usual") from e
         return {}
     return dict(told)

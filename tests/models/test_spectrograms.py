@@ -111,6 +111,19 @@ def test_whispers_encoder_is_the_models_without_its_decoder(tmp_path):
         torch.testing.assert_close(encoder(x), hidden[:, :25].mean(1))
 
 
+def test_a_folder_that_is_damaged_is_a_sentence(tmp_path):
+    own = transformers.ASTConfig(**{key: value for key, value in AST.items() if key != "model_type"})
+    transformers.ASTModel(own).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"mean": ')
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json is not JSON"):
+        create_encoder(f"hf:{tmp_path}")
+    (tmp_path / "preprocessor_config.json").unlink()
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(BackboneError, match=r"The weights of '.*' cannot be loaded"):
+        create_encoder(f"hf:{tmp_path}")
+
+
 @pytest.mark.parametrize("config", [AST, WHISPER], ids=["ast", "whisper"])
 def test_silence_has_features_and_does_not_touch_the_clip_before_it(config):
     longer = create_encoder("hf:any", {"config": config, **RANDOM})
