@@ -27,8 +27,9 @@ class Labelled:
     """Windows of people: rows `(n, …)` as the graph takes them, and of them classes, people and repetitions `(m,)`.
 
     `y` of a regression are values `(m, T)`. `rows` `(m,)` are those of `x` that have an answer; None for all, in order:
-    outputs that are known of other windows share the `x`, so that the graph runs on it once. A person of −1 is nobody in
-    particular: of files and texts it may not be known whose they are.
+    outputs that are known of other windows share the `x`, so that the graph runs on it once.
+
+    A person of −1 is nobody in particular: of files and texts it may not be known whose they are.
     """
 
     x: NDArray[np.generic]

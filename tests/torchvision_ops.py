@@ -17,9 +17,19 @@ _KEPT = []
 
 def prepare() -> bool:
     """Make torchvision importable where it is installed; no model that is tested calls one of the operators."""
-    if FOLDER.is_dir() and str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))
+    # For as long as it is imported only: processes that a test starts take over the path, but not what is declared.
+    apart = str(FOLDER)
+    if FOLDER.is_dir():
+        sys.path.append(apart)
         importlib.invalidate_caches()
+    try:
+        return _imported()
+    finally:
+        if apart in sys.path:
+            sys.path.remove(apart)
+
+
+def _imported() -> bool:
     if importlib.util.find_spec("torchvision") is None:
         return False
     try:
@@ -32,4 +42,6 @@ def prepare() -> bool:
             library.define(f"{name}(Tensor x) -> Tensor")
         _KEPT.append(library)  # the declarations go with it
         import torchvision  # noqa: F401
+    if importlib.util.find_spec("timm") is not None:
+        import timm  # noqa: F401
     return True
