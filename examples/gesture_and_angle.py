@@ -124,12 +124,20 @@ def run(folder: Path, people: int = 12, strangers: int = 4, seed: int = 0) -> ND
             for task, other in (("gesture", "elbow"), ("elbow", "gesture")):
                 outcome = stranger.calibrate(task)
                 before, answers = answers, stranger.answers()
-                if answers[other] != before[other]:
+                if not same(other, before, answers):
                     raise AssertionError(f"the {task} was calibrated, and answers of the {other} changed")
                 worth.append(stranger.worth(answers))
                 print(f"  {task} calibrated ({outcome}), no answer of the {other} changed: {_told(worth[-1])}")
             found.append(worth)
     return np.array(found)
+
+
+def same(output: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether an output says the same as before, but for rounding: batches of other sizes add in another order."""
+    one, other = (answers[output]["predictions"] for answers in (before, after))
+    if output == "gesture":
+        return [row["label"] for row in one] == [row["label"] for row in other]
+    return np.allclose([row["values"]["elbow"] for row in one], [row["values"]["elbow"] for row in other], atol=1e-3)
 
 
 def _told(worth: tuple[float, float]) -> str:

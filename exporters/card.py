@@ -188,6 +188,13 @@ def _worth_in_both(task: dict[str, Any]) -> str:
     return f"{said}, personal heads' {task['personal']:.3f} and {task['personal_int8']:.3f} of the usual"
 
 
+def inputs_of(inputs: int, people: int) -> str:
+    """So many inputs of so many people; of 0 it is not known whose they are."""
+    if not people:
+        return f"{inputs} inputs without users"
+    return f"{inputs} inputs of {people} {'person' if people == 1 else 'people'}"
+
+
 def _variants(record: dict[str, Any]) -> list[str]:
     """The table of variants that were built and timed, and how."""
     asked, machine = record["asked"], record["machine"]
@@ -198,7 +205,7 @@ def _variants(record: dict[str, Any]) -> list[str]:
         known = "" if seen is None else f", {seen} of whom the run was trained on"
         by = (
             "Accuracy of the shared head / of heads fitted on a first repetition: "
-            f"{record['windows']} inputs of {people} {'person' if people == 1 else 'people'}{known}."
+            f"{inputs_of(record['windows'], people)}{known}."
         )
     else:
         by = (

@@ -23,8 +23,6 @@ from exporters.bundle_outputs import Ranges
 from exporters.card import model_card
 from exporters.parity import Forward, check_parity
 from exporters.tasks import Task, outputs_of
-from models.heads import prior as priors
-from models.heads.prior import Prior
 from models.training.further_tasks import load_further
 from models.training.media_run import is_media_run
 from models.training.run import Run, load_run
@@ -45,19 +43,6 @@ class Draft:
     manifest: Manifest
     files: dict[str, bytes]
     inputs: NDArray[Any]
-
-    @property
-    def prior(self) -> Prior:
-        """The population prior of a bundle with one output of labels.
-
-        Raises:
-            ExportError: it is another.
-        """
-        if self.manifest.outputs or self.manifest.targets:
-            raise ExportError(
-                "this is not a bundle with one output of labels: exporters.bundle.populations has them all"
-            )
-        return priors.from_bytes(self.files[bundles.PRIOR], self.manifest.labels, self.manifest.head)
 
     def written(self, models: Path) -> Path:
         """Write the bundle with its card under `models` and return its folder."""

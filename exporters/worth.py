@@ -28,6 +28,8 @@ class Labelled:
 
     `y` of a regression are values `(m, T)`. `rows` `(m,)` are those of `x` that have an answer; None for all, in order:
     outputs that are known of other windows share the `x`, so that the graph runs on it once.
+
+    A person of −1 is nobody in particular: of files and texts it may not be known whose they are.
     """
 
     x: NDArray[np.generic]
@@ -38,8 +40,8 @@ class Labelled:
 
     @property
     def people(self) -> int:
-        """How many people there are."""
-        return len(np.unique(self.user))
+        """How many people are known; 0 where it is not known whose the windows are."""
+        return len(np.unique(self.user[self.user >= 0]))
 
     def of(self, z: Features) -> Features:
         """Return features of the windows that have an answer, given those of all."""

@@ -11,7 +11,16 @@ from exporters.input_spec import InputSpec, Padding
 from exporters.media_spec import TOKENIZER, AudioMedia, ImageMedia, TextMedia
 from models.backbones.module import EncoderModule
 
-__all__ = ["AudioConfig", "AudioEncoder", "ImageConfig", "ImageEncoder", "TappedEncoder", "TextConfig", "TextEncoder"]
+__all__ = [
+    "AudioConfig",
+    "AudioEncoder",
+    "ImageConfig",
+    "ImageEncoder",
+    "TappedEncoder",
+    "TextConfig",
+    "TextEncoder",
+    "clip_length",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Network = Callable[..., Tensor]
@@ -53,6 +62,7 @@ class AudioConfig(BaseModel):
     weights: bool = True
     seconds: float = Field(2.0, gt=0, description="of sound that it sees; shorter clips are filled with silence")
     rate: float = Field(16_000.0, gt=0, description="Hz")
+    normalise: bool = Field(True, description="whether each clip is brought to mean 0 and deviation 1")
     config: dict[str, Any] | None = None
 
 
@@ -173,7 +183,7 @@ class TextEncoder(TappedEncoder):
 
 
 class AudioEncoder(TappedEncoder):
-    """Samples `(n, t)` to features: mean 0 and deviation 1 by clip, through `network`, averaged over time."""
+    """Samples `(n, t)` to features: mean 0 and deviation 1 by clip if so set, `network`, the average over time."""
 
     default_cfg: AudioConfig
 
@@ -196,7 +206,14 @@ class AudioEncoder(TappedEncoder):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features `(n, d)` of samples `(n, t)`."""
-        x = x - x.mean(1, keepdim=True)
-        x = x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-7)
+        if self.default_cfg.normalise:
+            x = x - x.mean(1, keepdim=True)
+            x = x * torch.rsqrt((x * x).mean(1, keepdim=True) + 1e-7)
         z: Tensor = self.network(input_values=x).last_hidden_state.mean(1)
         return z
+
+
+def clip_length(x: Tensor) -> Tensor:
+    """Samples `(n, 1)` of clips `(n, t)` up to the last that is not zero, for silence fills them up; at least 1."""
+    position = torch.arange(1, x.shape[1] + 1, dtype=torch.float32, device=x.device)
+    return torch.where(x == 0, 0.0, position).amax(1, keepdim=True).clamp(min=1.0)

@@ -1,12 +1,16 @@
-"""Backbones of transformers' AutoModel: `hf:<id or folder>`, for texts (BERT), images (ViT) and sounds (wav2vec2)."""
+"""Backbones of transformers' AutoModel: `hf:<id or folder>`, for texts (BERT), images (ViT), sounds (wav2vec2, AST)."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from models.backbones.encoder import AudioConfig, AudioEncoder, ImageConfig, ImageEncoder, TextConfig, TextEncoder
 from models.backbones.registry import BackboneError, register_family
+from models.backbones.spectrogram import AstConfig, AstEncoder, WhisperEncoder, ast_seconds, whisper_seconds
 
 __all__ = ["text_encoder"]
 
@@ -16,10 +20,25 @@ IMAGE = ("vit", "deit", "beit", "dinov2", "swin", "convnext", "resnet")
 
 @register_family("hf")
 def _huggingface(name: str, **settings: Any) -> nn.Module:
-    """Any AutoModel whose configuration says that it reads texts, images or raw sound."""
+    """Any AutoModel whose configuration says that it reads texts, images or sound."""
     kind = _own(name, settings).model_type
+    try:
+        return _built(kind, name, settings)
+    except (ImportError, RuntimeError) as e:
+        # A package that a model imports, as a torchvision of another build than torch, hides behind several others.
+        root: BaseException = e
+        while root.__cause__ is not None:
+            root = root.__cause__
+        raise BackboneError(f"transformers cannot build '{name}' ({kind}) here: {root}") from e
+
+
+def _built(kind: str, name: str, settings: dict[str, Any]) -> nn.Module:
     if kind in AUDIO:
         return _audio_encoder(name, **settings)
+    if kind == "audio-spectrogram-transformer":
+        return _ast_encoder(name, **settings)
+    if kind == "whisper":
+        return _whisper_encoder(name, **settings)
     if kind in IMAGE:
         return _image_encoder(name, **settings)
     return text_encoder(name, **settings)
@@ -57,7 +76,7 @@ def _network(name: str, own: Any, weights: bool) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.random.manual_seed(0)
             network = AutoModel.from_pretrained(name, config=own, attn_implementation="eager")
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, SafetensorError) as e:
         raise BackboneError(f"The weights of '{name}' cannot be loaded: {e}") from e
     finally:
         logging.set_verbosity(told)
@@ -132,9 +151,8 @@ def _image_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         return {}
     from transformers.image_processing_base import ImageProcessingMixin
 
-    try:
-        told, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:
+    told = _processing(name, ImageProcessingMixin.get_image_processor_dict)
+    if not told:
         return {}
     found: dict[str, Any] = {"fit": "crop" if told.get("do_center_crop") else "stretch"}
     if told.get("image_mean") and told.get("image_std"):
@@ -145,7 +163,52 @@ def _image_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _audio_encoder(name: str, **settings: Any) -> AudioEncoder:
-    own = _own(name, settings)
-    cfg = AudioConfig.model_validate(settings).model_copy(update={"config": _recorded(own)})
+    own, told = _own(name, settings), _sound_processing(name, settings)
+    usual = {"rate": told.get("sampling_rate", 16_000), "normalise": told.get("do_normalize", True)}
+    cfg = AudioConfig.model_validate({**usual, **settings, "config": _recorded(own)})
     network = _network(name, own, cfg.weights)
     return AudioEncoder(network, cfg, int(own.hidden_size), _blocks(network, own))
+
+
+def _ast_encoder(name: str, **settings: Any) -> AstEncoder:
+    own, told = _own(name, settings), _sound_processing(name, settings)
+    usual = {key: told[key] for key in ("mean", "std") if key in told}
+    if not told.get("do_normalize", True):
+        usual = {"mean": 0.0, "std": 0.5}  # which is divided by twice
+    cfg = AstConfig.model_validate({"seconds": ast_seconds(own), **usual, **settings, "config": _recorded(own)})
+    network = _network(name, own, cfg.weights)
+    return AstEncoder(network, cfg, own, _blocks(network, own))
+
+
+def _whisper_encoder(name: str, **settings: Any) -> WhisperEncoder:
+    """Whisper's encoder; its decoder, which writes down what was said, is left out."""
+    own = _own(name, settings)
+    cfg = AudioConfig.model_validate({"seconds": whisper_seconds(own), **settings, "config": _recorded(own)})
+    network: Any = _network(name, own, cfg.weights)
+    encoder: nn.Module = network.get_encoder()
+    return WhisperEncoder(encoder, cfg, own, _blocks(encoder, own))
+
+
+def _sound_processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the model's own feature extractor is set to, where the folder or the hub has one."""
+    if settings.get("config") is not None:
+        return {}
+    from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+    return _processing(name, FeatureExtractionMixin.get_feature_extractor_dict)
+
+
+def _processing(name: str, read: Callable[[str], tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+    """How a model's input is made, as its folder or the hub says; empty where nothing is said.
+
+    Raises:
+        BackboneError: something is said that cannot be read: the usual preprocessing would be wrong without a word.
+    """
+    try:
+        told, _ = read(name)
+    except OSError as e:
+        file = Path(name) / "preprocessor_config.json"
+        if file.is_file():
+            raise BackboneError(f"{file} is not JSON; copy it anew, or remove it to use what is usual") from e
+        return {}
+    return dict(told)

@@ -11,6 +11,7 @@ from models.backbones.registry import BackboneError, register_family
 __all__: list[str] = []
 
 TAPS = 6
+OTHER_TORCH = "the installed torchvision is of another build than torch ({}): install the one that fits, or remove it"
 CLASSIFIERS = ("fc", "classifier", "head", "heads")
 
 
@@ -21,6 +22,8 @@ def _timm(name: str, **settings: Any) -> nn.Module:
         import timm
     except ImportError as e:
         raise BackboneError(f"timm:{name} needs: pip install timm torchvision") from e
+    except RuntimeError as e:
+        raise BackboneError(OTHER_TORCH.format(e)) from e
     if not timm.is_model(name.split(".")[0]):
         raise BackboneError(f"timm has no model '{name}'; `python -m timm.models` lists them.")
     weights = settings.get("weights", True)
@@ -46,6 +49,8 @@ def _torchvision(name: str, **settings: Any) -> nn.Module:
         from torchvision import models
     except ImportError as e:
         raise BackboneError(f"torchvision:{name} needs: pip install torchvision") from e
+    except RuntimeError as e:
+        raise BackboneError(OTHER_TORCH.format(e)) from e
     if name not in models.list_models(module=models):
         raise BackboneError(f"torchvision has no classifier '{name}'; torchvision.models.list_models() lists them.")
     best = models.get_model_weights(name).DEFAULT

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from exporters.input_spec import InputSpec, Views
 from exporters.media_spec import AudioMedia
-from models.backbones.encoder import TappedEncoder
+from models.backbones.encoder import TappedEncoder, clip_length
 from models.backbones.mel import Mel, MelConfig
 from models.backbones.registry import BackboneError
 
@@ -117,7 +117,7 @@ class SpeakerEncoder(TappedEncoder):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features `(n, 256)` of samples `(n, t)`."""
-        length = _length(x)
+        length = clip_length(x)
         rms = torch.sqrt((x * x).sum(1, keepdim=True) / length)
         x = x * (LOUDNESS / rms.clamp(min=1e-7)).clamp(min=1.0)
         mels = self.mel(nn.functional.pad(x, (0, self._missing))).transpose(1, 2)
@@ -132,7 +132,7 @@ class SpeakerEncoder(TappedEncoder):
         Raises:
             KeyError: there is no tap of that name.
         """
-        length = _length(x)
+        length = clip_length(x)
         return {name: self._mean(found, length) for name, found in super().forward_taps(x, names).items()}
 
     def _mean(self, pieces: Tensor, length: Tensor) -> Tensor:
@@ -140,12 +140,6 @@ class SpeakerEncoder(TappedEncoder):
         counts = (length / MEL.hop - self.starts >= COVERAGE * PIECE) | (self.starts == 0)
         share = counts.to(pieces.dtype).unsqueeze(2)
         return (pieces.reshape(-1, self.starts.shape[0], pieces.shape[1]) * share).sum(1) / share.sum(1)
-
-
-def _length(x: Tensor) -> Tensor:
-    """Samples `(n, 1)` of clips `(n, t)` up to the last that is not zero; at least 1."""
-    position = torch.arange(1, x.shape[1] + 1, dtype=torch.float32, device=x.device)
-    return torch.where(x == 0, 0.0, position).amax(1, keepdim=True).clamp(min=1.0)
 
 
 def resemblyzer(**settings: object) -> SpeakerEncoder:

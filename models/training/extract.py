@@ -111,10 +111,16 @@ class _Opened:
         if self._reader is None:
             self._reader = reader_of(self.spec, self._files)
         assert self._reader is not None
+        items = [collection.read(i) for i in index]
         try:
-            x = self._reader.read([collection.read(i) for i in index])
-        except MediaError as e:
-            raise TrainingError(f"one of {collection.name(index[0])} … {collection.name(index[-1])}: {e}") from e
+            x = self._reader.read(items)
+        except MediaError:
+            for i, item in zip(index, items, strict=True):  # to name the file
+                try:
+                    self._reader.read([item])
+                except MediaError as e:
+                    raise TrainingError(f"{collection.name(i)}: {e}") from e
+            raise
         return np.asarray(self._run(x), np.float32)
 
 

@@ -96,9 +96,17 @@ def fit(
         FrozenChanged: something frozen changed, or `requires_grad` was changed behind the plan's back.
         TrainingError: the checkpoint is damaged, or belongs to another network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(loop.seed + fabric.global_rank)
-        return _Fit(fabric, work, timetable, loop, name, checkpoint, tick or (lambda stage, done, total: None)).run()
+    status = "failed"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(loop.seed + fabric.global_rank)
+            told = tick or (lambda stage, done, total: None)
+            fitted = _Fit(fabric, work, timetable, loop, name, checkpoint, told).run()
+        status = "success"
+    finally:
+        for logger in fabric.loggers:
+            logger.finalize(status)
+    return fitted
 
 
 class _Fit:
@@ -200,7 +208,7 @@ class _Fit:
         self.tick(self.name, self.step, self.loop.steps)
         if math.isfinite(mean):  # a network that diverges leaves a gap
             self.curves["loss"].append([self.step, round(mean, 6)])
-            self.fabric.log(f"{self.name}/loss", mean, self.step)
+            self.fabric.log("loss", mean, self.step)
 
     def _evaluate(self) -> None:
         kept = self.average or self._learned(copy=False)
@@ -217,7 +225,7 @@ class _Fit:
         loss, accuracy = found
         if math.isfinite(loss):
             self.curves["validation"].append([self.step, round(loss, 6), round(accuracy, 6)])
-            self.fabric.log_dict({f"{self.name}/log_loss": loss, f"{self.name}/accuracy": accuracy}, self.step)
+            self.fabric.log_dict({"log_loss": loss, "accuracy": accuracy}, self.step)
         self.stale = 0 if loss < self.best_loss else self.stale + 1
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, self.step

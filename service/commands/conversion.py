@@ -83,9 +83,10 @@ def _worth(task: Task) -> str:
     personal = ""
     if task.personal is not None and task.personal_int8 is not None:
         personal = f", personal heads {task.personal:.2%} → {task.personal_int8:.2%}"
+    by = f"{task.people} people" if task.people else "inputs without users"
     if task.rmse:
-        return f"{task.people} people: shared head's RMSE {_numbers(task.rmse)} → {_numbers(task.rmse_int8)}"
-    return f"{task.people} people: shared head right {task.shared:.2%} → {task.shared_int8:.2%}{personal}"
+        return f"{by}: shared head's RMSE {_numbers(task.rmse)} → {_numbers(task.rmse_int8)}"
+    return f"{by}: shared head right {task.shared:.2%} → {task.shared_int8:.2%}{personal}"
 
 
 def _said(found: Agreement) -> str:

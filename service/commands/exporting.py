@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from exporters.card import inputs_of
 from exporters.export import Draft
 from exporters.variants import Bound, Variant, export_within
 from exporters.worth import Labelled
@@ -43,7 +44,7 @@ def run_export_within(
 
 
 def _people(output: str, judged: Labelled) -> str:
-    told = f"{len(judged.y)} inputs of {judged.people} {'person' if judged.people == 1 else 'people'}"
+    told = inputs_of(len(judged.y), judged.people)
     return f"{output}: {told}" if output else told
 
 

@@ -169,7 +169,8 @@ def collected(
                 raise PrecisionError(f"{collection.name(int(i))}: {e}") from e
         raise
     y = np.array([labels.index(name) for name in collection.labels])[collection.y]
-    return Labelled(x, y[chosen], collection.user[chosen], collection.repetition[chosen])
+    user = collection.user if collection.users else np.full(len(collection), -1)
+    return Labelled(x, y[chosen], user[chosen], collection.repetition[chosen])
 
 
 def _labels(manifest: Manifest) -> tuple[str, ...]:

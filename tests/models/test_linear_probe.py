@@ -10,9 +10,11 @@ from models.backbones import create_encoder
 from models.data.collections import load_collection
 from models.heads.calibration import calibrate
 from models.training import RunError, TrainingError
+from models.training.extract import Source, extract
 from models.training.features import backbone_digest, features_of
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.media_run import load_media_run
+from models.training.runners import Serial
 from tests import tiny_media
 
 pytest.importorskip("PIL.Image")
@@ -152,6 +154,13 @@ def test_a_damaged_cache_is_as_good_as_none(encoder, tmp_path):
     again, computed = features_of(backbone, data, tmp_path / "cache")
     assert computed == 6
     assert np.array_equal(first, again)
+
+
+def test_extract_names_the_file_that_it_cannot_read(encoder, tmp_path):
+    data = tiny_media.write_pictures(tmp_path / "data", 3)
+    (data / "red" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(TrainingError, match=r"red/1\.png: "):
+        extract(Source(backbone=encoder), load_collection(data), Serial(), lambda stage, done, total: None)
 
 
 def test_what_cannot_be_trained_on_is_a_sentence(encoder, pooled, tmp_path):

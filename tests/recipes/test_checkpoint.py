@@ -61,7 +61,7 @@ def test_logs_hold_the_curves_of_every_network(small, pictures, tmp_path):
     assert [f.parent.name for f in files] == ["fold-1-of-1", "network"]
     with files[0].open() as file:
         rows = list(csv.DictReader(file))
-    losses = [float(r["fold 1 of 1/log_loss"]) for r in rows if r["fold 1 of 1/log_loss"]]
+    losses = [float(r["log_loss"]) for r in rows if r["log_loss"]]
     assert len(losses) == 3
     assert all(map(math.isfinite, losses))
 
@@ -87,6 +87,31 @@ def test_mlflow_reads_what_is_logged(tmp_path, monkeypatch):
     client = mlflow.MlflowClient(store_in(tmp_path / "mlflow"))
     found = client.get_metric_history(logger.version, "loss")
     assert [(m.step, m.value) for m in found] == [(3, 0.5)]
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow about its own libraries
+def test_networks_are_runs_of_mlflow_that_end_as_they_did(small, pictures, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_in(tmp_path))
+
+    def interrupted(stage, done, total):
+        if stage == "network" and done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(
+            pictures,
+            small("full", folds=1),
+            tmp_path / "run",
+            where=Where(loggers=("mlflow",)),
+            progress=interrupted,
+        )
+    client = mlflow.MlflowClient(store_in(tmp_path))
+    runs = client.search_runs([client.get_experiment_by_name("headway").experiment_id])
+    ended = {run.info.run_name: (run.info.status, set(run.data.metrics)) for run in runs}
+    # Under the same names in every network, so that their curves lie over each other.
+    assert ended["fold-1-of-1"] == ("FINISHED", {"loss", "log_loss", "accuracy"})
+    assert ended["network"][0] == "FAILED"
 
 
 def test_a_logger_that_is_not_known_is_a_sentence(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from exporters import bundle as bundles
-from exporters.export import ExportError, draft_of, export_run
+from exporters.export import ExportError, export_run
 from models.backbones import create_encoder
 from models.training import TrainingError, tuned
 from models.training.fine_tuning import fine_tune
@@ -195,8 +195,6 @@ def test_a_bundle_of_it_answers_as_torch_does_and_its_card_has_every_output(run,
     card = (bundle.path / "MODEL_CARD.md").read_text()
     assert "Output `colour`: heads for 3 labels: blue, green, red; a user may add 4" in card
     assert "Root mean squared error of the shared head on left-out people: lit [%]" in card
-    with pytest.raises(ExportError, match="one output of labels"):
-        _ = draft_of(run.folder, tmp_path, name="both").prior
 
 
 def test_one_task_of_numbers_is_a_bundle_of_targets_and_needs_no_people(vit, tmp_path):

@@ -1,21 +1,28 @@
 """Raw images, texts and sounds to a running service: predictions, calibrations, and what is refused."""
 
 import base64
+import json
+import shutil
+import subprocess
 import sys
 
 import httpx
 import numpy as np
 import pytest
 
+from exporters import bundle as bundles
 from exporters.export import export_run
+from exporters.media_spec import TextMedia
 from models.data.collections import load_collection
 from models.data.media import reader_of
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from service.app import create_app
 from service.commands.process import running_service
+from service.commands.welcome import welcome
 from service.config import Settings
 from tests import tiny_media, torchvision_ops
 from tests.conftest import running
+from tests.tiny import tiny_manifest
 
 for package in ("PIL.Image", "soundfile", "tokenizers", "transformers"):
     pytest.importorskip(package)
@@ -278,6 +285,47 @@ def test_front_ends_read_media_too(models, tmp_path):
         assert report["outcome"] == "promoted"
         answer = client.post("/v2/models/slots/predict?user_id=ana", json={"inputs": base64_of([file])}).json()
         assert (answer["head"], answer["predictions"][0]["label"]) == ("personal", "c")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_lines_that_serve_prints_answer(models, tmp_path, rng):
+    """As they are printed, in a shell; pictures and sounds are the user's, under the names that the lines have."""
+    for label, colour in tiny_media.COLOURS.items():
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / "photos" / label / f"{i}.jpg").write_bytes(tiny_media.picture(colour, rng, "JPEG"))
+    for label, pitch in tiny_media.PITCHES.items():
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / "clips" / label / f"{i}.wav").write_bytes(tiny_media.sound(pitch, rng))
+    shutil.copy(tmp_path / "photos" / "red" / "0.jpg", tmp_path / "photo.jpg")
+    shutil.copy(tmp_path / "clips" / "low" / "0.wav", tmp_path / "clip.wav")
+    with running_service(models, tmp_path / "store", "--frontends", "1") as service:
+        for name, expected in (("colours", "red"), ("pitch", "low"), ("words", None)):
+            told = welcome(service.url, "", models, [name])
+            lines = [line for line in told.splitlines() if "curl -s -w" in line]
+            shared, calibrated, own = (
+                json.loads(subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, check=True).stdout)
+                for line in lines
+            )
+            assert shared["head"] == "shared", shared
+            assert calibrated["outcome"] in ("promoted", "kept", "insufficient"), calibrated
+            assert expected in (None, own["predictions"][0]["label"])
+
+
+def test_the_lines_survive_labels_that_a_shell_would_read(tmp_path):
+    odd = ["it's", '"two" $HOME `id`', "back\\slash"]
+    manifest = tiny_manifest()
+    media = manifest.input.model_copy(update={"media": TextMedia(max_tokens=8)})
+    manifest = manifest.model_copy(update={"labels": tuple(odd), "input": media})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bundles, "resolve", lambda path: path)
+        patched.setattr(bundles, "read_manifest", lambda _path: (manifest, ""))
+        lines = [line for line in welcome("", "", tmp_path, ["m"]).splitlines() if "curl -s -w" in line]
+    made = subprocess.run(["bash", "-c", lines[1].split(" | curl")[0]], capture_output=True, check=True).stdout
+    assert json.loads(made)["labels"][:3] == odd
+    said = subprocess.run(["bash", "-c", lines[0].split(" | curl")[0]], capture_output=True, check=True).stdout
+    assert said.decode().strip() == f"this is {odd[0]}"
 
 
 async def test_samples_and_evaluations_take_texts(client, rng):

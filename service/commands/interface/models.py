@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from service.commands.interface.options import DataDir, Out, Seed, Subjects, command_line, console
+from service.commands.interface.options import AnyData, DataDir, MediaDir, Out, Seed, Subjects, command_line, console
 
 app = typer.Typer()
 
 
 @app.command()
 def train(
-    data: DataDir,
+    data: AnyData,
     out: Out,
     subjects: Subjects = "*",
     recipe: Annotated[
@@ -128,7 +128,7 @@ def train(
 
 @app.command()
 def extract(
-    data: DataDir,
+    data: MediaDir,
     out: Annotated[Path, typer.Option("--out", help="File to write, .npz.")],
     model: Annotated[Path | None, typer.Option("--model", help="Bundle: DIR/NAME or DIR/NAME/VERSION.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Or a pre-trained encoder by name.")] = None,

@@ -12,6 +12,18 @@ from rich.console import Console
 console = Console()
 
 DataDir = Annotated[Path, typer.Option("--data", help="Folder of recordings, one .npz a subject (docs/recordings.md).")]
+MediaDir = Annotated[
+    Path,
+    typer.Option("--data", help="Images or sounds as FOLDER/[USER/]LABEL/*, or a table of texts (docs/training.md)."),
+]
+AnyData = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Folder of recordings, one .npz a subject (docs/recordings.md); with --backbone images or sounds as "
+        "FOLDER/[USER/]LABEL/*, or a table of texts (docs/training.md).",
+    ),
+]
 Subjects = Annotated[
     str, typer.Option("--subjects", help="Globs over file names, comma-separated; a leading ! leaves out: 'a_*,!a_3'.")
 ]
