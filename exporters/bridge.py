@@ -72,8 +72,26 @@ class Fitted:
     between: float
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """One person's rows as a fused model takes them, `x (n, size)`, labels by the model's, repetitions `(n,)`."""
+
+    name: str
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    repetition: NDArray[np.int64]
+
+    @property
+    def stem(self) -> str:
+        """What the person is called in the record."""
+        return self.name
+
+
+Data = Sequence[Recordings] | Sequence[Rows]
+
+
 def bridge(
-    old: Path, new: Path, recordings: Sequence[Recordings], models: Path, told: Progress = lambda _: None
+    old: Path, new: Path, recordings: Data, models: Path, told: Progress = lambda _: None
 ) -> tuple[Path, Fitted]:
     """Fit a bridge between bundles with one output; `bridge_outputs` says how."""
     path, fitted = bridge_outputs(old, new, {"": recordings}, models, told)
@@ -83,7 +101,7 @@ def bridge(
 def bridge_outputs(
     old: Path,
     new: Path,
-    recordings: Mapping[str, Sequence[Recordings]],
+    recordings: Mapping[str, Data],
     models: Path,
     told: Progress = lambda _: None,
 ) -> tuple[Path, dict[str, Fitted]]:
@@ -96,6 +114,7 @@ def bridge_outputs(
         old: the bundle whose users move; where it has one output, that is the first of several.
         new: the bundle that they move to.
         recordings: of the population, by the newer bundle's outputs; of the one output, which has no name, by `""`.
+            Of fused bundles everybody's rows instead.
         models: folder of bundles to write to.
         told: is told how far it is.
 
@@ -194,6 +213,8 @@ def _check(old: Bundle, new: Bundle) -> None:
         raise BridgeError(
             f"both compute feature space {a.feature_space}: heads of one are valid in the other as they are"
         )
+    if b.input.parts and a.input.parts == b.input.parts:
+        return
     if len(b.input.window_shape) != 2 or b.input.padding is not None:
         raise BridgeError(f"bridges are fitted on recordings of signals; the input is {list(b.input.shape)}")
     if (a.input.shape, a.input.sample_rate, a.input.unit) != (b.input.shape, b.input.sample_rate, b.input.unit):
@@ -203,19 +224,24 @@ def _check(old: Bundle, new: Bundle) -> None:
         )
 
 
-def person(rec: Recordings, old: Bundle, new: Bundle, told: Progress) -> Person:
+def person(rec: Recordings | Rows, old: Bundle, new: Bundle, told: Progress) -> Person:
     """Cut one person's windows and run both backbones on them."""
     spec = new.manifest.input
-    index = check_signal(rec, spec, new.manifest.labels)
-    cut = windows(rec, WindowSpec(spec.window_shape[-1], spec.stride))
-    cut = cut.select(slice(None, None, max(1, -(-len(cut) // MOST_WINDOWS))))
-    x = cut.x.astype(spec.dtype)
+    if isinstance(rec, Rows):
+        some = slice(None, None, max(1, -(-len(rec.y) // MOST_WINDOWS)))
+        x, y = rec.x[some], rec.y[some]
+        repetition = np.unique(rec.repetition[some], return_inverse=True)[1].reshape(-1)
+    else:
+        index = check_signal(rec, spec, new.manifest.labels)
+        cut = windows(rec, WindowSpec(spec.window_shape[-1], spec.stride))
+        cut = cut.select(slice(None, None, max(1, -(-len(cut) // MOST_WINDOWS))))
+        x, y, repetition = cut.x.astype(spec.dtype), index[cut.y], _repetitions(cut)
     told(f"{rec.stem}: {len(x)} windows")
     z = [
         np.asarray(columns(features(b.backbone, b.manifest.input, x), b.manifest.features), np.float64)
         for b in (old, new)
     ]
-    return Person(rec.stem, z[0][:, : old.prior.personal], z[1], index[cut.y], _repetitions(cut))
+    return Person(rec.stem, z[0][:, : old.prior.personal], z[1], y, repetition)
 
 
 def _repetitions(cut: Windows) -> NDArray[np.int64]:

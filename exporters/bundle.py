@@ -51,6 +51,10 @@ from models.heads.regression_prior import RegressionPrior, RegressionSettings
 MANIFEST_VERSION = "1.0"
 MANIFEST, BACKBONE, PRIOR, CARD = "manifest.json", "backbone.onnx", "prior.safetensors", "MODEL_CARD.md"
 SEVERAL_OUTPUTS_VERSION = "1.2"
+FUSED_VERSION = "2.0"
+"""Of bundles of several inputs: releases that do not know of these would take packed rows for one sensor's windows."""
+READABLE = ("1", "2")
+"""Major versions."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 RESERVED_NAMES = frozenset({"stats"})
 
@@ -317,9 +321,9 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         found = str(raw.get("manifest_version", "none")) if isinstance(raw, dict) else "none"
     except ValueError as e:
         raise BundleError(f"{file} is not JSON: {e}") from e
-    if found.split(".")[0] != MANIFEST_VERSION.split(".")[0]:
+    if found.split(".")[0] not in READABLE:
         raise BundleError(
-            f"{file} is of manifest version {found}; this Headway reads {MANIFEST_VERSION.split('.')[0]}.x"
+            f"{file} is of manifest version {found}; this Headway reads {' and '.join(f'{v}.x' for v in READABLE)}"
         )
     try:
         manifest = Manifest.model_validate_json(data)
@@ -368,7 +372,8 @@ def write(models: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Path:
     if target.exists():
         raise BundleError(f"{target} exists; a version is never overwritten: export the next one")
     entries = {name: FileEntry(sha256=sha256(data), bytes=len(data)) for name, data in sorted(files.items())}
-    manifest = manifest.model_copy(update={"files": entries})
+    fused = {"manifest_version": FUSED_VERSION} if manifest.input.parts else {}
+    manifest = manifest.model_copy(update={"files": entries, **fused})
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{manifest.version}-", dir=target.parent))
     try:

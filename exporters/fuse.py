@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,18 @@ from exporters import bundle as bundles
 from exporters.bundle import Bundle
 from exporters.export import export_run, model_name, onnx_forward
 from exporters.fusion import Member, write_fused
+from models.data.paired import PairedPerson, pair
 from models.data.parts import fused_input, pack
 from models.data.recordings import Recordings, load_folder
 from models.training.config import TrainingError
 from models.training.fusion import RIDGE, Fused, How, fit_fusion
-from models.training.fusion_sources import FrozenSource, Joined, RunSource
+from models.training.fusion_sources import FrozenSource, Joined, RunSource, Tick, in_blocks
 from models.training.media_run import is_media_run
-from models.training.paired import PairedPerson, pair
 from models.training.provenance import commit
 from models.training.run import RECORD, load_run
 
 PARITY_ROWS = 96
 FEWEST_PEOPLE = 3
-Tick = Callable[[str, int, int], None]
 
 
 def fuse_recordings(
@@ -72,27 +71,23 @@ def fuse_recordings(
             f"Fusing needs two members or more, and data for each: members are {', '.join(members) or 'none'}, "
             f"data are for {', '.join(data) or 'none'}."
         )
-    begin, started = time.monotonic(), datetime.now(UTC)
+    for member, path in members.items():
+        _check_kind(member, path)
+    begin = time.monotonic(), datetime.now(UTC)
     recordings = {member: load_folder(folder, subjects) for member, folder in data.items()}
     with tempfile.TemporaryDirectory(prefix="headway-fuse-") as folder:
         tick("members", 0, len(members))
         for member, path in members.items():
             _check_people(member, path, recordings[member])
-        found = [Member(member, _bundle(path, Path(folder) / member)) for member, path in members.items()]
+        found = [Member(member, bundle_of(path, Path(folder) / member)) for member, path in members.items()]
         fused, people = fit(found, members, recordings, how=how, personal=personal, tick=tick)
-        provenance = {
-            "command": command,
-            "recipe": f"fusion, {how}",
-            "members": {m.name: _told(m, members[m.name]) for m in found},
+        made = {
             "subjects": [
                 {"stem": r.stem, "subject": r.subject, "digest": r.digest} for own in recordings.values() for r in own
             ],
             "unpaired_recordings": sum(p.unpaired for p in people),
-            "commit": commit(),
-            "started": started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - begin, 1),
         }
+        provenance = provenance_of(found, members, how, command, begin) | made
         return write_fused(
             found,
             fused.join,
@@ -132,11 +127,11 @@ def fit(
     for done, m in enumerate(members):
         tick("members", done, len(members))
         windows = [p.parts[m.name] for p in people]
-        told = onnx_forward(m.bundle.backbone), heads[m.name], m.bundle.prior.personal, windows
+        forward = onnx_forward(m.bundle.backbone)
+        told = [in_blocks(forward, x) for x in windows], heads[m.name], m.bundle.prior.personal
         if (paths[m.name] / RECORD).is_file():
-            order = [m.bundle.manifest.labels.index(label) for label in labels]
-            run = load_run(paths[m.name])
-            sources.append(RunSource(*told, run, recordings[m.name], [p.name for p in people], order))
+            order, run = [m.bundle.manifest.labels.index(label) for label in labels], load_run(paths[m.name])
+            sources.append(RunSource(*told, windows, run, recordings[m.name], [p.name for p in people], order))
         else:
             sources.append(FrozenSource(*told))
     tick("members", len(members), len(members))
@@ -156,17 +151,25 @@ def fit(
     return fused, people
 
 
-def _bundle(path: Path, folder: Path) -> Bundle:
+def bundle_of(path: Path, folder: Path) -> Bundle:
     """The member's bundle: a run is exported, through the parity gate."""
     if (path / RECORD).is_file():
         return bundles.load(export_run(path, folder, name="member"))
     return bundles.load(bundles.resolve(path))
 
 
+def _check_kind(member: str, path: Path) -> None:
+    """Refuse what is not cut from recordings, before any are looked for."""
+    run = (path / RECORD).is_file()
+    if is_media_run(path) or (not run and bundles.read_manifest(bundles.resolve(path))[0].input.media is not None):
+        raise TrainingError(
+            f"'{member}' ({path}) reads images, texts or sounds; these are fused on one table with a column for each "
+            "member (--data TABLE), not on folders of recordings."
+        )
+
+
 def _check_people(member: str, path: Path, recordings: Sequence[Recordings]) -> None:
     """Check that everyone can be left out: people of a run by its folds, people whom a bundle knows not at all."""
-    if is_media_run(path):
-        raise TrainingError(f"{path} was trained on images, texts or sounds; members are of recordings.")
     run = (path / RECORD).is_file()
     told = load_run(path).provenance if run else bundles.read_manifest(bundles.resolve(path))[0].provenance
     known = {subject.get("digest") for subject in told.get("subjects", ())}
@@ -178,6 +181,21 @@ def _check_people(member: str, path: Path, recordings: Sequence[Recordings]) -> 
                 f"'{member}' was trained on {r.stem} of the data, so that it would be judged too well; give its run "
                 "instead of its bundle, or other people."
             )
+
+
+def provenance_of(
+    members: Sequence[Member], paths: Mapping[str, Path], how: str, command: str, begin: tuple[float, datetime]
+) -> dict[str, Any]:
+    """What a fused bundle says of its making, whatever its members read; `begin`: monotonic seconds, and the time."""
+    return {
+        "command": command,
+        "recipe": f"fusion, {how}",
+        "members": {m.name: _told(m, paths[m.name]) for m in members},
+        "commit": commit(),
+        "started": begin[1].isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - begin[0], 1),
+    }
 
 
 def _told(member: Member, path: Path) -> dict[str, Any]:

@@ -52,6 +52,9 @@ def fused_graph(graphs: Mapping[str, bytes], join: Join, spec: InputSpec) -> byt
         joined = onnx.compose.merge_models(
             joined, _join(list(graphs), join, elements), io_map=ends, outputs=["features"]
         )
+        domains = {o.domain: o.version for o in joined.opset_import}  # composing names them anew for every graph
+        del joined.opset_import[:]
+        joined.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in domains.items())
         onnx.checker.check_model(joined, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         raise ExportError(f"the members' graphs cannot be joined: {e}") from e

@@ -19,7 +19,7 @@ from exporters.fused_graph import fused_graph
 from exporters.input_spec import PART_NAME, RESERVED_PARTS
 from exporters.media_spec import TextMedia
 from exporters.parity import BATCHES, check_parity
-from models.data.parts import fused_input, places, present, unpack
+from models.data.parts import fused_input, present, unpack, with_missing
 from models.heads import prior as priors
 from models.heads.head import Head
 from models.heads.prior import Prior
@@ -145,18 +145,6 @@ def _preprocessing(members: Sequence[Member]) -> str:
     for m in members:
         found.setdefault(m.bundle.manifest.preprocessing.rstrip("."), []).append(m.name)
     return "; ".join(f"{', '.join(names)}: {what}" for what, names in found.items())
-
-
-def with_missing(spec: InputSpec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same rows, of which every second one lacks a part, each part in turn."""
-    rows = rows.copy()
-    where = list(places(spec))
-    for i in range(1, len(rows), 2):
-        number = (i // 2) % len(where)
-        if present(spec, rows[i : i + 1])[0].sum() > 1:
-            rows[i, number] = 0
-            rows[i, where[number][1]] = 0
-    return rows
 
 
 def reference(members: Sequence[Member], join: Join, spec: InputSpec) -> Any:

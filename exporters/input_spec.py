@@ -67,7 +67,7 @@ class Views(BaseModel):
 class InputSpec(BaseModel):
     """The input tensor: a batch of raw windows (signals, images, ...) in the graph's own datatype."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "input"
     datatype: Datatype = "FP32"

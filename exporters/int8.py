@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from exporters import bundle as bundles
 from exporters.bundle import InputSpec
 from exporters.gate import Agreement, Gate, PrecisionError, outputs_of
-from exporters.precision import features, written
+from exporters.precision import features, with_each_missing, written
 from exporters.quantiser import Quantiser
 from exporters.worth import Errors, Labelled, Worth
+from models.data.parts import present, without
 
 FEWEST = 64
 RANGE_WINDOWS = 512
@@ -59,6 +60,7 @@ def quantise_outputs(
 ) -> tuple[Path, Agreement, dict[str, Task]]:
     """Write the INT8 variant of a bundle as the next version of its name under `models`.
 
+    A fused bundle is judged with all parts, and without each of them; its text members are quantised as token models.
     Signals and images are quantised statically (weights by channel, activations by the range that they had on
     `ranges`), as much of the graph as the gate allows; token models dynamically. An output of the variant has a feature
     space of its own unless heads say the same in both.
@@ -91,8 +93,10 @@ def quantise_outputs(
             )
     rng = np.random.default_rng(seed)
     some = ranges[np.sort(rng.permutation(len(ranges))[:RANGE_WINDOWS])]
+    people_of = {name: labelled.people for name, labelled in judged.items()}
+    views = {name: with_parts_missing(spec, labelled) for name, labelled in judged.items()}
     outputs = outputs_of(original.manifest, original.populations, rng)
-    gate = Gate(outputs, judged, some, lambda x: features(original.backbone, spec, x))
+    gate = Gate(outputs, views, with_each_missing(spec, some), lambda x: features(original.backbone, spec, x))
     told: list[str] = []
     for what, graph in quantisations(original.backbone, spec, some):
         z = gate.features(lambda x, graph=graph: features(graph, spec, x))  # type: ignore[misc]
@@ -103,17 +107,32 @@ def quantise_outputs(
         fault = gate.fault(found)
         if not fault:
             tasks = {
-                name: Task.of(gate.reference.worth[name], worth, judged[name].people)
-                for name, worth in found.worth.items()
+                name: Task.of(gate.reference.worth[name], worth, people_of[name]) for name, worth in found.worth.items()
             }
             record: dict[str, Any] = {"tasks": {name: asdict(task) for name, task in tasks.items()}}
             if list(tasks) == [""] and not tasks[""].rmse:
                 record = {"task": asdict(tasks[""])}
-            people = max((each.people for each in judged.values()), default=0)
+            people = max(people_of.values(), default=0)
             how = f"recorded windows{f' of {people} people' if people else ''}, {what}"
             return written(original, models, graph, found.agreement, how, "int8", record), found.agreement, tasks
         told.append(f"{what}: {fault}")
     raise PrecisionError(f"{original.manifest.name} cannot be served in int8: {'; '.join(told)}")
+
+
+def with_parts_missing(spec: InputSpec, judged: Labelled) -> Labelled:
+    """The windows, and of a fused model's the same without each part, as of other people; where they have others."""
+    if not spec.parts:
+        return judged
+    x = judged.x if judged.rows is None else judged.x[judged.rows]
+    rows, there, count = np.arange(len(x)), present(spec, x.astype(np.float32)), int(judged.user.max()) + 1
+    sets = [(x, rows, 0)]
+    for m in range(len(spec.parts)):
+        some = there[:, m] & (there.sum(1) > 1)
+        if some.any():
+            sets.append((without(spec, x.astype(np.float32), m), rows[some], (m + 1) * count))
+    own = np.concatenate([rows for _, rows, _ in sets])
+    user = np.concatenate([judged.user[rows] + more for _, rows, more in sets])
+    return Labelled(np.concatenate([x for x, _, _ in sets]), judged.y[own], user, judged.repetition[own])
 
 
 def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tuple[str, bytes]]:

@@ -30,7 +30,10 @@ from exporters.gate import (
 )
 from exporters.session import Forward, opened
 from exporters.worth import Features
+from models.data.parts import pack, without
 
+AROUND = ("split/", "part/", "join/")
+"""What values around the members of a fused graph are called by (`exporters.fused_graph`)."""
 COSTLY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FEWEST = 256
 
@@ -56,12 +59,11 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
     manifest = original.manifest
     if manifest.precision != "fp32":
         raise PrecisionError(f"{original.path} is {manifest.precision} already; only fp32 bundles are converted")
-    if manifest.input.parts:
-        raise PrecisionError(f"{manifest.name} is fused of several inputs; convert its members, and fuse those")
     rng = np.random.default_rng(seed)
     x = synthetic_windows(manifest.input, 4 * FEWEST, rng) if windows is None else windows
     if len(x) < FEWEST:
         raise PrecisionError(f"the precision gate needs {FEWEST} windows; there are {len(x)}")
+    x = with_each_missing(manifest.input, x)
     outputs = outputs_of(manifest, original.populations, rng)
     gate = Gate(outputs, {}, x, lambda rows: features(original.backbone, manifest.input, rows))
     told: list[str] = []
@@ -82,12 +84,19 @@ def convert(model: Path, models: Path, *, windows: Windows | None = None, seed: 
     )
 
 
+def with_each_missing(spec: InputSpec, x: Windows) -> Windows:
+    """The windows, and of a fused model's the same without each of their parts: a variant must do for all of them."""
+    return np.concatenate([x, *(without(spec, x, m) for m in range(len(spec.parts)))]) if spec.parts else x
+
+
 def synthetic_windows(spec: InputSpec, n: int, rng: np.random.Generator) -> Windows:
     """Windows of the input's shape: noise of 0.1 to 100 units; every value of an integer type.
 
     Raises:
         PrecisionError: token ids, of which most would be of no text.
     """
+    if spec.parts:
+        return pack(spec, {part.name: synthetic_windows(part, n, rng) for part in spec.parts})
     if spec.media is not None and spec.media.kind == "text":
         raise PrecisionError("texts cannot be made up: give token ids of real ones as windows")
     shape = (n, *spec.sized(None if spec.padding is None else spec.padding.maximum))
@@ -118,11 +127,28 @@ def halves(graph: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _half(graph: bytes) -> bytes:
     """Convert every operator of a graph; its inputs and outputs stay as they are."""
+    model = onnx.load_from_string(graph)
+    kept = [node.name for node in joining(model)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constants that FP16 cuts off: the gate sees what comes of it
-        half = float16.convert_float_to_float16(onnx.load_from_string(graph), keep_io_types=True)
+        half = float16.convert_float_to_float16(model, keep_io_types=True, node_block_list=kept or None)
     _sort(half.graph)
     return bytes(half.SerializeToString())
+
+
+def joining(model: onnx.ModelProto) -> list[NodeProto]:
+    """Nodes of a fused graph that are around its members: they are little work, and rows hold token ids and pixels.
+
+    Nodes of such a graph that have no name are given one.
+    """
+    if "join/present" not in {name for node in model.graph.node for name in node.output}:
+        return []
+    for at, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{at}"
+    outputs = {value.name for value in model.graph.output}
+    return [
+        node for node in model.graph.node if node.output[0].startswith(AROUND) or not outputs.isdisjoint(node.output)
+    ]
 
 
 def _sort(graph: onnx.GraphProto) -> None:
@@ -149,8 +175,9 @@ def _costly_half(graph: bytes) -> bytes:
     floats = {v.name for v in typed if v.type.tensor_type.elem_type == TensorProto.FLOAT} | set(weights)
     halves: dict[str, TensorProto] = {}
     nodes: list[NodeProto] = []
+    around = {node.name for node in joining(model)}
     for at, node in enumerate(inner.node):
-        if node.op_type not in COSTLY or not all(name in floats for name in node.input if name):
+        if node.name in around or node.op_type not in COSTLY or not all(name in floats for name in node.input if name):
             nodes.append(node)
             continue
         for i, name in enumerate(node.input):

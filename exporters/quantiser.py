@@ -17,7 +17,7 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from exporters.bundle import InputSpec
-from exporters.precision import features
+from exporters.precision import features, joining
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 JOINED = frozenset({"Add", "Clip", "MaxPool", "Relu"})
@@ -34,7 +34,8 @@ class Quantiser:
     """Makes 8-bit graphs of one FP32 graph: ranges of activations are measured once, layers chosen each time.
 
     Weights are symmetric by channel, activations asymmetric by tensor (U8S8, the form that ONNX Runtime has the fastest
-    kernels for). Token models are quantised dynamically: ranges are those of each batch.
+    kernels for). Token models, and members of a fused one that are, are quantised dynamically: ranges are those of each
+    batch. What joins members stays as it is.
 
     Source: Jacob et al. 2018 (integer arithmetic); ONNX Runtime's quantisation, QDQ format.
     """
@@ -44,6 +45,9 @@ class Quantiser:
         self._spec, self._x = spec, x
         self._ranges: Any = None
         self.model = _prepared(graph)
+        self._around = {node.name for node in joining(self.model)}
+        texts = tuple(f"{part.name}/" for part in spec.parts if part.datatype == "INT64")
+        self._of_texts = {node.name for node in self.model.graph.node if texts and node.output[0].startswith(texts)}
 
     @property
     def dynamic(self) -> bool:
@@ -58,7 +62,8 @@ class Quantiser:
         layers between them is quantised whole. Dynamic ranges suit a first layer as any.
         """
         weighted, first = _weighted(self.model)
-        kept = _last(self.model, weighted) | (set() if self.dynamic else first)
+        weighted = [name for name in weighted if name not in self._around]
+        kept = _last(self.model, weighted) | (set() if self.dynamic else first - self._of_texts)
         return [name for name in weighted if name not in kept] or weighted
 
     def graph(self, layers: Collection[str]) -> bytes:
@@ -67,12 +72,14 @@ class Quantiser:
             made = Path(folder) / "int8.onnx"
             model = onnx.ModelProto()
             model.CopyFrom(self.model)
-            if self.dynamic:
+            texts = set(layers) if self.dynamic else set(layers) & self._of_texts
+            if texts:
                 quantize_dynamic(
-                    model, made, nodes_to_quantize=sorted(layers), weight_type=QuantType.QInt8, per_channel=True
+                    model, made, nodes_to_quantize=sorted(texts), weight_type=QuantType.QInt8, per_channel=True
                 )
-            else:
-                chosen = with_joined(model, layers)
+                model = onnx.load(made)
+            if rest := set(layers) - texts:
+                chosen = with_joined(model, rest)
                 quantizer = QDQQuantizer(
                     model,
                     per_channel=True,

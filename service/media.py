@@ -86,7 +86,7 @@ class Media:
         windows = {}
         for name, value in parts.given.items():
             reader = self._parts[name]
-            found = read_part(value, reader._spec)
+            found = read_part(value, reader._spec, finite=parts.finite)
             # A part that is missing takes room in the rows, too: a few bytes of text may come with an image's.
             self._check_count(len(found))
             windows[name] = reader.rows(found) if isinstance(found, tuple) else found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.views import averaged, usual, views
+from models.data.views import averaged, has_views, views
 from models.heads.head import softmax
 from service.engine.jobs import Result
 from service.errors import BodyTooLarge, InvalidRequest
@@ -24,9 +24,7 @@ def viewed(model: LoadedModel, x: NDArray[Any], count: int) -> NDArray[Any]:
         BodyTooLarge: so many views of so many windows are more than a request may hold.
     """
     spec = model.bundle.manifest.input
-    if spec.parts:
-        raise InvalidRequest(f"tta is for models of one input; model {model.name!r} has {len(spec.parts)}")
-    if usual(spec) is None:
+    if not has_views(spec):
         raise InvalidRequest(f"tta needs views of a window, and texts have none: model {model.name!r} reads tokens")
     if count * x.nbytes > model.media.most_bytes:
         most = model.media.most_bytes // (count * (x.nbytes // len(x)))

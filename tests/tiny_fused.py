@@ -26,19 +26,25 @@ COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 SIDE, TOKENS = 8, 6
 
 
-def write_watch(models: Path) -> Path:
-    """A member `watch` that sums 6 samples of 4 channels: `(n, 4, 6)` -> `(n, 4)`, in the units of the tiny bundle."""
-    nodes = [helper.make_node("ReduceMean", ["input", "axes"], ["features"], keepdims=0)]
-    weights = [numpy_helper.from_array(np.array([2], np.int64), "axes")]
+def write_watch(models: Path, scale: float = 1.0) -> Path:
+    """A member `watch`, `(n, 4, 6)` -> `(n, 4)`: means of 6 samples of 4 channels, in the units of the tiny bundle."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "scale"], ["features"]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array([2], np.int64), "axes"),
+        numpy_helper.from_array(np.array(scale, np.float32), "scale"),
+    ]
     spec = InputSpec(shape=(-1, 4, 6), unit="g", sample_rate=50.0, stride=3, modality="imu")
     return _written(models, "watch", nodes, weights, spec, tiny_prior())
 
 
-def write_sensors(models: Path, how: str = "late", arm: Path | None = None) -> Path:
+def write_sensors(models: Path, how: str = "late", arm: Path | None = None, scale: float = 1.0) -> Path:
     """`fused`: the tiny bundle as part `arm` and `watch`, whose features are both around the tiny prior's means."""
     members = [
         Member("arm", bundles.load(arm or write_tiny_bundle(models / "members", "arm"))),
-        Member("watch", bundles.load(write_watch(models / "members"))),
+        Member("watch", bundles.load(write_watch(models / "members", scale))),
     ]
     rng = np.random.default_rng(0)
     on_arm, watch, _ = sensor_windows(30, rng)

@@ -1,5 +1,6 @@
 """Small encoders of images, texts and sounds, and data that they can tell apart."""
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -8,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.input_spec import InputSpec
-from exporters.media_spec import AudioMedia, ImageMedia
+from exporters.input_spec import InputSpec, Padding
+from exporters.media_spec import AudioMedia, ImageMedia, TextMedia
 
 SIDE, SAMPLES, RATE = 16, 800, 8000.0
 COLOURS = {"blue": (30, 40, 200), "green": (30, 190, 60), "red": (200, 40, 30)}
@@ -67,6 +68,38 @@ def audio_encoder(folder: Path) -> str:
         helper.make_node("Log", ["g"], ["z"]),
     ]
     return write_encoder(folder / "pitch.onnx", nodes, [SAMPLES], TensorProto.FLOAT, weights, spec)
+
+
+def word_encoder(folder: Path) -> str:
+    """Which of a few words a text has: no network, and so quick."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "the", "a", *WORDS["food"], *WORDS["sea"]]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (folder / "words.tokenizer.json").write_text(tokenizer.to_str())
+    weights = [
+        numpy_helper.from_array(np.array(len(words), np.int64), "depth"),
+        numpy_helper.from_array(np.array([0, 1], np.float32), "values"),
+        *(numpy_helper.from_array(np.array([v], np.int64), n) for n, v in (("axis", 1), ("from", 2), ("to", 99))),
+    ]
+    nodes = [
+        helper.make_node("OneHot", ["x", "depth", "values"], ["o"]),
+        helper.make_node("ReduceMax", ["o"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("Slice", ["m", "from", "to", "axis"], ["z"]),
+    ]
+    spec = InputSpec(
+        datatype="INT64",
+        shape=(-1, -1),
+        unit="tokens",
+        modality="text",
+        padding=Padding(axis=1, maximum=8),
+        media=TextMedia(max_tokens=8),
+    )
+    name = write_encoder(folder / "words.onnx", nodes, ["t"], TensorProto.INT64, weights, spec)
+    told = json.loads((folder / "words.json").read_text())
+    (folder / "words.json").write_text(json.dumps({**told, "tokenizer": str(folder / "words.tokenizer.json")}))
+    return name
 
 
 def text_encoder(folder: Path) -> str:
@@ -144,6 +177,45 @@ def sound(pitch: float, rng: np.random.Generator, rate: int = int(RATE), channel
 def sentence(label: str, rng: np.random.Generator) -> str:
     """A few words that go with a label."""
     return " ".join(["the", *rng.choice(WORDS[label], 3), "a", *rng.choice(WORDS[label], 1)])
+
+
+def write_table(
+    folder: Path, each: int, users: int = 0, missing: float = 0.0, seed: int = 0, columns: str = "picture,caption,sound"
+) -> Path:
+    """`table.csv` of pictures, captions and sounds, each of which tells some of four labels from others.
+
+    A picture is red or blue and tells `a`, `b` from `c`, `d`; a caption is of food or the sea and tells `a`, `c` from
+    `b`, `d`; a sound is high for `a` alone. Of users each has `each` rows a label, in two repetitions. `missing` is the
+    share of cells that are left out, never all of a row's.
+    """
+    rng, names = np.random.default_rng(seed), columns.split(",")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [[*names, "label", *(["user", "repetition"] if users else [])]]
+    for user in range(max(users, 1)):
+        for label in "abcd":
+            for i in range(each):
+                row = _row(folder, f"{user}-{label}-{i}", label, rng, names)
+                gone = np.flatnonzero(rng.random(len(row)) < missing)[: len(row) - 1]
+                row = ["" if at in gone else cell for at, cell in enumerate(row)]
+                lines.append([*row, label, *([f"u{user}", str(i % 2)] if users else [])])
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return folder / "table.csv"
+
+
+def _row(folder: Path, stem: str, label: str, rng: np.random.Generator, names: list[str]) -> list[str]:
+    cells = []
+    for name in names:
+        if name == "caption":
+            cells.append(sentence("food" if label in "ac" else "sea", rng))
+            continue
+        if name == "picture":
+            content = picture(COLOURS["red" if label in "ab" else "blue"], rng)
+        else:
+            content = sound(PITCHES["high" if label == "a" else "low"], rng)
+        cells.append(f"{stem}.{'png' if name == 'picture' else 'wav'}")
+        (folder / cells[-1]).write_bytes(content)
+    return cells
 
 
 def write_pictures(folder: Path, each: int, users: dict[str, dict[str, str]] | None = None, seed: int = 0) -> Path:

@@ -20,6 +20,7 @@ __all__ = [
     "load_collection",
     "records",
     "repetitions_of",
+    "told_of",
 ]
 
 Labels = NDArray[np.int64]
@@ -97,26 +98,30 @@ class Collection(Items):
     y: Labels
 
 
-def load_collection(path: Path, seed: int = 0) -> Collection:
+def load_collection(path: Path, seed: int = 0, column: str | None = None) -> Collection:
     """Read `FOLDER/<label>/*`, `FOLDER/<user>/<label>/*` (images, sounds), or a table with columns text and label.
 
     A table is CSV, TSV or JSON Lines, with optional columns `user` and `repetition`. Where nothing tells repetitions,
-    the items of a user (or of all) are dealt at random, by the seed, to up to four. Several things that are to be
-    learned of each item are a table's other columns: `models.data.tasks`.
+    the items of a user (or of all) are dealt at random, by the seed, to up to four. Of a table whose rows have several
+    parts `column` is the one to read: texts, or paths of files from its folder; rows without it are left out. Several
+    things that are to be learned of each item are a table's other columns: `models.data.tasks`.
 
     Raises:
         CollectionError: nothing of the kind, items of several kinds, or fewer than two labels.
     """
+    if path.is_dir() and column is not None:
+        raise CollectionError(f"{path} is a folder, which has no column '{column}'; a table has.")
     if path.is_dir():
         rows = list(_files(path))
     elif path.suffix.lower() in TABLES and path.is_file():
-        rows = list(_table(path))
+        rows = list(_table(path) if column is None else _column(path, column))
     else:
         raise CollectionError(f"{path} is neither a folder nor a table ({', '.join(TABLES)}).")
     kinds = {kind for kind, *_ in rows}
     if len(kinds) != 1:
         found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "holds no labelled images, sounds or texts"
-        raise CollectionError(f"{path} {found}; FOLDER/<label>/* or FOLDER/<user>/<label>/* was expected.")
+        expected = "FOLDER/<label>/* or FOLDER/<user>/<label>/*" if column is None else f"one kind in column {column}"
+        raise CollectionError(f"{path} {found}; {expected} was expected.")
     labels = sorted({label for _, _, label, _, _ in rows})
     if len(labels) < 2:
         raise CollectionError(f"{path} has one label only, '{labels[0]}'; a model needs two.")
@@ -160,16 +165,42 @@ def _table(path: Path) -> Iterator[Row]:
         if unknown or not {"text", "label"} <= set(row):
             raise CollectionError(
                 f"{path} row {number}: columns text and label, and perhaps user and repetition, were expected; "
-                f"it has {', '.join(map(str, row))}. Columns of other names are learned where --task names them."
+                f"it has {', '.join(map(str, row))}. Columns of other names are learned where --task names them; of a "
+                "table of several parts --column names the one to read."
             )
-        text, label, user, repetition = (row.get(name) for name in COLUMNS)
-        if not (isinstance(text, str) and text.strip() and isinstance(label, str) and label.strip()):
+        if not (isinstance(row["text"], str) and row["text"].strip()):
             raise CollectionError(f"{path} row {number}: text and label must be strings that are not empty.")
-        try:
-            told = None if repetition in (None, "") else int(repetition)
-        except (TypeError, ValueError) as e:
-            raise CollectionError(f"{path} row {number}: repetition {repetition!r} is not a whole number.") from e
-        yield "text", text, label.strip(), None if user in (None, "") else str(user), told
+        yield "text", row["text"], *told_of(path, number, row)
+
+
+def _column(path: Path, column: str) -> Iterator[Row]:
+    """Read the rows that have a part: of files where the cell ends as their names do, else of texts."""
+    for number, row in enumerate(records(path), 1):
+        if column not in row or "label" not in row:
+            raise CollectionError(
+                f"{path} row {number}: columns {column} and label were expected; it has {', '.join(map(str, row))}."
+            )
+        cell = row[column]
+        if cell is None or not str(cell).strip():
+            continue
+        kind = SUFFIXES.get(Path(str(cell)).suffix.lower(), "text")
+        yield kind, str(cell) if kind == "text" else path.parent / str(cell), *told_of(path, number, row)
+
+
+def told_of(path: Path, number: int, row: dict[str, Any]) -> tuple[str, str | None, int | None]:
+    """Label, user and repetition of a table's row, which is named in messages.
+
+    Raises:
+        CollectionError: there is no label, or the repetition is no number.
+    """
+    label, user, repetition = (row.get(name) for name in COLUMNS[1:])
+    if not (isinstance(label, str) and label.strip()):
+        raise CollectionError(f"{path} row {number}: text and label must be strings that are not empty.")
+    try:
+        told = None if repetition in (None, "") else int(repetition)
+    except (TypeError, ValueError) as e:
+        raise CollectionError(f"{path} row {number}: repetition {repetition!r} is not a whole number.") from e
+    return label.strip(), None if user in (None, "") else str(user), told
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.input_spec import InputSpec
+from models.heads.inputs import Sensor
 
-__all__ = ["fused_input", "pack", "places", "present", "signals", "unpack"]
+__all__ = ["fused_input", "pack", "places", "present", "signals", "unpack", "with_missing", "without"]
 
 LARGEST_INTEGER = 2**24
 """Up to here float32 has every integer."""
@@ -93,9 +94,30 @@ def unpack(spec: InputSpec, rows: NDArray[np.float32]) -> dict[str, NDArray[Any]
     }
 
 
-def signals(spec: InputSpec, x: NDArray[Any]) -> list[NDArray[Any]]:
-    """Windows as the sensors gave them: `x` itself, or of packed rows each part that some row has."""
+def signals(spec: InputSpec, x: NDArray[Any]) -> list[Sensor]:
+    """Windows as the sensors gave them: those of all parts, with which rows have each; else the one sensor's, `x`."""
     if not spec.parts:
-        return [x]
+        return [Sensor("", x, np.ones(len(x), bool))]
     there = present(spec, x)
-    return [windows for m, windows in enumerate(unpack(spec, x).values()) if there[:, m].any()]
+    return [Sensor(name, windows, there[:, m]) for m, (name, windows) in enumerate(unpack(spec, x).items())]
+
+
+def with_missing(spec: InputSpec, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same rows, of which every second one lacks a part, each part in turn."""
+    rows = rows.copy()
+    where = list(places(spec))
+    for i in range(1, len(rows), 2):
+        number = (i // 2) % len(where)
+        if present(spec, rows[i : i + 1])[0].sum() > 1:
+            rows[i, number] = 0
+            rows[i, where[number][1]] = 0
+    return rows
+
+
+def without(spec: InputSpec, rows: NDArray[np.float32], part: int) -> NDArray[np.float32]:
+    """The rows that have other parts, too, without the part of a number; there may be none."""
+    there = present(spec, rows)
+    found: NDArray[np.float32] = rows[there[:, part] & (there.sum(1) > 1)].copy()
+    found[:, part] = 0
+    found[:, list(places(spec))[part][1]] = 0
+    return found

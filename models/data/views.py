@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.input_spec import InputSpec, Views
+from models.data.parts import places, present, unpack
 
 MOST_VIEWS = 32
 SEED = 20_110
@@ -18,9 +19,7 @@ IMAGE = Views(shift=0.06, flip=True)
 
 
 def usual(spec: InputSpec) -> Views | None:
-    """Return what views of an input are made of: what its bundle says, or what is usual; None for tokens and parts."""
-    if spec.parts:
-        return None
+    """Return what views of an input are made of: what its bundle says, or what is usual; None for tokens."""
     if spec.views is not None:
         return spec.views
     if spec.media is not None:
@@ -28,6 +27,11 @@ def usual(spec: InputSpec) -> Views | None:
     if spec.modality == "image":
         return IMAGE
     return None if spec.datatype == "INT64" else SIGNAL
+
+
+def has_views(spec: InputSpec) -> bool:
+    """Whether windows of an input, or some part of them, have views."""
+    return any(usual(part) is not None for part in spec.parts or (spec,))
 
 
 class _Axes(NamedTuple):
@@ -48,7 +52,8 @@ def _axes(x: NDArray[Any], spec: InputSpec) -> _Axes:
 def views(x: NDArray[Any], spec: InputSpec, count: int) -> NDArray[Any]:
     """Return `count` views of each window: `(n * count, …)`, those of a window together, the window itself first.
 
-    View k is the same function of a window whatever else is in the batch.
+    View k is the same function of a window whatever else is in the batch. Of packed rows each part is viewed that has
+    views; the others, as texts, stay as they are.
 
     Args:
         x: windows `(n, …)` as the model takes them.
@@ -60,15 +65,26 @@ def views(x: NDArray[Any], spec: InputSpec, count: int) -> NDArray[Any]:
 
     Source: test-time augmentation, as in Krizhevsky et al. 2012; averaged features as prototypes, TILDA (2024).
     """
-    how = usual(spec)
-    if how is None:
+    if not has_views(spec):
         raise ValueError("windows of tokens have no views")
+    if spec.parts:
+        return _of_parts(x, spec, count)
+    how = usual(spec)
+    assert how is not None
     made = np.empty((len(x), count, *x.shape[1:]), x.dtype)
     made[:, 0] = x
     axes, rng = _axes(x, spec), np.random.default_rng(SEED)
     for k in range(1, count):
         made[:, k] = _view(x, how, axes, np.random.default_rng(rng.integers(2**63)))
     return made.reshape(-1, *x.shape[1:])
+
+
+def _of_parts(x: NDArray[Any], spec: InputSpec, count: int) -> NDArray[Any]:
+    made, there = np.repeat(x, count, 0), present(spec, x)
+    for m, ((part, place), own) in enumerate(zip(places(spec), unpack(spec, x).values(), strict=True)):
+        if usual(part) is not None and there[:, m].any():
+            made[np.repeat(there[:, m], count), place] = views(own[there[:, m]], part, count).reshape(-1, part.row_size)
+    return made
 
 
 def varied(row: NDArray[Any], spec: InputSpec, how: Views, rng: np.random.Generator) -> NDArray[Any]:

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from models.data.folders import Progress, fresh_folder
 from models.data.recordings import Recordings, RecordingsError, save
 
-__all__ = ["WATCH_NOTICE", "WatchError", "convert_watch", "watch_recordings"]
+__all__ = ["SENSORS", "WATCH_NOTICE", "WatchError", "convert_watch", "watch_recordings", "with_channels"]
+
+SENSORS = {"accelerometer": slice(0, 3), "gyroscope": slice(3, 6)}
 
 WATCH_NOTICE = (
     "Smartwatch recordings of the Python package seglearn (BSD 3-Clause, D. Burns); "
@@ -44,19 +46,41 @@ class WatchError(RecordingsError):
     """The smartwatch recordings are not there, or are not what they were."""
 
 
-def convert_watch(out: str | os.PathLike[str], *, blocks: int = 4, progress: Progress | None = None) -> list[Path]:
+def convert_watch(
+    out: str | os.PathLike[str], *, blocks: int = 4, apart: bool = False, progress: Progress | None = None
+) -> list[Path]:
     """Write one recordings file a person, `watch_1.npz` to `watch_10.npz`, into the new folder `out`.
 
-    See `watch_recordings` for what is in them. Raises `WatchError` when `seglearn` is not installed.
+    `apart`: into a folder each of `SENSORS` there, as recordings of several sensors that are fused lie. See
+    `watch_recordings` for what is in them. Raises `WatchError` when `seglearn` is not installed.
     """
-    people = watch_recordings(blocks=blocks)
+    people, files = watch_recordings(blocks=blocks), []
     with fresh_folder(out) as folder:
         for done, rec in enumerate(people, start=1):
-            save(folder / f"{rec.subject}.npz", rec)
+            for name, channels in SENSORS.items() if apart else (("", slice(None)),):
+                save(folder / name / f"{rec.subject}.npz", with_channels(rec, channels))
+                files.append(Path(out) / name / f"{rec.subject}.npz")
             if progress is not None:
                 progress(rec.subject, done, len(people))
         (folder / "LICENCE.txt").write_text(WATCH_NOTICE + "\n", encoding="utf-8")
-    return [Path(out) / f"{rec.subject}.npz" for rec in people]
+    return files
+
+
+def with_channels(person: Recordings, channels: slice) -> Recordings:
+    """The same recordings with some of their channels."""
+    return Recordings.build(
+        person.signal[:, channels],
+        person.start,
+        person.stop,
+        person.label,
+        person.repetition,
+        session=person.session,
+        session_names=person.session_names,
+        label_names=person.label_names,
+        fs=person.fs,
+        subject=person.subject,
+        modality=person.modality,
+    )
 
 
 def watch_recordings(*, blocks: int = 4) -> list[Recordings]:

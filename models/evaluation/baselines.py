@@ -132,9 +132,26 @@ def baselines(
     local: LocalPersonaliser | None,
     population: Sequence[Recordings],
     labels: Sequence[str],
-    spec: WindowSpec,
+    spec: WindowSpec | None,
 ) -> list[Baseline]:
-    """The closed-form baselines of docs/evaluation.md; those that need a population are there when there is one."""
+    """The closed-form baselines of docs/evaluation.md; those that need a population are there when there is one.
+
+    Without a `spec`, of models whose windows are not one sensor's, those on hand-made features are left out.
+    """
+    found = [] if spec is None else _handmade(classes, population, labels, spec)
+    if local is not None:
+        prior = local.bundle.prior
+        found += [
+            Baseline("bundle: NCM, population whitening", local.features, whitened_ncm(prior)),
+            Baseline("bundle: own LDA", lambda x: local.features(x)[:, : prior.personal], own_lda(classes)),
+            Baseline("bundle: map, unguarded", local.features, from_statistics("map", prior)),
+        ]
+    return found
+
+
+def _handmade(
+    classes: int, population: Sequence[Recordings], labels: Sequence[str], spec: WindowSpec
+) -> list[Baseline]:
     found = [
         Baseline("classic TD: own LDA", features.classic_td, own_lda(classes)),
         Baseline("log-variance: own LDA", features.log_variance, own_lda(classes)),
@@ -148,16 +165,11 @@ def baselines(
         found.insert(3, Baseline("log-TD: NCM, population whitening", features.log_td, whitened_ncm(td)))
         found.append(
             Baseline(
-                "log-TD + log-covariance: hierarchical Bayes", features.log_td_covariance, from_statistics("map", full)
+                "log-TD + log-covariance: hierarchical Bayes",
+                features.log_td_covariance,
+                from_statistics("map", full),
             )
         )
-    if local is not None:
-        prior = local.bundle.prior
-        found += [
-            Baseline("bundle: NCM, population whitening", local.features, whitened_ncm(prior)),
-            Baseline("bundle: own LDA", lambda x: local.features(x)[:, : prior.personal], own_lda(classes)),
-            Baseline("bundle: map, unguarded", local.features, from_statistics("map", prior)),
-        ]
     return found
 
 

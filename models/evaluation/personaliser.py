@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import Bundle, Manifest
+from models.data.parts import signals
 from models.data.windows import shared_samples
 from models.evaluation.protocols import ProtocolError
 from models.heads import statistics
@@ -124,7 +125,7 @@ class LocalPersonaliser:
         Raises:
             CalibrationError: one class only.
         """
-        held = self._users.get(user, _User())
+        held, seen = self._users.get(user, _User()), signals(self.manifest.input, x)
         result = calibrate(
             self.bundle.prior,
             self.features(x),
@@ -133,8 +134,8 @@ class LocalPersonaliser:
             before=None if held.statistics is None else statistics.from_bytes(held.statistics),
             previous=held.head,
             method=method,
-            overlap=shared_samples(x),
-            x=x,
+            overlap=max((shared_samples(s.x[s.there]) for s in seen if s.there.any()), default=0),
+            x=seen if self.manifest.input.parts else x,
         )
         verdict = result.verdict
         self._users[user] = _User(

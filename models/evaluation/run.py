@@ -109,10 +109,13 @@ def evaluate(
     begin = time.monotonic()
     local = personaliser if isinstance(personaliser, LocalPersonaliser) else None
     k = len(protocol.labels)
-    extra = baselines(k, local, protocol.population, protocol.labels, protocol.spec) if with_baselines else []
+    extra: list[Baseline] = []
+    if with_baselines:
+        spec = None if protocol.input.parts else protocol.spec
+        extra = baselines(k, local, protocol.population, protocol.labels, spec)
     tally = _Tally()
     for i, subject in enumerate(protocol.subjects()):
-        progress(subject.name, i, len(protocol.test))
+        progress(subject.name, i, len(protocol))
         tally.count(subject)
         _generic(tally, subject, personaliser)
         for method in methods:
@@ -125,8 +128,8 @@ def evaluate(
             _trained(tally, subject, name, train, set(trained_conditions), protocol.labels)
         if local is not None:
             local.forget_features()
-    progress("done", len(protocol.test), len(protocol.test))
-    spec, fs = protocol.spec, personaliser.manifest.input.sample_rate
+    progress("done", len(protocol), len(protocol))
+    length, stride = protocol.seconds
     return Evaluation(
         protocol.name,
         protocol.description,
@@ -136,7 +139,7 @@ def evaluate(
         tally.outcomes,
         tally.recordings,
         tally.windows,
-        ((10 - 1) * spec.stride + spec.length) / fs * 1e3,
+        ((10 - 1) * stride + length) * 1e3,
         made_of(personaliser, protocol, command, time.monotonic() - begin),
         tally.notes,
         {c: round(float(np.mean(found)), 3) for c, found in tally.labelled.items()},

@@ -79,6 +79,7 @@ class Bridge:
             self._moments(stats.class_moment, stats.total.sum(1), stats.count.sum(1)),
             self._moments(stats.repetition_moment, stats.total.sum(0), stats.count.sum(0)),
             stats.seen_before,
+            stats.sent,
         )
 
     def _moments(self, moment: Array, total: Array, count: Array) -> Array:

@@ -23,10 +23,11 @@ from models.heads.guard import (
     not_recorded,
 )
 from models.heads.head import Head, blend, leaning, log_losses
-from models.heads.inputs import Raw, inspect, rows_of, those_of
+from models.heads.inputs import Raw, inspect, those_of
 from models.heads.label_noise import Trust
 from models.heads.logistic import fit_logistic
 from models.heads.prior import Prior
+from models.heads.sent import sort_out, window_digests
 from models.heads.shown import Shown, merged_before, together
 from models.heads.statistics import Statistics, minus
 from models.heads.sums import Sums
@@ -105,21 +106,26 @@ def calibrate(
         overlap: how many following windows share samples with a window.
         margin: accuracy gain (fraction) that a promotion needs.
         only_shown: let the head answer only classes that were shown. Else it is not promoted before all are.
-        x: the raw windows `(n, C, T)`, or an array a sensor, to warn of flat and clipped channels.
+        x: the raw windows `(n, C, T)`, or those of each sensor, to warn of flat and clipped channels.
 
     Raises:
         CalibrationError: one class only, no new windows, or a method that needs features where only statistics were
             kept.
     """
     started = time.perf_counter()
-    rows = None if x is None else rows_of(x)
-    merged = merged_before(before, rows, y, repetition)
-    if x is not None and rows is not None and merged:
-        new = ~np.isin(repetition, merged)
-        z, y, repetition, x, rows = z[new], y[new], repetition[new], those_of(x, new), rows[new]
-    if merged and not len(y):
-        raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
-    shown = together(prior, np.asarray(z, np.float64), y, repetition, before, rows)
+    values: Array = np.asarray(z, np.float64)
+    prints, again, resent = [] if x is None else window_digests(x, y), set[int](), np.zeros(len(y), bool)
+    if before is not None and x is not None:
+        found = sort_out(before, values, y, prints)
+        merged = np.isin(repetition, merged_before(before, x, y, repetition))
+        again = set(np.unique(repetition[found.again | merged]).tolist())
+        before, new = found.base, found.new & ~merged
+        prints, resent = [own for own, some in zip(prints, new, strict=True) if some], found.again[new]
+        values, y, repetition, x = values[new], y[new], repetition[new], those_of(x, new)
+        if not len(y):
+            raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
+    shown = together(prior, values, y, repetition, before, prints)
+    resent |= np.isin(repetition, list(shown.again))
     _check(shown, method, prior)
     begin = time.perf_counter()
     # Once for all folds: a choice among a few placements, from all class means, cannot fit the held-out windows' noise.
@@ -138,9 +144,8 @@ def calibrate(
     fitted = time.perf_counter()
     witness = _by_label(shared, shown.y, trust, prior.classes)[:known, :known]
     parts = (minus(whole, shown.earlier).first(known), shown.earlier.first(known)) if shown.earlier.n.any() else None
-    again = np.isin(shown.repetition, list(shown.again))
     looks = doubts(whole.first(known), population, witness, parts)
-    held = _held_out(folds, shown, shared, logits / temperature, previous, again) if folds else None
+    held = _held_out(folds, shown, shared, logits / temperature, previous, resent) if folds else None
     verdict = _judge(whole, held, trust, prior, looks.against, margin, method=chosen, only_shown=only_shown)
     head = blend(shared_head(prior), candidate, verdict.weight) if verdict.weight else None
     if head is not None and verdict.lean:
@@ -153,7 +158,7 @@ def calibrate(
         *seen,
         *turn,
         *_contradictions(trust),
-        *_sent_before(len(shown.again) + len(merged), compared=previous is not None and bool(shown.again)),
+        *_sent_before(len(shown.again | again), compared=previous is not None and bool(resent.any())),
     )
     seconds = {
         "fit": fitted - evaluated + begin - started,
@@ -319,8 +324,9 @@ def _inspected(x: Raw | None, shown: Shown, population: Prior) -> tuple[str, ...
     """Warn of windows, some of many, but not of the user's own labels: the population has none like theirs."""
     familiar = np.flatnonzero(shown.y < population.classes)
     familiar = familiar[:: max(1, -(-len(familiar) // MOST_INSPECTED))]
-    sensors = () if x is None else (x,) if isinstance(x, np.ndarray) else x
-    return inspect([own[familiar] for own in sensors], shown.z[familiar], population).warnings
+    chosen = np.zeros(len(shown.y), bool)
+    chosen[familiar] = True
+    return inspect(None if x is None else those_of(x, chosen), shown.z[chosen], population).warnings
 
 
 def _contradictions(trust: Trust) -> tuple[str, ...]:

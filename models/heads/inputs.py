@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,23 @@ from models.heads.prior import Prior
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Raw = NDArray[np.generic] | Sequence[NDArray[np.generic]]
-"""Windows of one sensor `(n, C, T)`, or of several an array each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sensor:
+    """Windows `x (n, …)` of one of several sensors, called `name`; `there (n,)`: which windows have it."""
+
+    name: str
+    x: NDArray[Any]
+    there: Mask
+
+    def some(self, mask: Mask) -> Sensor:
+        """Some of the windows, by `mask (n,)`."""
+        return Sensor(self.name, self.x[mask], self.there[mask])
+
+
+Raw = NDArray[np.generic] | Sequence[Sensor]
+"""Windows of one sensor `(n, C, T)`, or those of several, whether they are there or not."""
 
 ACCEPTED, NON_FINITE, FLAT, CLIPPED, OFF_DISTRIBUTION = "accepted", "non_finite", "flat", "clipped", "off_distribution"
 KINDS = (ACCEPTED, NON_FINITE, FLAT, CLIPPED, OFF_DISTRIBUTION)
@@ -59,6 +75,8 @@ class Inspection:
         kind: `(n,)` index into `KINDS`; where several hold, the first of non-finite, flat, clipped, off-distribution.
         non_finite, flat, clipped: `(n, C)` by channel.
         distance: `(n,)` as in `WindowVerdict`.
+        there: `(n, C)` which channels a window has.
+        names: of the C channels.
     """
 
     kind: NDArray[np.int8]
@@ -66,6 +84,8 @@ class Inspection:
     flat: Mask
     clipped: Mask
     distance: Array
+    there: Mask
+    names: tuple[str, ...]
 
     @property
     def accepted(self) -> Mask:
@@ -86,18 +106,18 @@ class Inspection:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about what many of the windows have, with the channels' numbers (from 0)."""
-        found = []
+        found, count = [], np.maximum(self.there.sum(0), 1)
         for trouble, what in (
             (self.non_finite, "not finite"),
             (self.flat, "flat: is the electrode or sensor connected?"),
             (self.clipped, "clipped: is the gain too high?"),
         ):
-            share = trouble.mean(0) if len(trouble) else np.zeros(0)
-            least = 0.0 if trouble is self.non_finite else max(WORTH_SAYING, (FEW - 1) / max(len(trouble), 1))
+            share = trouble.sum(0) / count
+            least = 0.0 if trouble is self.non_finite else np.maximum(WORTH_SAYING, (FEW - 1) / count)
             channels = np.flatnonzero(share > least)
             if len(channels):
                 some = f"in {float(share[channels].max()):.0%} of the windows " if share[channels].max() < 1 else ""
-                found.append(f"{_named(channels)} {some}{what}")
+                found.append(f"{_named([self.names[c] for c in channels])} {some}{what}")
         strange = self.kind == KINDS.index(OFF_DISTRIBUTION)
         far = float(strange.mean()) if len(strange) else 0.0
         if far > WORTH_SAYING and strange.sum() >= FEW:
@@ -110,27 +130,29 @@ class Inspection:
 
 def rows_of(x: Raw) -> NDArray[np.generic]:
     """Windows as one array, `(n, …)`; of several sensors all of a window in one row."""
-    return x if isinstance(x, np.ndarray) else np.concatenate([part.reshape(len(part), -1) for part in x], 1)
+    return x if isinstance(x, np.ndarray) else np.concatenate([s.x.reshape(len(s.x), -1) for s in x], 1)
 
 
 def those_of(x: Raw, mask: NDArray[np.bool_]) -> Raw:
     """Some of the windows, by `mask (n,)`, of every sensor."""
-    return x[mask] if isinstance(x, np.ndarray) else [part[mask] for part in x]
+    return x[mask] if isinstance(x, np.ndarray) else [sensor.some(mask) for sensor in x]
 
 
 def inspect(x: Raw | None, z: NDArray[np.floating], prior: Prior | None) -> Inspection:
     """Look at raw windows `x (n, C, T)` and their features `z (n, d)`, one by one.
 
-    Of several sensors `x` is an array each, and channels are numbered through all of them.
+    Channels of several sensors are numbered through all of them, whichever are there, and named in warnings. What a
+    window lacks has no flaws.
 
     Rails, where a signal is cut off, are the extremes of all windows given; so more windows tell more. Without `x`, or
     for inputs that are not windows of channels, only the features are judged; without `prior` no distance is.
     """
     n = len(z)
-    sensors = () if x is None else (x,) if isinstance(x, np.ndarray) else x
+    sensors = () if x is None else (Sensor("", x, np.ones(n, bool)),) if isinstance(x, np.ndarray) else x
+    sensors = [sensor for sensor in sensors if sensor.x.ndim == 3]
     none = np.zeros((n, 0), bool)
-    looked = [(none, none, none), *(_looked(own) for own in sensors if own.ndim == 3)]
-    finite, flat, clipped = (np.concatenate(masks, 1) for masks in zip(*looked, strict=True))
+    looked = [(none, none, none, none), *(_looked(sensor) for sensor in sensors)]
+    finite, flat, clipped, there = (np.concatenate(masks, 1) for masks in zip(*looked, strict=True))
     distance, kind = np.zeros(n), np.zeros(n, np.int8)
     # The weakest first: what is said later stands.
     if prior is not None:
@@ -139,10 +161,26 @@ def inspect(x: Raw | None, z: NDArray[np.floating], prior: Prior | None) -> Insp
     kind[clipped.any(1)] = KINDS.index(CLIPPED)
     kind[flat.any(1)] = KINDS.index(FLAT)
     kind[~finite.all(1) | ~np.isfinite(z).all(1)] = KINDS.index(NON_FINITE)
-    return Inspection(kind, ~finite, flat, clipped, distance)
+    return Inspection(kind, ~finite, flat, clipped, distance, there, _names(sensors))
 
 
-def _looked(x: NDArray[np.generic]) -> tuple[Mask, Mask, Mask]:
+def _names(sensors: Sequence[Sensor]) -> tuple[str, ...]:
+    """Numbers of all channels, with those within a sensor that has a name."""
+    channels = [(sensor.name, c) for sensor in sensors for c in range(sensor.x.shape[1])]
+    return tuple(f"{i} ({c} of {name})" if name else str(i) for i, (name, c) in enumerate(channels))
+
+
+def _looked(sensor: Sensor) -> tuple[Mask, Mask, Mask, Mask]:
+    """Which channels of a sensor's windows are finite, flat, clipped, and there, each `(n, C)`."""
+    shape, there = sensor.x.shape[:2], sensor.there
+    masks = np.ones(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool), np.repeat(there[:, None], shape[1], 1)
+    if there.any():
+        for mask, found in zip(masks, _flaws(sensor.x[there]), strict=False):
+            mask[there] = found
+    return masks
+
+
+def _flaws(x: NDArray[np.generic]) -> tuple[Mask, Mask, Mask]:
     """Which channels of windows `(n, C, T)` are finite, flat and clipped, each `(n, C)`."""
     finite = np.isfinite(x).all(2) if np.issubdtype(x.dtype, np.floating) else np.ones(x.shape[:2], bool)
     low, high = x.min(2), x.max(2)
@@ -173,8 +211,7 @@ def distances(z: Array, prior: Prior) -> Array:
     return found
 
 
-def _named(channels: NDArray[np.integer]) -> str:
-    numbers = [str(int(c)) for c in channels]
+def _named(numbers: Sequence[str]) -> str:
     if len(numbers) == 1:
         return f"channel {numbers[0]} is"
     return f"channels {', '.join(numbers[:-1])} and {numbers[-1]} are"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.heads.folds import Fold, plan_folds
 from models.heads.head import Head, blend
-from models.heads.inputs import inspect
+from models.heads.inputs import Raw, inspect, rows_of
 from models.heads.regression import RegressionStatistics, fit_regression
 from models.heads.regression_guard import (
     RegressionVerdict,
@@ -60,7 +60,7 @@ def calibrate_regression(
     before: RepetitionSums | None = None,
     previous: Head | None = None,
     overlap: int = 0,
-    x: NDArray[np.generic] | None = None,
+    x: Raw | None = None,
 ) -> RegressionCalibration:
     """Fit a personal head for targets and judge it.
 
@@ -72,7 +72,7 @@ def calibrate_regression(
         before: sums of earlier calls to add to, or None to begin anew.
         previous: the user's active personal head, compared with.
         overlap: how many following windows share samples with a window.
-        x: the raw windows `(n, C, T)`, to warn of flat and clipped channels.
+        x: the raw windows `(n, C, T)`, or those of each sensor, to warn of flat and clipped channels.
 
     Raises:
         ValueError: as `RegressionStatistics.of`, or sums would be too large to be kept.
@@ -82,7 +82,7 @@ def calibrate_regression(
     before = None if before is None else before.remembered()
     first = max(before.parts, default=-1) + 1 if before is not None else 0
     repetition = np.unique(repetition, return_inverse=True)[1] + first
-    new = RepetitionSums.of(features, values, repetition, x)
+    new = RepetitionSums.of(features, values, repetition, None if x is None else rows_of(x))
     again = {} if before is None else before.sent_before(new)
     earlier = None if before is None else before.without(again.values())
     fresh = new if earlier is None else new.without(earlier.merged_before(new))

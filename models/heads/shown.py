@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.folds import Fold
+from models.heads.inputs import Raw, rows_of
 from models.heads.label_noise import Trust, trusted
 from models.heads.prior import Prior
+from models.heads.sent import Digests
 from models.heads.statistics import MERGED, Statistics, digests, minus
 from models.heads.sums import Rest
 
@@ -26,8 +28,9 @@ class Shown:
         repetition: repetition ids `(n,)`, which no earlier call had.
         earlier: statistics of earlier calls, without what this call sends again.
         whole: statistics of all windows.
-        again: repetitions that were sent before: their id in this call, and then.
+        again: repetitions that were sent before, by their ids in this call.
         pooled: `(p, p)` second moment of all windows.
+        told: digests of each window, where its samples are known.
     """
 
     z: Array
@@ -35,8 +38,9 @@ class Shown:
     repetition: NDArray[np.integer]
     earlier: Statistics
     whole: Statistics
-    again: dict[int, int]
+    again: set[int]
     pooled: Array
+    told: Digests = ()
 
     def rest(self, fold: Fold) -> Rest:
         """Sums of all windows but the fold's."""
@@ -59,7 +63,8 @@ class Shown:
     def only(self, kept: NDArray[np.bool_]) -> Statistics:
         """Statistics of the earlier windows and these of this call."""
         dim, classes = self.whole.dim, self.whole.classes
-        return self.earlier + Statistics.of(self.z[kept, :dim], self.y[kept], self.repetition[kept], classes)
+        own = Statistics.of(self.z[kept, :dim], self.y[kept], self.repetition[kept], classes)
+        return self.earlier + replace(own, sent=_sent(self.told, self.repetition, kept))
 
     def trust(self, prior: Prior, among: NDArray[np.bool_] | None = None) -> Trust:
         """Tell which labels of this call, among some of its windows, agree with each other and with earlier ones."""
@@ -77,36 +82,40 @@ def together(
     y: NDArray[np.integer],
     repetition: NDArray[np.integer],
     before: Statistics | None,
-    x: NDArray[np.generic] | None = None,
+    told: Digests = (),
 ) -> Shown:
-    """Add the windows to what earlier calls brought; what is sent again counts once.
+    """Add the windows to what earlier calls brought; repetitions that are sent again count once.
 
-    `x (n, …)`: the raw windows, by which repetitions are known again once they are merged.
+    `told`: digests of each window, by which it will be known again.
     """
     classes, dim = prior.classes, prior.personal
     base = before if before is not None else Statistics.empty(classes, dim)
-    repetition = np.unique(repetition, return_inverse=True)[1] + max(base.repetitions, default=-1) + 1
+    ids, numbered = np.unique(repetition, return_inverse=True)
+    repetition = numbered + max(base.repetitions, default=-1) + 1
     new = Statistics.of(z[:, :dim], y, repetition, classes)
-    if x is not None:
-        new = replace(new, seen_before=digests(x, y, repetition))
-    again = repeated(base, new)
-    for later, earlier in again.items():
+    found = repeated(base, new)
+    for later, earlier in found.items():
         # Left in, the earlier copy would be in the fit that judges the later one. It may have aged.
         mask = repetition == later
         copy = Statistics.of(z[mask, :dim], y[mask], repetition[mask], classes).renumbered(earlier)
         weight = float(base.count[:, base.repetitions.index(earlier)].sum() / copy.count.sum())
         base = minus(base, copy.scaled(weight))
+    again = {int(ids[later - repetition.min()]) for later in found}
+    new = replace(new, sent=_sent(told, repetition, np.ones(len(y), bool)))
     whole = base + new if base.repetitions else new
-    return Shown(z, y, repetition, base, whole, again, whole.pooled())
+    return Shown(z, y, repetition, base, whole, again, whole.pooled(), told)
 
 
-def merged_before(
-    before: Statistics | None, x: NDArray[np.generic] | None, y: NDArray[np.integer], repetition: NDArray[np.integer]
-) -> list[int]:
-    """Find repetitions whose windows are in a sum of merged ones already, from which they cannot be taken out."""
-    if before is None or x is None or MERGED not in before.seen_before.values():
+def _sent(told: Digests, repetition: NDArray[np.integer], kept: NDArray[np.bool_]) -> dict[int, int]:
+    """What windows will be known again by, and the repetition of each."""
+    return {d: int(r) for own, r, some in zip(told, repetition, kept, strict=False) if some for d in own}
+
+
+def merged_before(before: Statistics, x: Raw, y: NDArray[np.integer], repetition: NDArray[np.integer]) -> list[int]:
+    """Find repetitions that an earlier release merged into a sum already, which kept digests of whole ones only."""
+    if MERGED not in before.seen_before.values():
         return []
-    return [r for digest, r in digests(x, y, repetition).items() if before.seen_before.get(digest) == MERGED]
+    return [r for digest, r in digests(rows_of(x), y, repetition).items() if before.seen_before.get(digest) == MERGED]
 
 
 def repeated(base: Statistics, new: Statistics) -> dict[int, int]:

@@ -23,6 +23,8 @@ LARGEST = 1e30
 
 MAX_SEEN = 64
 """Repetitions that are known again after they were merged, the newest."""
+MOST_SENT = 4096
+"""Windows that are known again, the newest: at most so many digests are kept, of six bytes each."""
 MERGED = -(2**62)
 """Instead of a repetition's id: its windows are in a sum with others'."""
 MOST_DIGESTED = 64
@@ -53,6 +55,7 @@ class Statistics(Sums):
         class_moment: `(K, d, d)` sum of z zᵀ over a class.
         repetition_moment: `(R, d, d)` sum of z zᵀ over a repetition.
         seen_before: digests of repetitions' windows, the newest last, and the id of each, or `MERGED`.
+        sent: digests of single windows (`models.heads.sent`), the newest last, and the repetition they are summed in.
     """
 
     repetitions: tuple[int, ...]
@@ -61,6 +64,7 @@ class Statistics(Sums):
     class_moment: Array
     repetition_moment: Array
     seen_before: Mapping[int, int] = field(default_factory=dict)
+    sent: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, classes: int, dim: int) -> Statistics:
@@ -136,7 +140,8 @@ class Statistics(Sums):
         ids = tuple(sorted({*self.repetitions, *other.repetitions}))
         a, b = self._aligned(ids), other._aligned(ids)
         moment = self.class_moment + other.class_moment
-        return Statistics(ids, a[0] + b[0], a[1] + b[1], moment, a[2] + b[2], {**self.seen_before, **other.seen_before})
+        seen, sent = {**self.seen_before, **other.seen_before}, {**self.sent, **other.sent}
+        return Statistics(ids, a[0] + b[0], a[1] + b[1], moment, a[2] + b[2], seen, sent)
 
     def scaled(self, factor: float) -> Statistics:
         """Return the same windows, each counting `factor` of what it did."""
@@ -147,6 +152,7 @@ class Statistics(Sums):
             self.class_moment * factor,
             self.repetition_moment * factor,
             self.seen_before,
+            self.sent,
         )
 
     def padded(self, classes: int) -> Statistics:
@@ -161,6 +167,7 @@ class Statistics(Sums):
             np.pad(self.class_moment, ((0, more), (0, 0), (0, 0))),
             self.repetition_moment,
             self.seen_before,
+            self.sent,
         )
 
     def first(self, classes: int) -> Sums:
@@ -174,7 +181,7 @@ class Statistics(Sums):
         if self.n[classes:].any():
             raise ValueError(f"classes behind the first {classes} have windows")
         some = self.count[:classes], self.total[:classes], self.class_moment[:classes]
-        return Statistics(self.repetitions, *some, self.repetition_moment, self.seen_before)
+        return Statistics(self.repetitions, *some, self.repetition_moment, self.seen_before, self.sent)
 
     def without_class(self, index: int) -> Statistics:
         """Forget a class: its counts, sums and second moment become zero, its place stays.
@@ -199,8 +206,8 @@ class Statistics(Sums):
         """Return the same windows with repetition ids `first, first+1, …`, in the old order."""
         ids = tuple(range(first, first + len(self.repetitions)))
         new = dict(zip(self.repetitions, ids, strict=True))
-        seen = {digest: new.get(r, MERGED) for digest, r in self.seen_before.items()}
-        return Statistics(ids, self.count, self.total, self.class_moment, self.repetition_moment, seen)
+        seen, sent = ({d: new.get(r, MERGED) for d, r in known.items()} for known in (self.seen_before, self.sent))
+        return Statistics(ids, self.count, self.total, self.class_moment, self.repetition_moment, seen, sent)
 
     def merged_to(self, limit: int) -> Statistics:
         """Bound memory: merge the oldest repetitions (lowest ids) into one until at most `limit` remain."""
@@ -208,7 +215,8 @@ class Statistics(Sums):
         if surplus <= 0:
             return self
         old, keep = slice(0, surplus + 1), slice(surplus + 1, None)
-        seen = [(d, MERGED if r in self.repetitions[old] else r) for d, r in self.seen_before.items()]
+        gone = set(self.repetitions[old])
+        seen = [(d, MERGED if r in gone else r) for d, r in self.seen_before.items()]
         return Statistics(
             self.repetitions[surplus:],
             np.concatenate([self.count[:, old].sum(1, keepdims=True), self.count[:, keep]], 1),
@@ -216,6 +224,7 @@ class Statistics(Sums):
             self.class_moment,
             np.concatenate([self.repetition_moment[old].sum(0, keepdims=True), self.repetition_moment[keep]]),
             dict(seen[-MAX_SEEN:]),
+            {d: MERGED if r in gone else r for d, r in self.sent.items()},
         )
 
 
@@ -239,13 +248,15 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
     count, total, moment = part._aligned(whole.repetitions)
     left = np.maximum(whole.count - count, 0.0)
     keep = np.flatnonzero(left.sum(0) > 0)
+    there = {MERGED, *(whole.repetitions[i] for i in keep)}
     return Statistics(
         tuple(whole.repetitions[i] for i in keep),
         left[:, keep],
         (whole.total - total)[:, keep],
         whole.class_moment - part.class_moment,
         (whole.repetition_moment - moment)[keep],
-        {d: r for d, r in whole.seen_before.items() if r == MERGED or (left[:, whole.repetitions.index(r)] > 0).any()},
+        {d: r for d, r in whole.seen_before.items() if r in there},
+        {d: r for d, r in whole.sent.items() if r in there},
     )
 
 
@@ -278,6 +289,7 @@ def to_bytes(stats: Statistics) -> bytes:
     return safetensors.numpy.save(
         {
             **({"seen": told} if len(told) else {}),
+            **_sent_arrays(stats),
             "repetitions": np.asarray(stats.repetitions, np.int64),
             "count": np.ascontiguousarray(stats.count, np.float32),
             "total": np.ascontiguousarray(stats.total[seen], np.float32),
@@ -302,9 +314,34 @@ def from_bytes(data: bytes) -> Statistics:
         total[seen], moment[seen] = t["total"], _unpacked(t["class_moment"], dim)
         repetitions = tuple(int(i) for i in t["repetitions"])
         told = dict(t["seen"].tolist()) if "seen" in t else {}
-        return Statistics(repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim), told)
+        return Statistics(
+            repetitions, count, total, moment, _unpacked(t["repetition_moment"], dim), told, _sent_of(t, repetitions)
+        )
     except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as e:
         raise ValueError(f"not a user's statistics: {e}") from e
+
+
+def _sent_arrays(stats: Statistics) -> dict[str, NDArray[np.generic]]:
+    """Digests of the newest windows, and the places of their repetitions; -1 for a sum with others."""
+    newest = list(stats.sent.items())[-MOST_SENT:]
+    place = {r: i for i, r in enumerate(stats.repetitions)}
+    if not newest:
+        return {}
+    return {
+        "sent": np.array([digest for digest, _ in newest], np.uint32),
+        "sent_in": np.array([place.get(r, -1) for _, r in newest], np.int16),
+    }
+
+
+def _sent_of(t: Mapping[str, NDArray[np.generic]], repetitions: Sequence[int]) -> dict[int, int]:
+    digests, places = t.get("sent", np.zeros(0, np.uint32)), t.get("sent_in", np.zeros(0, np.int16))
+    fits = digests.dtype == np.uint32 and places.dtype == np.int16 and digests.shape == places.shape
+    if not fits or digests.ndim != 1 or len(digests) > MOST_SENT:
+        raise ValueError(f"sent must be at most {MOST_SENT} digests, uint32, with as many places, int16")
+    found = places.tolist()
+    if not all(-1 <= i < len(repetitions) for i in found):
+        raise ValueError("sent_in must be places of repetitions, or -1")
+    return {d: MERGED if i < 0 else repetitions[i] for d, i in zip(digests.tolist(), found, strict=True)}
 
 
 def _unpacked(packed: NDArray[np.float32], dim: int) -> Array:

@@ -13,11 +13,12 @@ from models.training.loop import Tick
 from models.training.media_run import MediaRun, load_media_run, save_media_run
 from models.training.networks import PULL, Networks, Trained, Weights, tuned_run
 from models.training.probe_fit import fit_probe, folds_of
-from models.training.probing import WHAT, Head, assembled, fit_top, parity_items, usable
+from models.training.probing import WHAT, Head, Judge, assembled, fit_top, parity_items, usable
 from models.training.runners import Where
+from models.training.seen import items_of, note_items, told_items
 from models.training.tuned import TuneConfig
 
-__all__ = ["fine_tune"]
+__all__ = ["fine_tune", "restored_judges"]
 
 
 def fine_tune(
@@ -52,6 +53,19 @@ def fine_tune(
         where=where,
     )
     return load_media_run(out)
+
+
+def restored_judges(run: MediaRun, collection: Collection, tick: Tick | None = None) -> tuple[Judge, ...]:
+    """Networks of a finished run, each of which had left a part of its data out, as their checkpoints have them.
+
+    `collection` is what the run was trained on, in the same order.
+
+    Raises:
+        TrainingError: a checkpoint is gone.
+    """
+    config = TuneConfig.model_validate(run.provenance["config"])
+    tick = tick or (lambda stage, done, total: None)
+    return LabelNetworks(collection, config, run.folder, Where(), None, tick).restored()
 
 
 class LabelNetworks(Networks):
@@ -91,9 +105,11 @@ class LabelNetworks(Networks):
         head = Head(final.weight, final.bias, trained.judges)
         fitted = fit_top(final.features, c, config.personal, config.seed, self.tick, head)
         probed = assembled(config.backbone, self.encoder, fitted)
+        known, made = items_of(c), provenance("pooled" if fitted.prior.hyper.pooled else "users")
         record = {
             "preprocessing": WHAT[c.kind].replace("a linear probe", "a linear head"),
             "evaluation": fitted.evaluation,
-            "provenance": provenance("pooled" if fitted.prior.hyper.pooled else "users"),
+            "provenance": {**made, "data": {**made["data"], **told_items(known)}},
         }
+        note_items(self.out, known)
         save_media_run(self.out, probed, fitted.prior, parity_items(probed, c), record)

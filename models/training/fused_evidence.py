@@ -7,13 +7,12 @@ from numpy.typing import NDArray
 
 from models.heads.head import Head, log_loss
 from models.training.fusion_sources import Joined, Source, Tick
-from models.training.joining import always, log_posterior, stacked
+from models.training.joining import always, log_posterior, rows_with, stacked
 from models.training.probe_fit import fit_probe
 
 __all__ = ["fit_modal_probe", "fit_shares", "left_out_probes"]
 
 Array = NDArray[np.float64]
-Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2)
@@ -24,7 +23,11 @@ ROWS = 6000
 
 
 def fit_shares(told: Sequence[Sequence[Array]], people: Sequence[Joined], ways: Mask) -> Array:
-    """Weights `(2^M, M)` of the members by which are there, of the least log-loss: each in turn until none moves."""
+    """Weights `(2^M, M)` of the members by which are there, of the least log-loss: each in turn until none moves.
+
+    Those of a set are chosen on the rows that have all of it; of one that no row has, they are equal.
+    """
+    present = np.concatenate([p.there(ways.shape[1]) for p in people])
     y = np.concatenate([p.y for p in people])
     weight = np.concatenate([np.full(len(p.y), 1 / len(p.y)) for p in people])
     parts = [np.concatenate([e[m] for e in told]) for m in range(ways.shape[1])]
@@ -32,11 +35,15 @@ def fit_shares(told: Sequence[Sequence[Array]], people: Sequence[Joined], ways: 
     for row, way in enumerate(ways, start=1):
         there = np.flatnonzero(way)
         shares[row, there] = 1 / len(there)
+        rows = rows_with(present, way)
+        if not rows.any():
+            continue
+        some, known, counts = [part[rows] for part in parts], y[rows], weight[rows]
         for _ in range(10):
             before = shares[row].copy()
             for m in there:
-                rest = sum(shares[row, o] * parts[o] for o in there if o != m)
-                losses = [float(weight @ log_loss(rest + w * parts[m], y)) for w in WEIGHTS]
+                rest = sum(shares[row, o] * some[o] for o in there if o != m)
+                losses = [float(counts @ log_loss(rest + w * some[m], known)) for w in WEIGHTS]
                 shares[row, m] = WEIGHTS[int(np.argmin(losses))]
             if np.array_equal(before, shares[row]):
                 break
@@ -51,7 +58,10 @@ def left_out_probes(
     classes: int,
     tick: Tick,
 ) -> tuple[float, list[list[Array]]]:
-    """Choose the probe's pull; return it and each person's left-out log posteriors by way of presence."""
+    """Choose the probe's pull; return it and each person's left-out log posteriors by way of presence.
+
+    The last ones are with the members that are there.
+    """
     sizes = [s.personal for s in sources]
     losses = np.zeros(len(PULLS))
     logits: list[list[list[Array]]] = [[[] for _ in PULLS] for _ in people]
@@ -63,14 +73,18 @@ def left_out_probes(
             probe = fit_modal_probe(
                 [z[v] for v in others],
                 [told[v] for v in others],
-                [people[v].y for v in others],
+                [people[v] for v in others],
                 ways,
                 sizes,
                 classes,
                 pull,
             )
-            found = [probe.logits(stacked(z[u], told[u], always(way, len(z[u])), sizes)) for way in ways]
-            losses[i] += sum(float(log_loss(f, person.y).mean()) for f in found)
+            there = person.there(len(sources))
+            sets = [*(always(way, len(z[u])) for way in ways), there]
+            found = [probe.logits(stacked(z[u], told[u], some, sizes)) for some in sets]
+            for f, way in zip(found[:-1], ways, strict=True):
+                if (rows := rows_with(there, way)).any():
+                    losses[i] += float(log_loss(f[rows], person.y[rows]).mean())
             logits[u][i] = [log_posterior(f) for f in found]
     best = int(losses.argmin())
     tick("probe", len(people), len(people))
@@ -80,19 +94,19 @@ def left_out_probes(
 def fit_modal_probe(
     z: Sequence[Array],
     told: Sequence[Sequence[Array]],
-    y: Sequence[Labels],
+    people: Sequence[Joined],
     ways: Mask,
     sizes: Sequence[int],
     classes: int,
     pull: float,
 ) -> Head:
-    """Fit a probe on windows of some people, each of them with every set of its members there."""
-    step = max(1, sum(map(len, y)) * len(ways) // ROWS)
+    """Fit a probe on windows of some people, each of them with every set of the members that are there."""
+    step = max(1, sum(map(len, z)) * len(ways) // ROWS)
     seen, labels = [], []
-    for own, parts, answers in zip(z, told, y, strict=True):
+    for own, parts, person in zip(z, told, people, strict=True):
         for at, way in enumerate(ways):
-            rows = slice(at % step, None, step)
+            rows = np.flatnonzero(rows_with(person.there(ways.shape[1]), way))[at % step :: step]
             some = own[rows]
             seen.append(stacked(some, [p[rows] for p in parts], always(way, len(some)), sizes))
-            labels.append(answers[rows])
+            labels.append(person.y[rows])
     return Head(*fit_probe(np.concatenate(seen), np.concatenate(labels), classes, pull))

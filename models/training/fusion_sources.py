@@ -12,13 +12,19 @@ from models.heads.head import Head
 from models.training.run import Run
 from models.training.strangers import strangers
 
-__all__ = ["FrozenSource", "Joined", "RunSource", "Source", "Tick"]
+__all__ = ["FrozenSource", "Joined", "RunSource", "Source", "Tick", "in_blocks"]
 
 Array = NDArray[np.float64]
 Windows = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 Tick = Callable[[str, int, int], None]
 Forward = Callable[[Windows], NDArray[np.float32]]
+
+
+def in_blocks(forward: Forward, x: Windows) -> NDArray[np.float32]:
+    """Features `(n, d)` of windows, 64 at a time."""
+    return np.concatenate([forward(x[at : at + 64]) for at in range(0, len(x), 64)])
 
 
 class Source(Protocol):
@@ -39,26 +45,29 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A person's windows: labels, sessions, repetitions `(n,)`."""
+    """A person's windows: labels, sessions, repetitions `(n,)`; `present (n, M)` which members each has, or all."""
 
     y: Labels
     session: Labels
     repetition: Labels
+    present: Mask | None = None
+
+    def there(self, members: int) -> Mask:
+        """Which members each window has, `(n, M)`."""
+        return np.ones((len(self.y), members), bool) if self.present is None else self.present
 
 
 class FrozenSource:
     """A bundle that nobody of the data had a part in: its features are the same whoever is left out.
 
     Args:
-        forward: its graph.
+        features: everybody's by its graph, `(n, d)` by person; rows that lack the part are not read.
         head: its generic head, rows in the order of the joint labels.
         personal: how many first features personal heads are fitted in.
-        windows: everybody's, by person.
     """
 
-    def __init__(self, forward: Forward, head: Head, personal: int, windows: Sequence[Windows]) -> None:
-        self.head, self.personal = head, personal
-        self._features = [np.concatenate([forward(x[at : at + 64]) for at in range(0, len(x), 64)]) for x in windows]
+    def __init__(self, features: Sequence[NDArray[np.floating]], head: Head, personal: int) -> None:
+        self.head, self.personal, self._features = head, personal, features
 
     def final(self, person: int) -> Array:
         """Features `(n, d)` of a person's windows."""
@@ -77,7 +86,8 @@ class RunSource(FrozenSource):
     """A run that was trained on the people of the data: each is judged by what its folds made of the others.
 
     Args:
-        forward, head, personal, windows: as of a bundle, the run's export.
+        features, head, personal: as of a bundle, the run's export.
+        windows: everybody's, by person.
         run: the run.
         recordings: what it was trained on.
         people: names of the people, in the order of `windows`.
@@ -89,7 +99,7 @@ class RunSource(FrozenSource):
 
     def __init__(
         self,
-        forward: Forward,
+        features: Sequence[NDArray[np.floating]],
         head: Head,
         personal: int,
         windows: Sequence[Windows],
@@ -98,7 +108,7 @@ class RunSource(FrozenSource):
         people: Sequence[str],
         order: Sequence[int],
     ) -> None:
-        super().__init__(forward, head, personal, windows)
+        super().__init__(features, head, personal)
         self._order = list(order)
         self._own: dict[int, Array] = {}
         self._without: dict[tuple[int, int], NDArray[np.float32]] = {}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.backbones.signal import EVIDENCE_FLOOR
 from models.heads.head import Head
 
-__all__ = ["Join", "always", "filled", "kept", "late", "log_posterior", "patterns", "stacked"]
+__all__ = ["Join", "always", "filled", "kept", "late", "log_posterior", "patterns", "rows_with", "stacked"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -24,6 +24,11 @@ def patterns(members: int) -> Mask:
 def always(way: Mask, rows: int) -> Mask:
     """The same members there in every row: `(n, M)`."""
     return np.repeat(way[None], rows, 0)
+
+
+def rows_with(present: Mask, way: Mask) -> Mask:
+    """Which rows of `present (n, M)` have all members of a way, `(n,)`."""
+    return np.asarray(present[:, way].all(1))
 
 
 def log_posterior(logits: Array) -> Array:

@@ -25,6 +25,7 @@ from models.training.media_run import MediaRun, load_media_run, save_media_run
 from models.training.probing import WHAT, Tick, assembled, fit_top, parity_items
 from models.training.provenance import provenance
 from models.training.runners import Serial, Where
+from models.training.seen import items_of, note_items, told_items
 
 __all__ = ["LinearProbeConfig", "check_frozen", "frozen_features", "train_probe"]
 
@@ -81,6 +82,7 @@ def train_probe(
         z, computed = frozen_features(config, encoder, collection, cache, where, tick)
         fitted = fit_top(z.astype(np.float64), collection, config.personal, config.seed, tick)
         probed = assembled(config.backbone, encoder, fitted)
+        known = items_of(collection)
     finally:
         torch.set_num_threads(threads)
     record = {
@@ -89,13 +91,19 @@ def train_probe(
         "provenance": {
             "recipe": config.recipe,
             "backbone": {"name": config.backbone, "digest": backbone_digest(encoder)},
-            "data": {"items": len(collection), "kind": collection.kind, "users": len(collection.users)},
+            "data": {
+                "items": len(collection),
+                "kind": collection.kind,
+                "users": len(collection.users),
+                **told_items(known),
+            },
             "population": "pooled" if fitted.prior.hyper.pooled else "users",
             "features_computed": computed,
             "features_precision": where.devices.precision,
             **provenance(command, config, started, begin),
         },
     }
+    note_items(out, known)
     log_figures(where.loggers, out / "logs", "probe", fitted.evaluation)
     save_media_run(out, probed, fitted.prior, parity_items(probed, collection), record)
     return load_media_run(out)

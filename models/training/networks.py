@@ -145,6 +145,23 @@ class Networks:
         self._note(trained)
         self.write(trained, lambda population: self._provenance(trained, population, command, started, begin))
 
+    def restored(self) -> tuple[Judge, ...]:
+        """The folds' networks of a finished run, as judges of what each had left out.
+
+        Raises:
+            TrainingError: a checkpoint is gone.
+        """
+        jobs = [
+            self._job(f"fold {i + 1} of {len(self.masks)}", i + 1, np.flatnonzero(~m), np.flatnonzero(m), None)
+            for i, m in enumerate(self.masks)
+        ]
+        gone = [job.checkpoint for job in jobs if not job.checkpoint.is_file()]
+        if gone:
+            raise TrainingError(f"{gone[0]} is gone: without it no network left these examples out; train anew.")
+        # Finished checkpoints: nothing is left to train, the best weights are put in.
+        outcomes = [fit_job(job, self.tick) for job in jobs]
+        return tuple(Judge(m, o.features, o.logits) for m, o in zip(self.masks, outcomes, strict=True))
+
     def _provenance(
         self, trained: Trained, population: str, command: str, started: datetime, begin: float
     ) -> dict[str, Any]:

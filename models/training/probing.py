@@ -28,6 +28,7 @@ __all__ = [
     "assembled",
     "by_user",
     "fit_top",
+    "left_out",
     "parity_items",
     "unit",
     "usable",
@@ -146,7 +147,7 @@ def fit_top(
         judges = [Judge(judged, z, logits)]
     else:
         judges = [Judge(j.out, unit(j.features), j.logits) for j in head.judges]
-        judged, logits, temperature = _left_out(judges, y)
+        judged, logits, temperature = left_out(judges, y)
         weight, bias, told = head.weight.T, head.bias + space.centre @ head.weight.T, {}
     tick("generic head", 1, 1)
     if people:
@@ -162,7 +163,7 @@ def fit_top(
     return Fitted(space, weight / temperature, bias / temperature, prior, evaluation)
 
 
-def _left_out(judges: Sequence[Judge], y: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Array, float]:
+def left_out(judges: Sequence[Judge], y: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Array, float]:
     """Which examples some network had left out, everyone's logits by theirs, tempered, and the temperature."""
     judged = np.any([j.out for j in judges], 0)
     logits = np.zeros_like(judges[0].logits)

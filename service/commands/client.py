@@ -125,7 +125,10 @@ def _window_spec(client: Client, model: str, rec: Recordings, task: str | None) 
         raise ServiceError(f"model {model!r} is a regression there; recordings have labels, so it is called over HTTP")
     if len(metadata["inputs"]) > 1:
         named = ", ".join(entry["name"] for entry in metadata["inputs"])
-        raise ServiceError(f"model {model!r} takes {named} together; this command sends one kind of recordings")
+        raise ServiceError(
+            f"model {model!r} takes {named}, and this command sends recordings of one kind; `headway predict` takes a "
+            "file or text for each (--file NAME=PATH, --text NAME=TEXT), and calibrations go over HTTP (docs/api.md)"
+        )
     shape = metadata["inputs"][0]["shape"]
     if len(shape) != 3 or -1 in shape[1:]:
         raise ServiceError(f"model {model!r} takes {metadata['parameters']['modality']}; this command sends recordings")

@@ -13,10 +13,11 @@ from exporters.gate import Agreement, Answers, PrecisionError
 from exporters.int8 import Task, quantise_outputs
 from exporters.precision import convert
 from exporters.worth import Labelled
+from models.data.paired import load_parts, pair
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
-from service.commands.judging import collected, judges, located
+from service.commands.judging import collected, judges, located, together
 from service.commands.judging_outputs import of_table
 
 MOST_WINDOWS = 4096
@@ -44,7 +45,7 @@ def run_conversion(
         return _int8(model, models, bundle, data, subjects, held_out, seed)
     some = None
     if data:
-        one = len(data) == 1 and Path(data[0]).is_dir()  # whatever its labels are: none is looked at
+        one = len(data) == 1 and Path(data[0]).exists()  # whatever its labels are: none is looked at
         folders = [Path(data[0])] if one else list(located(bundle.manifest, data).values())
         some = _some(np.concatenate([_windows(bundle, folder, subjects) for folder in folders]), seed)
     path, found = convert(model, models, windows=some, seed=seed)
@@ -57,8 +58,9 @@ def _int8(
 ) -> str:
     if not data:
         raise PrecisionError("int8 needs --data: ranges of activations and accuracy are measured on real windows")
-    found = located(bundle.manifest, data, together=True)
-    if bundle.manifest.input.media is None:
+    spec = bundle.manifest.input
+    found = located(bundle.manifest, data, together=not spec.parts)
+    if spec.media is None and (not spec.parts or all(path.is_dir() for path in found.values())):
         if held_out is None:
             raise PrecisionError("int8 needs --held-out: globs of the people in --data that the variant is judged on")
         judged, _ = judges(bundle.manifest, bundle.file, found, held_out, seed)
@@ -111,6 +113,8 @@ def _some(x: np.ndarray, seed: int) -> np.ndarray:
 def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) -> np.ndarray:
     """Windows of recordings, whatever their labels; `but`: globs of people who are left out."""
     spec = bundle.manifest.input
+    if spec.parts:
+        return _packed(bundle, data, subjects, but)
     left = {rec.stem for rec in load_folder(data, but)} if but is not None else set()
     people = [rec for rec in load_folder(data, subjects) if rec.stem not in left]
     for rec in people:
@@ -119,6 +123,20 @@ def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) 
         raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
     cut = WindowSpec(spec.window_shape[-1], spec.stride)
     return np.concatenate([windows(rec, cut).x for rec in people]).astype(spec.dtype)
+
+
+def _packed(bundle: Bundle, data: Path, subjects: str, but: str | None) -> np.ndarray:
+    """Rows of a fused bundle, of people who are not left out."""
+    spec, manifest = bundle.manifest.input, bundle.manifest
+    if not data.is_dir():
+        return np.asarray(together(manifest, bundle.file, data, subjects).x)
+    recordings = load_parts(data, spec, subjects)
+    left = {rec.stem for own in load_parts(data, spec, but).values() for rec in own} if but is not None else set()
+    kept = {name: [rec for rec in own if rec.stem not in left] for name, own in recordings.items()}
+    if not all(kept.values()):
+        raise PrecisionError("--held-out leaves nobody of --subjects to take ranges from")
+    people, _ = pair(kept, {part.name: part for part in spec.parts}, manifest.labels)
+    return np.concatenate([person.packed(spec) for person in people])
 
 
 def _split(found: dict[str, Labelled], seed: int) -> tuple[np.ndarray, dict[str, Labelled]]:
@@ -138,7 +156,8 @@ def _split(found: dict[str, Labelled], seed: int) -> tuple[np.ndarray, dict[str,
 def _files(bundle: Bundle, output: str, data: Path, seed: int) -> tuple[np.ndarray, Labelled]:
     """Rows of files or texts: those that give ranges, and those that judge an output."""
     manifest = bundle.manifest.of_output(output) if output else bundle.manifest
-    found = collected(manifest, bundle.file, data, seed=seed)
+    reads = together if manifest.input.parts else collected
+    found = reads(manifest, bundle.file, data, seed=seed)
     order = np.random.default_rng(seed).permutation(len(found.y))
     nth = np.zeros(len(found.y), np.int64)
     for c in np.unique(found.y):

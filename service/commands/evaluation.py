@@ -13,6 +13,7 @@ from rich.console import Console
 
 from exporters import bundle as bundles
 from exporters.bundle import Manifest
+from models.data.parts import signals
 from models.evaluation.personaliser import DEFAULT_METHOD, LocalPersonaliser, Outcome, Personaliser
 from models.evaluation.protocols import ProtocolError, plan
 from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT, evaluate, log_run
@@ -51,12 +52,19 @@ class HttpPersonaliser:
     ) -> Outcome:
         """Calibrate over HTTP."""
         names = [self.manifest.labels[i] for i in y]
-        report = self._client.calibrate(self.manifest.name, user, x, names, repetition.tolist(), method=method)
+        report = self._client.calibrate(
+            self.manifest.name, user, self._given(x), names, repetition.tolist(), method=method
+        )
         return Outcome(report["outcome"], report["evidence"])
 
     def predict(self, user: str | None, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Predict over HTTP."""
-        return self._client.infer(self.manifest.name, x, user=user)[0]
+        return self._client.infer(self.manifest.name, self._given(x), user=user)[0]
+
+    def _given(self, x: NDArray[np.float32]) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
+        """Windows as the service takes them: of a fused model by part."""
+        spec = self.manifest.input
+        return {s.name: s.x for s in signals(spec, x) if s.there.all()} if spec.parts else x
 
     def erase(self, user: str) -> None:
         """Erase the user on the service."""
@@ -143,6 +151,8 @@ def run_evaluation(
             allow_training_subjects=allow_training_subjects,
         )
         trained = None
+        if trained_baselines and plan_.people is not None:
+            raise ProtocolError("--trained-baselines are networks of one sensor; leave them out for a fused model")
         if trained_baselines:
             from models.evaluation import trained as trained_methods
 

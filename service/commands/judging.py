@@ -13,6 +13,8 @@ from exporters.gate import PrecisionError
 from exporters.worth import Labelled
 from models.data.collections import load_collection
 from models.data.media import MediaError, reader_of
+from models.data.paired import load_parts, pair
+from models.data.pairs import kinds_of, load_pairs
 from models.data.recordings import load_folder
 from models.data.windows import WindowSpec, windows
 from models.evaluation.subjects import check_signal
@@ -66,7 +68,9 @@ def judges(
         output = manifest.of_output(name) if name else manifest
         asked = (name,) if name else manifest.names
         media = manifest.input.media is not None
-        if manifest.outputs and (not name or output.targets):
+        if manifest.input.parts:
+            found[name] = together(output, file, path, held_out, seed=seed)
+        elif manifest.outputs and (not name or output.targets):
             if media:
                 found |= of_table(manifest, file, path, asked, users=held_out, seed=seed)
             else:
@@ -75,9 +79,36 @@ def judges(
             found[name] = collected(output, file, path, users=held_out, seed=seed)
         else:
             found[name] = recorded(output, path, held_out)
-        if not media:
+        if not media and not manifest.input.parts:
             known = max(known or 0, sum(rec.digest in seen for rec in load_folder(path, held_out)))
     return found, known
+
+
+def together(
+    manifest: Manifest, file: Callable[[str], bytes], data: Path, users: str = "*", *, seed: int = 0
+) -> Labelled:
+    """Rows of a fused model: of a folder with a folder of recordings a part, or of a table with a column a part.
+
+    Raises:
+        PrecisionError: the data have labels unknown to the model, or nobody matches.
+    """
+    spec, labels = manifest.input, _labels(manifest)
+    if data.is_dir():
+        people, _ = pair(load_parts(data, spec, users), {part.name: part for part in spec.parts}, labels)
+        rows = [(p.packed(spec), p.y, np.full(len(p), u), p.repetition) for u, p in enumerate(people)]
+        return Labelled(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+    items = load_pairs(data, kinds_of(spec), seed)
+    unknown = sorted(set(items.labels) - set(labels))
+    if unknown:
+        raise PrecisionError(f"{data} has labels that the model does not know: {', '.join(unknown)}")
+    globs = [glob.strip() for glob in users.split(",")]
+    matched = [any(fnmatch.fnmatchcase(user, glob) for glob in globs) for user in items.users]
+    chosen = np.flatnonzero(np.array(matched)[items.user]) if items.users else np.arange(len(items))
+    if not len(chosen):
+        raise PrecisionError(f"no user in {data} matches {users!r}; there are {', '.join(items.users)}")
+    y = np.array([labels.index(name) for name in items.labels])[items.y]
+    x = items.packed(spec, file, chosen)
+    return Labelled(x, y[chosen], items.user[chosen], items.repetition[chosen])
 
 
 def recorded(manifest: Manifest, data: Path, subjects: str) -> Labelled:
@@ -103,7 +134,7 @@ def recorded(manifest: Manifest, data: Path, subjects: str) -> Labelled:
 
 
 def collected(
-    manifest: Manifest, file: Callable[[str], bytes], data: Path, *, users: str = "*", seed: int = 0
+    manifest: Manifest, file: Callable[[str], bytes], data: Path, users: str = "*", *, seed: int = 0
 ) -> Labelled:
     """Rows of files or texts; `file` gives those of the bundle that reading needs, `users` are globs of their users.
 

@@ -56,6 +56,7 @@ def run_probe(
     data: Path,
     out: Path,
     *,
+    column: str | None = None,
     recipe: str | None,
     backbone: str | None,
     personal: int,
@@ -89,7 +90,7 @@ def run_probe(
         run_tasks(plan, load_tasks(data, asks(tasks), seed), console)
         return
     train = trainer(plan)
-    run_labels(plan, train, load_collection(data, seed))
+    run_labels(plan, train, load_collection(data, seed, column))
 
 
 def run_labels(plan: Plan, train: Trainer, collection: Collection) -> None:

@@ -234,12 +234,13 @@ def _check_repetitions(request: CalibrationRequest, model: LoadedModel) -> None:
     if request.enrolled:
         return
     edge = np.flatnonzero((np.diff(request.repetition) != 0) & (np.diff(request.y) == 0))[:256]
-    for x in signals(model.bundle.manifest.input, request.x) if len(edge) else ():
-        stride = stride_of(x)
+    for sensor in signals(model.bundle.manifest.input, request.x) if len(edge) else ():
+        x, stride = sensor.x, stride_of(sensor.x)
         if stride is None:
             continue
         for i in edge:
-            if not np.array_equal(x[i][:, stride:], x[i + 1][:, :-stride]) or x[i].std() == 0:
+            same = sensor.there[i : i + 2].all() and np.array_equal(x[i][:, stride:], x[i + 1][:, :-stride])
+            if not same or x[i].std() == 0:
                 continue
             raise Unprocessable(
                 f"windows {i} and {i + 1} share samples but are given as different repetitions; "

@@ -47,7 +47,8 @@ def overlap_of(x: NDArray[Any] | None, model: LoadedModel) -> int:
     """How many following windows share samples with a window: told by the samples, else by the model's own stride."""
     spec = model.bundle.manifest.input
     if x is not None:
-        return max(map(shared_samples, signals(spec, x)), default=0) if len(x) else 0
+        found = [shared_samples(sensor.x[sensor.there]) for sensor in signals(spec, x) if sensor.there.any()]
+        return max(found, default=0) if len(x) else 0
     if spec.parts:
         return 0
     return -(-spec.window_shape[-1] // spec.stride) - 1 if spec.stride > 1 and spec.window_shape[-1] > 0 else 0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.parts import signals
 from models.heads import regression_sums
 from models.heads.regression_calibration import RegressionCalibration, calibrate_regression
 from models.heads.regression_guard import RegressionScore
@@ -58,7 +59,7 @@ async def fitted(
         before=before,
         previous=previous,
         overlap=overlap_of(request.x, model),
-        x=request.x,
+        x=signals(model.bundle.manifest.input, request.x),
     )
     try:
         result = await asyncio.to_thread(fit)

@@ -134,7 +134,7 @@ def json_inputs(body: bytes, expected: str) -> Any:
     return message["inputs"]
 
 
-def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+def friendly_windows(data: NDArray[Any], spec: InputSpec, *, finite: bool = True) -> NDArray[np.float32]:
     """Check one window or a batch and return it as a batch.
 
     Raises:
@@ -142,7 +142,7 @@ def friendly_windows(data: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]
     """
     if data.ndim == len(spec.window_shape):
         data = data[None]
-    return checked(data, spec)
+    return checked(data, spec, finite=finite)
 
 
 def nested(values: Any) -> NDArray[Any]:

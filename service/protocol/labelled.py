@@ -140,7 +140,7 @@ def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *
     if _is_tensors(value):
         tensors = oip.tensors(value, binary)
         if manifest.input.parts:
-            return read(Parts(tensors))
+            return read(Parts(tensors, finite))
         if len(tensors) != 1:
             raise InvalidRequest("inputs must be one tensor")
         (tensor,) = tensors.values()
@@ -150,7 +150,7 @@ def windows_of(value: Any, binary: memoryview, manifest: Manifest, read: Read, *
     if len(binary):
         raise InvalidRequest("there is binary data, but inputs is not a tensor with binary_data_size")
     if manifest.input.parts:
-        return read(of_json(value, manifest.input))
+        return read(of_json(value, manifest.input, finite=finite))
     if is_encoded(value, manifest.input):
         return read(items_of(value, manifest.input))
     return inputs.checked(inputs.nested(value), manifest.input, finite=finite)

@@ -15,6 +15,7 @@ from service.errors import InvalidRequest
 from service.protocol import classification, parameters
 from service.protocol.body import parse_json_object
 from service.protocol.parameters import Parameters
+from service.protocol.parts import names
 from service.protocol.tensors import DTYPES, Tensor, from_binary, from_json, to_binary, to_json
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -149,6 +150,11 @@ def _raw(body: bytes, query: Mapping[str, str], spec: InputSpec | None) -> Infer
     asked = parameters.of_query({"binary_data_output": "true", **query})
     if spec is None:
         raise InvalidRequest("raw binary (Inference-Header-Content-Length: 0) cannot be read here")
+    if spec.parts:
+        raise InvalidRequest(
+            "raw binary (Inference-Header-Content-Length: 0) is of one input, and this model has several; send JSON, "
+            f"or JSON with binary tensors behind it, of one or more of {names(spec)}"
+        )
     dtype = DTYPES[spec.datatype]
     size = math.prod(spec.window_shape) * dtype.itemsize
     if size <= 0 or not body or len(body) % size:

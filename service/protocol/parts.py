@@ -19,10 +19,12 @@ from service.protocol.tensors import Tensor
 class Parts:
     """What a request gives, by the name of the part: a tensor, or JSON; parts that are missing are not there.
 
-    Which parts there are is the matter of the version that answers: its reader makes rows of this.
+    Which parts there are is the matter of the version that answers: its reader makes rows of this. `finite`: whether
+    values that are not are refused.
     """
 
     given: Mapping[str, Tensor | Any]
+    finite: bool = True
 
     @property
     def rows(self) -> int | None:
@@ -56,7 +58,7 @@ def friendly(body: bytes, content_type: str, spec: InputSpec) -> Parts:
     return of_json(inputs.json_inputs(body, f"an object of one or more of {names(spec)} was"), spec)
 
 
-def of_json(value: Any, spec: InputSpec) -> Parts:
+def of_json(value: Any, spec: InputSpec, *, finite: bool = True) -> Parts:
     """Read `inputs` of a JSON body.
 
     Raises:
@@ -64,10 +66,10 @@ def of_json(value: Any, spec: InputSpec) -> Parts:
     """
     if not isinstance(value, dict):
         raise InvalidRequest(f"this model's inputs are an object with one or more of {names(spec)}")
-    return Parts(value)
+    return Parts(value, finite)
 
 
-def read_part(value: Tensor | Any, part: InputSpec) -> NDArray[Any] | Items:
+def read_part(value: Tensor | Any, part: InputSpec, *, finite: bool = True) -> NDArray[Any] | Items:
     """Windows of one part, checked and in its datatype, or encoded media that its reader has still to read.
 
     Raises:
@@ -76,7 +78,7 @@ def read_part(value: Tensor | Any, part: InputSpec) -> NDArray[Any] | Items:
     if isinstance(value, Tensor):
         if part.media is not None and value.datatype == "BYTES":
             return inputs.encoded_items(value, part)
-        return inputs.windows(value, part)
+        return inputs.windows(value, part, finite=finite)
     if is_encoded(value, part):
         return items_of(value, part)
-    return inputs.friendly_windows(inputs.nested(value), part)
+    return inputs.friendly_windows(inputs.nested(value), part, finite=finite)

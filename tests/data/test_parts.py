@@ -57,7 +57,8 @@ def test_what_is_packed_comes_out_again(drawn):
         if s.padding is not None:
             length = own.shape[s.padding.axis]
             assert (np.moveaxis(found, s.padding.axis, 0)[length:] == s.padding.value).all()
-    assert len(signals(spec, x)) == len(windows)
+    assert {s.name for s in signals(spec, x) if s.there.all()} == set(windows)
+    assert {s.name for s in signals(spec, x) if not s.there.any()} == {p.name for p in spec.parts} - set(windows)
 
 
 def two() -> InputSpec:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.data import watch
-from models.data.recordings import load_folder
+from models.data.recordings import load, load_folder
 from models.data.splits import assert_disjoint
 from models.data.watch import WatchError, convert_watch, watch_recordings
 from models.data.windows import WindowSpec, first_windows, windows
@@ -41,6 +41,11 @@ def small(**changes):
 @needs_seglearn
 def test_the_people_exercises_and_arms_are_all_there(tmp_path):
     paths = convert_watch(tmp_path / "watch")
+    apart = convert_watch(tmp_path / "apart", apart=True)
+    assert {p.parent.name for p in apart} == {"accelerometer", "gyroscope"}
+    whole, turns = load(paths[0]), load(tmp_path / "apart" / "gyroscope" / paths[0].name)
+    assert (turns.signal == whole.signal[:, 3:]).all()
+    assert (turns.repetition == whole.repetition).all()
     assert [path.stem for path in paths] == [f"watch_{i}" for i in range(1, 11)]
     assert (tmp_path / "watch" / "LICENCE.txt").read_text().startswith("Smartwatch recordings")
     people = load_folder(tmp_path / "watch")

@@ -51,7 +51,7 @@ def test_a_file_that_is_not_listed_is_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"manifest_version": "2.0"}, "manifest version 2.0; this Headway reads 1.x"),
+        ({"manifest_version": "3.0"}, "manifest version 3.0; this Headway reads 1.x and 2.x"),
         ({"surprise": 1}, "surprise"),
         ({"labels": ["only"]}, "labels"),
         ({"feature_dim": 5}, "the prior has 4 features"),

@@ -1,9 +1,13 @@
 """Fused bundles: the graph computes what its members and the join do, with parts present and missing."""
 
+import shutil
+
 import numpy as np
+import onnx
 import pytest
 
 from exporters import bundle as bundles
+from exporters.bridge import Rows, bridge
 from exporters.export import ExportError, onnx_forward
 from exporters.fusion import Member
 from exporters.gate import PrecisionError
@@ -37,6 +41,16 @@ def test_a_fused_bundle_says_what_its_parts_are(fused):
     assert spec.shape == (-1, 2 + 8 + 24)
     assert spec.modality == "emg+imu"
     assert fused.manifest.parity["max_error"] < 1e-4
+
+
+def test_releases_that_know_of_no_parts_refuse_a_fused_bundle(fused, tmp_path):
+    assert fused.manifest.manifest_version == "2.0"  # of which they read 1.x
+    plain = bundles.load(write_tiny_bundle(tmp_path, "arm"))
+    assert plain.manifest.manifest_version == "1.0"
+    text = (plain.path / "manifest.json").read_text()
+    (plain.path / "manifest.json").write_text(text.replace('"shape":', '"shapes": [], "shape":'))
+    with pytest.raises(bundles.BundleError, match=r"input\.shapes"):
+        bundles.load(plain.path)
 
 
 def test_each_part_alone_answers_as_its_member_does_and_both_are_surer(fused):
@@ -104,8 +118,34 @@ def test_a_graph_that_computes_something_else_is_not_written(tmp_path, monkeypat
     assert not (tmp_path / "fused").exists()
 
 
-def test_conversions_say_that_members_are_to_be_converted(tmp_path, fused):
-    with pytest.raises(PrecisionError, match="convert its members"):
+def test_a_fused_bundle_in_half_precision_answers_alike_with_each_part_missing(tmp_path, fused):
+    path, found = convert(fused.path, tmp_path)
+    assert found.same
+    assert found.windows > 2 * 64  # of which each part was taken out, too
+    halved = bundles.load(path)
+    assert (halved.manifest.precision, halved.manifest.manifest_version) == ("fp16", "2.0")
+    assert halved.manifest.feature_space == fused.manifest.feature_space
+    assert halved.backbone != fused.backbone
+    arm, watch, _ = tiny_fused.sensor_windows(6, np.random.default_rng(8))
+    for parts in ({"arm": arm}, {"watch": watch}, {"arm": arm, "watch": watch}):
+        rows = pack(fused.manifest.input, parts)
+        np.testing.assert_allclose(generic(halved, rows), generic(fused, rows), atol=1e-2)
+
+
+def test_a_variant_that_fails_without_a_part_alone_is_refused(tmp_path, fused, monkeypatch):
+    from exporters import precision
+
+    def spoiled(graph):
+        """The same graph, but for what it makes up for a part that is missing."""
+        model = onnx.load_from_string(graph)
+        for c in model.graph.initializer:
+            value = onnx.numpy_helper.to_array(c)
+            if value.shape == (8, 8) and not value.diagonal().any():
+                c.CopyFrom(onnx.numpy_helper.from_array(-value, c.name))
+        yield "spoiled", model.SerializeToString()
+
+    monkeypatch.setattr(precision, "halves", spoiled)
+    with pytest.raises(PrecisionError, match="cannot be served in fp16"):
         convert(fused.path, tmp_path)
 
 
@@ -117,3 +157,24 @@ def test_members_in_half_precision_can_be_fused(tmp_path, fused):
     arm, watch, _ = tiny_fused.sensor_windows(4, np.random.default_rng(8))
     rows = pack(found.manifest.input, {"arm": arm, "watch": watch})
     np.testing.assert_allclose(generic(found, rows), generic(fused, rows), atol=1e-2)
+
+
+def test_a_bridge_leads_from_one_fused_bundle_to_another(tmp_path):
+    first = tiny_fused.write_sensors(tmp_path / "models", "late")
+    members = tmp_path / "models" / "members"
+    shutil.rmtree(members)
+    # Features of the watch's part are another multiple of the signal, and heads of the old ones are of no use.
+    second = tiny_fused.write_sensors(tmp_path / "models", "late", scale=2.0)
+    rng, people = np.random.default_rng(3), []
+    spec = bundles.load(first).manifest.input
+    for u in range(5):
+        own = [tiny_fused.sensor_windows(10, rng, rng.normal(0, 1.5, 4)) for _ in range(2)]
+        x = np.concatenate([pack(spec, {"arm": arm, "watch": watch}) for arm, watch, _ in own])
+        y = np.array([LABELS.index(label) for *_, labels in own for label in labels])
+        people.append(Rows(f"p{u}", x, y, np.repeat([0, 1], len(y) // 2)))
+    path, fitted = bridge(first, second, people, tmp_path / "models")
+    assert fitted.parity.passes
+    bundle = bundles.load(path)
+    assert list(bundle.bridges) == [bundles.load(first).manifest.feature_space]
+    assert bundle.manifest.manifest_version == "2.0"
+    assert bundle.backbone == bundles.load(second).backbone

@@ -6,6 +6,7 @@ import safetensors.numpy
 
 from models.heads import regression_sums
 from models.heads.head import Head
+from models.heads.inputs import Sensor
 from models.heads.regression_calibration import calibrate_regression
 from models.heads.regression_population import fit_population
 from models.heads.regression_sums import BYTES_AT_REST, MAX_REPETITIONS, RepetitionSums
@@ -303,6 +304,10 @@ def test_a_flat_channel_is_named(prior):
     x = rng.standard_normal((len(z), 2, 16))
     x[:, 1] = 0.0
     assert "channel 1 is flat" in " ".join(calibrate_regression(prior, z, t, r, x=x).warnings)
+    sensors = [Sensor("arm", 0 * x, np.zeros(len(x), bool)), Sensor("watch", x, np.ones(len(x), bool))]
+    told = " ".join(calibrate_regression(prior, z, t, r, x=sensors).warnings)
+    assert f"channel {x.shape[1] + 1} (1 of watch) is flat" in told
+    assert "arm" not in told
 
 
 @pytest.mark.parametrize(("d", "targets"), [(6, 3), (64, 5), (256, 20)])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.heads.inputs import KINDS, inspect
+from models.heads.inputs import KINDS, Sensor, inspect
 from tests.tiny import DIM, LABELS, tiny_prior
 
 C, T = 8, 52
@@ -41,9 +41,25 @@ def test_channels_of_several_sensors_are_numbered_through(rng):
     watch = rng.standard_normal((len(x), 3, 20)).astype(np.float32)
     x[4, 2], watch[4, 1], watch[5, 2] = 7, 1, 0
     pictures = np.zeros((len(x), 4, 4, 3), np.uint8)  # have no channels that could be flat
-    found = inspect([x, pictures, watch], z, tiny_prior())
+    everywhere = np.ones(len(x), bool)
+    sensors = [Sensor("arm", x, everywhere), Sensor("eye", pictures, everywhere), Sensor("watch", watch, everywhere)]
+    found = inspect(sensors, z, tiny_prior())
     told = {i: (v.verdict, v.channels) for i, v in enumerate(found.verdicts) if not v.accepted}
     assert told == {4: ("flat", (2, C + 1)), 5: ("flat", (C + 2,))}
+
+
+def test_what_a_window_lacks_is_not_flat_and_counts_for_no_share(rng):
+    x, z = usual(rng)
+    watch = rng.standard_normal((len(x), 3, 20)).astype(np.float32)
+    there = np.arange(len(x)) % 2 == 0
+    watch[~there], watch[there, 1] = 0, 7
+    for sensors, number in (
+        ([Sensor("arm", x, np.ones(len(x), bool)), Sensor("watch", watch, there)], C + 1),
+        ([Sensor("arm", 0 * x, np.zeros(len(x), bool)), Sensor("watch", watch, there)], C + 1),
+    ):
+        found = inspect(sensors, z, tiny_prior())
+        assert {i for i, v in enumerate(found.verdicts) if v.verdict == "flat"} == set(np.flatnonzero(there))
+        assert found.warnings[0].startswith(f"channel {number} (1 of watch) is flat: ")
 
 
 def test_clipped_channels_are_named(rng):

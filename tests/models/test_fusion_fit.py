@@ -11,14 +11,19 @@ from exporters.export import export_run, onnx_forward
 from exporters.fuse import fit, fuse_recordings
 from exporters.fusion import Member, write_fused
 from exporters.input_spec import InputSpec
+from models.data.paired import pair
 from models.data.parts import fused_input, pack
-from models.data.recordings import Recordings, load_folder, save
+from models.data.recordings import Recordings, RecordingsError, load_folder, save
+from models.evaluation.personaliser import LocalPersonaliser
+from models.evaluation.protocols import plan
+from models.evaluation.run import GENERIC, PERSONAL, ZERO_SHOT, evaluate
+from models.evaluation.tracks import evaluate_track
 from models.training import TrainConfig, train
 from models.training.config import TrainingError
 from models.training.fusion import fit_fusion
 from models.training.fusion_sources import Joined
 from models.training.joining import patterns
-from models.training.paired import pair
+from service.commands.conversion import run_conversion
 
 LABELS = ("rest", "shake", "turn")
 RATES = {"emg": 200.0, "imu": 50.0}
@@ -148,7 +153,7 @@ def pair_of(**changes):
     ],
 )
 def test_recordings_that_do_not_go_together_are_refused(changes, said):
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(RecordingsError, match=said):
         pair(*pair_of(**changes))
 
 
@@ -213,3 +218,59 @@ def test_a_member_that_knows_nothing_gets_no_say_and_one_that_is_copied_is_made_
     # The second member's personal features are the first's: each is told by the other.
     np.testing.assert_allclose(found.join.impute, np.kron([[0, 1], [1, 0]], np.eye(2)), atol=0.1)
     assert patterns(2).tolist() == [[False, False], [True, False], [False, True], [True, True]]
+
+
+@pytest.fixture(scope="module")
+def strangers(work):
+    """Three people whom no run knows, in a folder a part; and a fused bundle."""
+    for kind in RATES:
+        for i in range(3):
+            save(work / "strangers" / kind / f"s{i}.npz", person(f"s{i}", 20 + i, kind, seconds=9.0, repetitions=3))
+    return work / "strangers", fused(work, work / "fused")
+
+
+def test_a_fused_bundle_is_evaluated_on_recordings_of_all_parts(strangers):
+    data, bundle = strangers
+    found = plan("cycles", bundle.manifest, data)
+    result = evaluate(LocalPersonaliser(bundle.path), found)
+    assert set(result.users[GENERIC][ZERO_SHOT]) == {"s0", "s1", "s2"}
+    assert result.table[GENERIC][ZERO_SHOT].mean.accuracy > 0.8
+    assert set(result.table[PERSONAL]) == {"1w", "5w", "1 cycle", "2 cycles"}
+    assert {name for name in result.table if name.startswith("bundle")} == {
+        "bundle: NCM, population whitening",
+        "bundle: own LDA",
+        "bundle: map, unguarded",
+    }
+    assert len(result.made_of["subjects"]) == 6
+    assert result.recordings_scored == 3 * 3
+    personaliser = LocalPersonaliser(bundle.path)
+    assert evaluate_track("causal", personaliser, found) is not None
+
+
+@pytest.mark.parametrize(
+    ("protocol", "folder", "said"),
+    [
+        ("myo", "strangers", "'myo' is of one armband's recordings"),
+        ("cycles", ".", "trained on all of them"),
+        ("cycles", "strangers/emg", "a folder of that name"),
+    ],
+)
+def test_what_a_fused_bundle_cannot_be_evaluated_on_is_said(work, strangers, protocol, folder, said):
+    with pytest.raises(ValueError, match=said):
+        plan(protocol, strangers[1].manifest, work / folder)
+
+
+def test_a_fused_bundle_is_converted_on_recordings(work, strangers, tmp_path):
+    told = run_conversion(
+        strangers[1].path, tmp_path, precision="fp16", data=[str(strangers[0])], subjects="*", held_out=None, seed=0
+    )
+    assert "recorded windows" in told
+    assert bundles.load(tmp_path / "both" / "2").manifest.precision == "fp16"
+
+
+def test_runs_of_pictures_are_told_to_come_with_a_table(work, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"kind": "media-1"}))
+    with pytest.raises(TrainingError, match="fused on one table with a column for each member"):
+        fused(work, tmp_path / "models", emg=run)

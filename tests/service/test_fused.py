@@ -298,9 +298,64 @@ async def test_tensors_of_something_else_say_what_is_expected(client):
     answer = await client.post(f"{MODEL}/users/x/calibrations", json={"inputs": [[0.0]], "labels": ["rest"]})
     assert answer.status_code == 400
     assert "an object with one or more" in answer.json()["error"]
-    answer = await client.post(f"{MODEL}/predict?tta=4", json={"inputs": {"arm": both["arm"].tolist()}})
-    assert answer.status_code == 400
-    assert "one input" in answer.json()["error"]
+
+
+async def test_views_of_each_part_are_averaged_and_a_missing_one_stays_missing(client):
+    both, _ = windows(3, 21, 0.6 * OWN)  # of which the shared head is not sure
+    for parts in (both, {"watch": both["watch"]}):
+        inputs = {n: x.tolist() for n, x in parts.items()}
+        plain = (await client.post(f"{MODEL}/predict", json={"inputs": inputs})).json()["predictions"]
+        answer = await client.post(f"{MODEL}/predict?tta=4", json={"inputs": inputs})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()["predictions"]
+        assert [row["probabilities"] for row in found] != [row["probabilities"] for row in plain]
+        assert np.mean([a["label"] == b["label"] for a, b in zip(found, plain, strict=True)]) > 0.7
+
+
+async def test_texts_have_no_views_and_are_the_same_in_all_of_a_picture(captioned, tmp_path):
+    async with serving(captioned, tmp_path) as other:
+        texts = {"inputs": {"caption": ["sky", "leaf"]}}
+        for query in ("", "?tta=3"):
+            answer = await other.post(f"/v2/models/captioned/predict{query}", json=texts)
+            assert [row["label"] for row in answer.json()["predictions"]] == ["blue", "green"]
+
+
+async def test_raw_bytes_are_told_what_the_model_takes_however_long_they_are(client):
+    for size in (0, 7, 136):
+        answer = await client.post(f"{MODEL}/infer", content=b"x" * size, headers={LENGTH: "0"})
+        assert answer.status_code == 400
+        assert "is of one input, and this model has several; send JSON" in answer.json()["error"]
+
+
+async def test_a_window_that_is_not_finite_is_left_out_of_samples_and_the_others_are_enrolled(client):
+    both, labels = windows(4, 11)
+    both["watch"][5, 2, 0] = np.nan
+    message = {"labels": labels}
+    answer = await client.post(f"{MODEL}/users/nan/samples", **binary(both, message))
+    assert answer.status_code == 201, answer.text
+    told = answer.json()["verdicts"]
+    assert [v["verdict"] for v in told].count("non_finite") == 1
+    assert told[5] == {"verdict": "non_finite", "enrolled": False, "channels": [2 + 2]}
+    assert "channel 4 (2 of watch)" in answer.json()["warnings"][0]
+    refused = await client.post(f"{MODEL}/users/nan/calibrations", **binary(both, message))
+    assert refused.status_code == 422
+    assert "input 'watch' holds NaN" in refused.json()["error"]
+
+
+async def test_what_was_sent_counts_once_without_a_part_and_under_other_numbers(client):
+    await calibrated(client, "eve")
+    both, labels = windows(12, 11, OWN)
+    samples = (await client.get(f"{MODEL}/users/eve/versions/1")).json()["report"]["classes"]
+    for parts in (both, {"arm": both["arm"]}, {"watch": both["watch"]}):
+        message = {"labels": labels, "repetitions": (np.arange(36) % 5).tolist()}
+        answer = await client.post(f"{MODEL}/users/eve/calibrations", **binary(parts, message))
+        if len(parts) == 1:
+            assert answer.status_code == 422
+            assert "none is new" in answer.json()["error"]
+            continue
+        assert answer.status_code == 201, answer.text
+        found = answer.json()["classes"]
+        assert {n: c["samples"] for n, c in found.items()} == {n: c["samples"] for n, c in samples.items()}
 
 
 async def test_metadata_and_configuration_name_the_parts(client):

@@ -29,12 +29,19 @@ def data_download(
 
 
 @app.command("watch")
-def data_watch(out: Out = Path("data/watch")) -> None:
+def data_watch(
+    out: Out = Path("data/watch"),
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Accelerometer and gyroscope in a folder each, as for `headway fuse`.")
+    ] = False,
+) -> None:
     """Convert the smartwatch recordings inside PyPI's seglearn (10 people, 7 exercises)."""
     from models.data import watch
 
-    files = watch.convert_watch(out)
-    console.print(f"{len(files)} subjects written to {out}\n{watch.WATCH_NOTICE}", highlight=False)
+    files = watch.convert_watch(out, apart=apart)
+    console.print(
+        f"{len({file.name for file in files})} subjects written to {out}\n{watch.WATCH_NOTICE}", highlight=False
+    )
 
 
 @app.command("synth")

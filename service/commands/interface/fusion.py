@@ -1,4 +1,4 @@
-"""`headway fuse`: several models of the same people, one a sensor, become one bundle."""
+"""`headway fuse`: several models of what goes together (sensors, a picture and its caption) become one bundle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.interface.options import Subjects, command_line
+from service.commands.interface.options import Seed, Subjects, command_line
 
 app = typer.Typer()
 
@@ -23,7 +23,11 @@ def fuse(
     ],
     data: Annotated[
         list[str],
-        typer.Option("--data", help="NAME=DIR for each member: recordings of the same sittings, files named alike."),
+        typer.Option(
+            "--data",
+            help="Recordings: NAME=DIR for each member, of the same sittings, files named alike. Images, texts, "
+            "sounds: one table (.csv, .tsv, .jsonl) with a column for each member, label, and perhaps user.",
+        ),
     ],
     models: Annotated[Path, typer.Option("--models", help="Folder of bundles to write into.")],
     name: Annotated[str, typer.Option("--name", help="Name of the fused model.")],
@@ -34,9 +38,10 @@ def fuse(
         int, typer.Option(min=2, max=200, help="Features that personal heads are fitted in, at most.")
     ] = 64,
     subjects: Subjects = "*",
+    seed: Seed = 0,
     description: Annotated[str, typer.Option(help="One sentence, for the card.")] = "",
 ) -> None:
-    """Fuse models of several sensors into one bundle, which answers with any of its inputs missing."""
+    """Fuse several models into one bundle of several inputs, which answers with any of them missing."""
     from service.commands.fusing import run_fusion
 
     run_fusion(
@@ -47,6 +52,7 @@ def fuse(
         how=how,
         personal=personal,
         subjects=subjects,
+        seed=seed,
         description=description,
         command=command_line(),
     )

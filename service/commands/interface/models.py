@@ -28,6 +28,10 @@ def train(
         str | None,
         typer.Option(help="Pre-trained encoder: package:efficientnet-lite0, package:minilm-l6, timm:NAME, hf:ID, …"),
     ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Of a table of several parts the one to train on: texts, or paths from the table's folder."),
+    ] = None,
     personal: Annotated[
         int,
         typer.Option(min=2, max=512, help="Features that personal heads are fitted in, of a backbone given by name."),
@@ -89,6 +93,7 @@ def train(
         run_probe(
             data,
             out,
+            column=column,
             recipe=recipe,
             backbone=backbone,
             personal=personal,
@@ -102,6 +107,8 @@ def train(
             command=command_line(),
         )
         return
+    if column is not None:
+        raise typer.BadParameter("--column is of a table, which needs --backbone")
     run_training(
         data,
         out,

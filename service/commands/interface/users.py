@@ -38,7 +38,13 @@ def calibrate(
 @app.command()
 def predict(
     model: ModelName,
-    file: Annotated[Path, typer.Option("--file", help="A subject's recordings (.npz).")],
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--file", help="A subject's recordings (.npz), an image or a sound; NAME=PATH for each input of several."
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="A text; NAME=TEXT for an input of several.")] = None,
     user: Annotated[str | None, typer.Option("--user", help="Whose head answers; without it the shared one.")] = None,
     url: Url = "http://127.0.0.1:8000",
     session: Annotated[str | None, typer.Option(help="Session to use; by default the last.")] = None,
@@ -47,7 +53,15 @@ def predict(
     ] = None,
     task: TaskName = None,
 ) -> None:
-    """Predict a subject's recordings on a running service, and print accuracy by gesture."""
+    """Predict on a running service: accuracy by gesture of recordings, or what an image, sound or text is taken for."""
+    from service.commands.media_client import is_media, run_media_prediction
+
+    if is_media(file or (), text or ()):
+        if session is not None or repetitions is not None:
+            raise typer.BadParameter("--session and --repetitions are of recordings (.npz)")
+        run_media_prediction(url, model, file or (), text or (), user, task)
+        return
     from service.commands.client import run_prediction
 
-    run_prediction(url, model, file, user, session, repetitions, task)
+    assert file
+    run_prediction(url, model, Path(file[0]), user, session, repetitions, task)

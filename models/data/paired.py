@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporters.input_spec import InputSpec
-from models.data.recordings import Recordings
-from models.training.config import TrainingError
+from models.data.parts import pack
+from models.data.recordings import Recordings, RecordingsError, load_folder
 
-__all__ = ["PairedPerson", "pair"]
+__all__ = ["PairedPerson", "load_parts", "pair"]
 
 Labels = NDArray[np.int64]
 Key = tuple[str, str, int, int]
@@ -21,8 +22,8 @@ Key = tuple[str, str, int, int]
 class PairedPerson:
     """One person's windows by part `(n, C, T)`, all ending at the same moments, in time order.
 
-    `y`, `session`, `repetition` `(n,)`, repetitions unique over sessions; `unpaired` counts recordings that some part
-    lacks, and that were left out.
+    `y`, `session`, `repetition`, `recording` `(n,)`, repetitions unique over sessions, recordings over files;
+    `unpaired` counts recordings that some part lacks, and that were left out, `short` those that hold no window.
     """
 
     name: str
@@ -30,11 +31,33 @@ class PairedPerson:
     y: Labels
     session: Labels
     repetition: Labels
+    recording: Labels
     unpaired: int
+    short: int
 
     def __len__(self) -> int:
         """Number of moments n."""
         return len(self.y)
+
+    def packed(self, spec: InputSpec) -> NDArray[np.float32]:
+        """The windows as a fused model takes them, `(n, size)`."""
+        return pack(spec, self.parts)
+
+
+def load_parts(folder: Path, spec: InputSpec, subjects: str | None = None) -> dict[str, list[Recordings]]:
+    """Read `FOLDER/<part>/*.npz`, recordings of every part of a fused model.
+
+    Raises:
+        RecordingsError: a part has no folder, or a file cannot be read.
+    """
+    names = [part.name for part in spec.parts]
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise RecordingsError(
+            f"The model takes {', '.join(names)}; recordings of each are expected in a folder of that name in "
+            f"{folder}, and there is no {folder / missing[0]}."
+        )
+    return {name: load_folder(folder / name, subjects or "*") for name in names}
 
 
 def pair(
@@ -51,14 +74,14 @@ def pair(
     stride of a part, or a multiple of it where someone would have more than `most` windows.
 
     Raises:
-        TrainingError: files, rates or channels do not fit, recordings last differently long, or nothing is left.
+        RecordingsError: files, rates or channels do not fit, recordings last differently long, or nothing is left.
     """
     stems = {name: {r.stem: r for r in own} for name, own in recordings.items()}
     first = next(iter(stems))
     for name, own in stems.items():
         if set(own) != set(stems[first]):
             odd = sorted(set(own) ^ set(stems[first]))[0]
-            raise TrainingError(
+            raise RecordingsError(
                 f"'{first}' and '{name}' must have files of the same names; only one of them has {odd}."
             )
         for r in own.values():
@@ -73,23 +96,25 @@ def pair(
     found = [_person(name, own, stride * thinning, labels) for name, own in cut.items()]
     empty = [p.name for p in found if len(np.unique(p.y)) < 2]
     if empty:
-        raise TrainingError(f"{empty[0]} has windows of fewer than two labels that all parts have.")
+        raise RecordingsError(f"{empty[0]} has windows of fewer than two labels that all parts have.")
     return found, thinning
 
 
 def _check(name: str, r: Recordings, spec: InputSpec, labels: Sequence[str]) -> None:
     if len(spec.shape) != 3 or not spec.sample_rate:
-        raise TrainingError(
+        raise RecordingsError(
             f"'{name}' takes {spec.modality} of shape {list(spec.shape)}, which is not cut from recordings."
         )
     if (r.channels, r.fs) != (spec.shape[1], spec.sample_rate):
-        raise TrainingError(
+        raise RecordingsError(
             f"{r.stem} of '{name}' has {r.channels} channels at {r.fs:g} Hz; its model takes {spec.shape[1]} at "
             f"{spec.sample_rate:g} Hz."
         )
     unknown = sorted({r.label_names[i] for i in np.unique(r.label)} - set(labels))
     if unknown:
-        raise TrainingError(f"{r.stem} of '{name}' has recordings of {unknown[0]}; the labels are {', '.join(labels)}.")
+        raise RecordingsError(
+            f"{r.stem} of '{name}' has recordings of {unknown[0]}; the labels are {', '.join(labels)}."
+        )
 
 
 class _Sitting:
@@ -107,7 +132,7 @@ class _Sitting:
             seconds = {n: self._samples(n, i) / files[n].fs for n, i in place.items()}
             if max(seconds.values()) - min(seconds.values()) > self.longest:
                 told = ", ".join(f"{s:.2f} s in '{n}'" for n, s in seconds.items())
-                raise TrainingError(
+                raise RecordingsError(
                     f"{files[first].stem}: recording {place[first]} lasts {told}; they must go together."
                 )
 
@@ -143,7 +168,7 @@ def _keys(r: Recordings) -> dict[Key, int]:
 def _person(name: str, sittings: Sequence[_Sitting], stride: float, labels: Sequence[str]) -> PairedPerson:
     first = next(iter(sittings[0].files))
     parts: dict[str, list[NDArray[np.float32]]] = {n: [] for n in sittings[0].files}
-    y, session, repetition = [], [], []
+    y, session, repetition, recording, places = [], [], [], [], 0
     for number, sitting in enumerate(sittings):
         r = sitting.files[first]
         for place, end in sitting.moments(stride):
@@ -153,13 +178,17 @@ def _person(name: str, sittings: Sequence[_Sitting], stride: float, labels: Sequ
             y.append(labels.index(r.label_names[r.label[i]]))
             session.append(number * 1000 + int(r.session[i]))
             repetition.append(session[-1] * 1000 + int(r.repetition[i]))
+            recording.append(number * 100_000 + i)
+        places += len(sitting.places)
     if not y:
-        raise TrainingError(f"{name} has no recording of all parts that is as long as the longest window.")
+        raise RecordingsError(f"{name} has no recording of all parts that is as long as the longest window.")
     return PairedPerson(
         name,
         {n: np.stack(x) for n, x in parts.items()},
         np.array(y),
         np.array(session),
         np.unique(repetition, return_inverse=True)[1],
+        np.array(recording),
         sum(s.unpaired for s in sittings),
+        places - len(set(recording)),
     )
