@@ -4,6 +4,7 @@ Nothing here is of training: whatever is to be done needs no more than Ray on th
 """
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -86,7 +87,7 @@ class OnRay:
 
 
 def connected(address: str | None) -> Any:
-    """Connect to the Ray cluster at an address, else to one on this machine, which is started; returns the module.
+    """Connect to the Ray cluster at an address or at `RAY_ADDRESS`, else start one here; returns the module.
 
     Raises:
         ClusterError: Ray is not installed, or the cluster cannot be reached.
@@ -95,6 +96,8 @@ def connected(address: str | None) -> Any:
         import ray
     except ImportError as e:
         raise ClusterError("--ray needs: pip install ray") from e
+    # Not None: that would join whatever cluster somebody has started on this machine.
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     _reachable(address)
     if not ray.is_initialized():
         try:
@@ -104,9 +107,9 @@ def connected(address: str | None) -> Any:
     return ray
 
 
-def _reachable(address: str | None) -> None:
+def _reachable(address: str) -> None:
     """Raise `ClusterError` where nothing listens at `[ray://]host:port`; Ray itself would try for minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return
     try:

@@ -27,7 +27,14 @@ def cluster():
     import ray
 
     # Ray's own threads and sockets are not this suite's to close.
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=2**27)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=2**27,
+    )
     yield OnRay()
     ray.shutdown()
 

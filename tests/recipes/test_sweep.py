@@ -194,7 +194,14 @@ def test_on_ray_the_table_is_the_same(swept, folder, tmp_path):
     pytest.importorskip("ray")
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=2**27)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=2**27,
+    )
     try:
         sweep.sweep(study(folder, runner=OnRay()), TRIED, tmp_path / "out")
     finally:

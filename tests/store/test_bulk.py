@@ -160,7 +160,14 @@ async def test_on_ray_heads_and_records_are_bit_for_bit_those_of_one_process(
     other = postgresql.model_copy(update={"store": f"{postgresql.store}_ray"})
     monkeypatch.setattr(bulk, "USERS_A_TASK", 4)
     await recalibrated(postgresql, Wanted("tiny"))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=2**27)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=2**27,
+    )
     try:
         async with running(create_app(other)) as client:  # a service on the same store, which follows
             assert (await client.get(f"{MODEL}/users/u03")).json()["state"] == "stale"
