@@ -116,7 +116,7 @@ def calibrate(
     values: Array = np.asarray(z, np.float64)
     prints, again, resent = [] if x is None else window_digests(x, y), set[int](), np.zeros(len(y), bool)
     if before is not None and x is not None:
-        found = sort_out(before, values, y, repetition, prints)
+        found = sort_out(before, values, y, repetition, prints, 1 if isinstance(x, np.ndarray) else len(x))
         merged = np.isin(repetition, merged_before(before, x, y, repetition))
         again = set(np.unique(repetition[found.again | merged]).tolist())
         before, new = found.base, found.new & ~merged

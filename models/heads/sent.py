@@ -55,14 +55,14 @@ class Sorted:
 
 
 def sort_out(
-    base: Statistics, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], told: Digests
+    base: Statistics, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], told: Digests, sensors: int = 1
 ) -> Sorted:
     """Tell windows that were sent before, and take out of `base` those with other labels and whole repetitions.
 
     A repetition is taken out where the features of its windows sum up to what it holds. Windows of which only some come
     again, or come with a sensor missing and so with other features, are in it already, and do not count once more.
     """
-    base, corrected = _corrected(base, z, y, told)
+    base, corrected = _corrected(base, z, y, told, sensors)
     where = [None if done else _repetition_of(own, base.sent) for own, done in zip(told, corrected, strict=True)]
     rest = np.flatnonzero(~corrected)
     # Repetitions of more windows than are known again one by one.
@@ -82,7 +82,7 @@ def sort_out(
 
 
 def _corrected(
-    base: Statistics, z: Array, y: NDArray[np.integer], told: Digests
+    base: Statistics, z: Array, y: NDArray[np.integer], told: Digests, sensors: int
 ) -> tuple[Statistics, NDArray[np.bool_]]:
     """Take windows out of `base` that come with another label, and tell which of the call's `(n,)` these are.
 
@@ -90,7 +90,7 @@ def _corrected(
     those that the call itself gives both labels.
     """
     found, label, column = np.zeros(len(y), bool), np.zeros(len(y), np.int64), np.zeros(len(y), np.int64)
-    held, sensors = {d for own in told for d in own}, max(map(len, told), default=0)
+    held = {d for own in told for d in own}
     known = np.fromiter(base.sent, np.uint64, len(base.sent))
     complete = np.flatnonzero([len(own) == sensors for own in told])
     own = np.array([told[i] for i in complete.tolist()], np.uint64).reshape(len(complete), 1, sensors)

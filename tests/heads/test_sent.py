@@ -160,6 +160,16 @@ def test_a_window_without_one_of_its_sensors_is_known_and_one_with_another_is_ne
     assert more.statistics.n.sum() == 2 * len(y)
 
 
+def test_a_correction_replaces_where_all_sensors_come(shown):
+    z, y, repetition = shown
+    everywhere, nowhere = np.ones(len(y), bool), np.zeros(len(y), bool)
+    both = calibrated(z, y, repetition, x=sensors(z, y, everywhere))
+    other = (y + 1) % K
+    assert calibrated(z, other, repetition, both, x=sensors(z, y, everywhere)).statistics.n.sum() == len(y)
+    # Their features are others than those that were summed.
+    assert calibrated(z + 0.1, other, repetition, both, x=sensors(z, y, nowhere)).statistics.n.sum() == 2 * len(y)
+
+
 def test_a_caption_that_others_have_too_does_not_make_a_picture_known(shown):
     z, y, repetition = shown
     words = np.array([[3, 0], [4, 0], [5, 0]])[y]
