@@ -252,11 +252,13 @@ def minus(whole: Statistics, part: Statistics) -> Statistics:
     left[left <= 2e-7 * whole.count] = 0.0  # nothing, but for the float32 of storage
     keep = np.flatnonzero(left.sum(0) > 0)
     there = {MERGED, *(whole.repetitions[i] for i in keep)}
+    moments = whole.class_moment - part.class_moment
+    moments[left.sum(1) == 0] = 0.0
     return Statistics(
         tuple(whole.repetitions[i] for i in keep),
         left[:, keep],
         ((whole.total - total) * (left > 0)[:, :, None])[:, keep],
-        whole.class_moment - part.class_moment,
+        moments,
         (whole.repetition_moment - moment)[keep],
         {d: r for d, r in whole.seen_before.items() if r in there},
         {d: r for d, r in whole.sent.items() if r in there},

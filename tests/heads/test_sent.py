@@ -99,6 +99,7 @@ def test_a_label_corrected_to_the_last_of_its_kind_leaves_nothing_of_it(shown):
     corrected = calibrated(z[5:6], np.array([0]), np.zeros(1), replace(first, statistics=first.statistics.scaled(0.3)))
     assert not corrected.statistics.seen[2]
     assert not corrected.statistics.total[2].any()
+    assert not corrected.statistics.class_moment[2].any()
 
 
 @pytest.mark.parametrize("repetitions", [1, 5, 20])
