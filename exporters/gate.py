@@ -198,10 +198,14 @@ def drawn_regressions(prior: RegressionPrior, n: int, rng: np.random.Generator) 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found of a variant: its agreement with the original, and the worth of each output that was judged."""
+    """What was found of a variant: its agreement with the original, and the worth of each output that was judged.
+
+    `reduced`: the worth of an output where parts are missing, by output and by what is missing.
+    """
 
     agreement: Agreement
     worth: Mapping[str, Worth]
+    reduced: Mapping[str, Mapping[str, Worth]] = field(default_factory=dict)
 
 
 class Gate:
@@ -217,8 +221,12 @@ class Gate:
         judged: Mapping[str, Labelled],
         inputs: Windows,
         original: Callable[[Windows], Features],
+        reduced: Mapping[str, Mapping[str, Labelled]] | None = None,
     ) -> None:
         """Run the original on the windows of `judged`, by output; or on `inputs`, where nothing is labelled.
+
+        `reduced`: by output and by what is missing, windows of the same `x` that lack parts. Each has a bound of its
+        own: what one set of parts loses is not made up for by the others.
 
         Raises:
             PrecisionError: something is labelled for an output that is not there.
@@ -228,7 +236,7 @@ class Gate:
             if name not in names:
                 there = f"it has {', '.join(names)}" if names != [""] else "its one output has no name"
                 raise PrecisionError(f"there is no output {name!r} to be judged; {there}")
-        self._outputs, self._judged = outputs, judged
+        self._outputs, self._judged, self._reduced = outputs, judged, reduced or {}
         # Outputs may be labelled on the same windows, which the graph then sees once.
         self._windows = list({id(each.x): each.x for each in judged.values()}.values()) or [inputs]
         self._features = self.features(original)
@@ -246,14 +254,14 @@ class Gate:
     def found(self, features: Sequence[Features]) -> Found:
         """Compare a variant's features, which must be finite, with the original's."""
         at = {id(x): z for x, z in zip(self._windows, features, strict=True)}
-        worth = {}
+        worth, reduced = {}, {}
         for output in self._outputs:
-            labelled = self._judged.get(output.name)
-            if labelled is not None:
-                z = output.of(labelled.of(at[id(labelled.x)]))
-                worth[output.name] = worth_of(z, labelled, output.prior)
+            if output.name in self._judged:
+                worth[output.name] = _worth(output, self._judged[output.name], at)
+            some = self._reduced.get(output.name, {})
+            reduced[output.name] = {what: _worth(output, labelled, at) for what, labelled in some.items()}
         together = compare(np.concatenate(self._features), np.concatenate(list(features)), self._outputs)
-        return Found(together, worth)
+        return Found(together, worth, reduced)
 
     def fault(self, found: Found) -> str:
         """Why a variant may not be served, naming the output; empty where it may.
@@ -270,12 +278,26 @@ class Gate:
         if name not in found.worth:
             agreement = found.agreement
             return agreement.outputs.get(name, Answers(agreement.decisions, agreement.widest_flip)).fault
-        loss = lost(self.reference.worth[name], found.worth[name])
-        if loss <= LARGEST_LOSS:
-            return ""
-        if isinstance(found.worth[name], Errors):
-            return f"errors grow by {loss:.1%} of the shared head's usual one, {LARGEST_LOSS:.0%} is allowed"
-        return f"accuracy falls by {loss:.1%}, {LARGEST_LOSS:.0%} is allowed"
+        why = _loss(self.reference.worth[name], found.worth[name])
+        for what, worth in found.reduced[name].items():
+            reduced = _loss(self.reference.reduced[name][what], worth)
+            why = why or (f"{what} {reduced}" if reduced else "")
+        return why
+
+
+def _worth(output: JudgedOutput, labelled: Labelled, at: Mapping[int, Features]) -> Worth:
+    """What an output is worth, given features of windows by the identity of these."""
+    return worth_of(output.of(labelled.of(at[id(labelled.x)])), labelled, output.prior)
+
+
+def _loss(before: Worth, after: Worth) -> str:
+    """Why a loss of worth is too large; empty where it is not."""
+    loss = lost(before, after)
+    if loss <= LARGEST_LOSS:
+        return ""
+    if isinstance(after, Errors):
+        return f"errors grow by {loss:.1%} of the shared head's usual one, {LARGEST_LOSS:.0%} is allowed"
+    return f"accuracy falls by {loss:.1%}, {LARGEST_LOSS:.0%} is allowed"
 
 
 def variant_fields(old: Manifest, graph: bytes, agreement: Agreement) -> dict[str, Any]:

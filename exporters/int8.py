@@ -60,10 +60,10 @@ def quantise_outputs(
 ) -> tuple[Path, Agreement, dict[str, Task]]:
     """Write the INT8 variant of a bundle as the next version of its name under `models`.
 
-    A fused bundle is judged with all parts, and without each of them; its text members are quantised as token models.
-    Signals and images are quantised statically (weights by channel, activations by the range that they had on
-    `ranges`), as much of the graph as the gate allows; token models dynamically. An output of the variant has a feature
-    space of its own unless heads say the same in both.
+    A fused bundle is judged with the parts that the windows have, and without each of them, each with a bound of its
+    own; its text members are quantised as token models. Signals and images are quantised statically (weights by
+    channel, activations by the range that they had on `ranges`), as much of the graph as the gate allows; token models
+    dynamically. An output of the variant has a feature space of its own unless heads say the same in both.
 
     Args:
         model: the FP32 bundle.
@@ -94,9 +94,11 @@ def quantise_outputs(
     rng = np.random.default_rng(seed)
     some = ranges[np.sort(rng.permutation(len(ranges))[:RANGE_WINDOWS])]
     people_of = {name: labelled.people for name, labelled in judged.items()}
-    views = {name: with_parts_missing(spec, labelled) for name, labelled in judged.items()}
+    reduced = {name: with_parts_missing(spec, labelled) for name, labelled in judged.items()}
+    whole = {name: reduced[name].pop("", labelled) for name, labelled in judged.items()}
     outputs = outputs_of(original.manifest, original.populations, rng)
-    gate = Gate(outputs, views, with_each_missing(spec, some), lambda x: features(original.backbone, spec, x))
+    each = with_each_missing(spec, some)
+    gate = Gate(outputs, whole, each, lambda x: features(original.backbone, spec, x), reduced)
     told: list[str] = []
     for what, graph in quantisations(original.backbone, spec, some):
         z = gate.features(lambda x, graph=graph: features(graph, spec, x))  # type: ignore[misc]
@@ -119,20 +121,26 @@ def quantise_outputs(
     raise PrecisionError(f"{original.manifest.name} cannot be served in int8: {'; '.join(told)}")
 
 
-def with_parts_missing(spec: InputSpec, judged: Labelled) -> Labelled:
-    """The windows, and of a fused model's the same without each part, as of other people; where they have others."""
+def with_parts_missing(spec: InputSpec, judged: Labelled) -> dict[str, Labelled]:
+    """Views of a fused model's windows on one `x`: as they are by `""`, and `without …` each part, where any have it.
+
+    Of other models none.
+    """
     if not spec.parts:
-        return judged
-    x = judged.x if judged.rows is None else judged.x[judged.rows]
-    rows, there, count = np.arange(len(x)), present(spec, x.astype(np.float32)), int(judged.user.max()) + 1
-    sets = [(x, rows, 0)]
-    for m in range(len(spec.parts)):
-        some = there[:, m] & (there.sum(1) > 1)
-        if some.any():
-            sets.append((without(spec, x.astype(np.float32), m), rows[some], (m + 1) * count))
-    own = np.concatenate([rows for _, rows, _ in sets])
-    user = np.concatenate([judged.user[rows] + more for _, rows, more in sets])
-    return Labelled(np.concatenate([x for x, _, _ in sets]), judged.y[own], user, judged.repetition[own])
+        return {}
+    x = np.asarray(judged.x if judged.rows is None else judged.x[judged.rows], np.float32)
+    there = present(spec, x)
+    rows, inputs = {"": np.arange(len(x))}, [x]
+    for m, part in enumerate(spec.parts):
+        some = np.flatnonzero(there[:, m] & (there.sum(1) > 1))
+        if len(some):
+            rows[f"without {part.name}"] = some
+            inputs.append(without(spec, x, m))
+    joined, ends = np.concatenate(inputs), np.cumsum([len(each) for each in inputs])
+    return {
+        what: Labelled(joined, judged.y[own], judged.user[own], judged.repetition[own], np.arange(end - len(own), end))
+        for (what, own), end in zip(rows.items(), ends.tolist(), strict=True)
+    }
 
 
 def quantisations(graph: bytes, spec: InputSpec, x: NDArray[Any]) -> Iterator[tuple[str, bytes]]:

@@ -116,7 +116,7 @@ def calibrate(
     values: Array = np.asarray(z, np.float64)
     prints, again, resent = [] if x is None else window_digests(x, y), set[int](), np.zeros(len(y), bool)
     if before is not None and x is not None:
-        found = sort_out(before, values, y, prints)
+        found = sort_out(before, values, y, repetition, prints, 1 if isinstance(x, np.ndarray) else len(x))
         merged = np.isin(repetition, merged_before(before, x, y, repetition))
         again = set(np.unique(repetition[found.again | merged]).tolist())
         before, new = found.base, found.new & ~merged
@@ -124,7 +124,7 @@ def calibrate(
         values, y, repetition, x = values[new], y[new], repetition[new], those_of(x, new)
         if not len(y):
             raise CalibrationError("all these windows were sent before and are in the statistics already: none is new")
-    shown = together(prior, values, y, repetition, before, prints)
+    shown = together(prior, values, y, repetition, before, prints, x)
     resent |= np.isin(repetition, list(shown.again))
     _check(shown, method, prior)
     begin = time.perf_counter()

@@ -1,62 +1,64 @@
-"""Windows that were sent before: known again by their samples, under whatever repetition they come."""
+"""Windows that were sent before: known again by their samples, under whatever repetition and label they come."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.heads.inputs import Raw, Sensor
-from models.heads.statistics import MERGED, Statistics, minus
+from models.heads.shown import Digests, repeated
+from models.heads.statistics import MERGED, SENT_BITS, Statistics, minus
 
 Array = NDArray[np.float64]
-Digests = Sequence[tuple[int, ...]]
-BITS = 32
 AT_ONCE = 2**17
 """Words that are summed at once, so that they stay in the processor's cache."""
+BY_LABEL = 0x9E3779B97F4A7C15
+"""Digests under two labels differ by a multiple of this, so that those under all others need no samples."""
 
 
 def window_digests(x: Raw, y: NDArray[np.integer]) -> list[tuple[int, ...]]:
     """Digest each raw window with its label: a number for each sensor that it has.
 
-    By sensor, so that a window is known again when it comes without one of those that it came with. The numbers are
-    kept, so what they are made of must stay as it is.
+    By sensor, so that a window is known again when it comes without one of those that it came with.
     """
     sensors = [Sensor("", x, np.ones(len(x), bool))] if isinstance(x, np.ndarray) else x
     found: list[list[int]] = [[] for _ in y]
     for sensor in sensors:
-        there = np.flatnonzero(sensor.there)
-        labels, which = np.unique(y[there], return_inverse=True)
-        begin = np.array([_first(f"{sensor.name}/{int(label)}/") for label in labels], np.uint64)
-        total = begin[which] + _summed(sensor.x[sensor.there])
-        for i, digest in zip(there, (total >> np.uint64(64 - BITS)).tolist(), strict=True):
-            found[i].append(digest)
-    return [tuple(own) for own in found]
+        begin = int.from_bytes(hashlib.blake2b(f"{sensor.name}/".encode(), digest_size=8).digest(), "little")
+        for i, digest in zip(np.flatnonzero(sensor.there), _digests(sensor.x[sensor.there]), strict=True):
+            found[i].append(digest + begin)
+    return [_under(tuple(own), int(label)) for own, label in zip(found, y, strict=True)]
 
 
-def _first(told: str) -> int:
-    return int.from_bytes(hashlib.blake2b(told.encode(), digest_size=8).digest(), "little")
+def _under(digests: tuple[int, ...], more: int) -> tuple[int, ...]:
+    """Digests of the same window under the label that is so many places on."""
+    return tuple((digest + more * BY_LABEL) % (1 << SENT_BITS) for digest in digests)
 
 
-def _summed(x: NDArray[Any]) -> NDArray[np.uint64]:
-    """Sum of each row's 32-bit words, times a random number each, modulo 2⁶⁴: its upper half is a universal hash.
+def _digests(x: NDArray[Any]) -> list[int]:
+    """Digest each row, in 48 bits: a part of two sums of its 32-bit words times random numbers, modulo 2⁶⁴.
 
-    Two rows have the same with a probability of 2⁻³². A third of the time of a cryptographic digest of each row.
-    Source: Dietzfelbinger 1996, multiply-add-shift hashing.
+    Any two rows have the same with a probability of 2⁻⁴⁸. A third of the time of a cryptographic digest of each row.
+    Source: multiply-add-shift hashing, Dietzfelbinger 1996.
     """
-    rows = np.ascontiguousarray(x).reshape(len(x), x[:1].size).view(np.uint8) if len(x) else np.zeros((0, 4), np.uint8)
+    if not len(x):
+        return []
+    rows = np.ascontiguousarray(x).reshape(len(x), x[:1].size).view(np.uint8)
     if rows.shape[1] % 4:
         rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
-    rows = rows.view("<u4")
-    factors = np.random.PCG64(rows.shape[1]).random_raw(rows.shape[1])
-    found = np.zeros(len(rows), np.uint64)
-    size = max(1, AT_ONCE // max(1, rows.shape[1]))
-    for i in range(0, len(rows), size):
-        found[i : i + size] = (rows[i : i + size] * factors).sum(1, dtype=np.uint64)
+    words = rows.view("<u4")
+    factors = np.random.PCG64(words.shape[1]).random_raw(2 * words.shape[1]).reshape(2, -1)
+    sums = np.zeros((2, len(words)), np.uint64)
+    size = max(1, AT_ONCE // max(1, words.shape[1]))
+    for i in range(0, len(words), size):
+        for own, by in zip(sums, factors, strict=True):
+            own[i : i + size] = (words[i : i + size] * by).sum(1, dtype=np.uint64)
+    found: list[int] = ((sums[0] >> np.uint64(32) << np.uint64(16)) + (sums[1] >> np.uint64(48))).tolist()
     return found
 
 
@@ -65,7 +67,8 @@ class Sorted:
     """A call's windows beside those of earlier calls.
 
     Attributes:
-        base: statistics of earlier calls, without repetitions that the call holds whole: these count anew.
+        base: statistics of earlier calls, without what the call replaces: repetitions that it holds whole count anew,
+            and windows that it gives another label count under that alone.
         new: `(n,)` which of the call's windows count; the others do already, in a part that cannot be taken out.
         again: `(n,)` which were sent before.
     """
@@ -75,28 +78,69 @@ class Sorted:
     again: NDArray[np.bool_]
 
 
-def sort_out(base: Statistics, z: Array, y: NDArray[np.integer], told: Digests) -> Sorted:
-    """Tell windows that were sent before, and take out of `base` the repetitions that they make up.
+def sort_out(
+    base: Statistics, z: Array, y: NDArray[np.integer], repetition: NDArray[np.integer], told: Digests, sensors: int = 1
+) -> Sorted:
+    """Tell windows that were sent before, and take out of `base` those with other labels and whole repetitions.
 
     A repetition is taken out where the features of its windows sum up to what it holds. Windows of which only some come
     again, or come with a sensor missing and so with other features, are in it already, and do not count once more.
     """
-    where = [_repetition_of(own, base.sent) for own in told]
+    base, corrected = _corrected(base, z, y, told, sensors)
+    where = [None if done else _repetition_of(own, base.sent) for own, done in zip(told, corrected, strict=True)]
+    rest = np.flatnonzero(~corrected)
+    # Repetitions of more windows than are known again one by one.
+    whole = repeated(base, Statistics.of(z[rest, : base.dim], y[rest], repetition[rest], base.classes))
+    if whole:
+        for i in rest.tolist():
+            where[i] = whole.get(int(repetition[i]), where[i])
     again = np.array([r is not None for r in where], bool)
     new = ~again
     for r in {r for r in where if r is not None and r != MERGED}:
         own = np.array([found == r for found in where], bool)
-        column = base.repetitions.index(r)
         copy = Statistics.of(z[own, : base.dim], y[own], np.full(int(own.sum()), r), base.classes)
-        weight = float(base.count[:, column].sum() / copy.count.sum())
-        slack = 1e-4 * weight * (1 + float(copy.count.max()))
-        if (
-            weight <= 1 + 1e-6
-            and np.allclose(base.count[:, column], weight * copy.count[:, 0], rtol=1e-5, atol=0)
-            and np.allclose(base.total[:, column], weight * copy.total[:, 0], rtol=1e-4, atol=slack)
-        ):
+        if r in repeated(base, copy).values():
+            weight = float(base.count[:, base.repetitions.index(r)].sum() / copy.count.sum())
             base, new = minus(base, copy.scaled(weight)), new | own
-    return Sorted(base, new, again)
+    return Sorted(base, new, again | corrected)
+
+
+def _corrected(
+    base: Statistics, z: Array, y: NDArray[np.integer], told: Digests, sensors: int
+) -> tuple[Statistics, NDArray[np.bool_]]:
+    """Take windows out of `base` that come with another label, and tell which of the call's `(n,)` these are.
+
+    Only windows with all sensors: what others were sent with, and so what their features were, is not known. And not
+    those that the call itself gives both labels.
+    """
+    found, label, column = np.zeros(len(y), bool), np.zeros(len(y), np.int64), np.zeros(len(y), np.int64)
+    held = {d for own in told for d in own}
+    known = np.fromiter(base.sent, np.uint64, len(base.sent))
+    complete = np.flatnonzero([len(own) == sensors for own in told])
+    own = np.array([told[i] for i in complete.tolist()], np.uint64).reshape(len(complete), 1, sensors)
+    more = np.arange(base.classes) - y[complete][:, None]
+    under = (own + more.astype(np.uint64)[:, :, None] * np.uint64(BY_LABEL)) & np.uint64((1 << SENT_BITS) - 1)
+    for at, other in np.argwhere(np.isin(under, known).all(2) & (more != 0)).tolist():
+        i, was = int(complete[at]), tuple(under[at, other].tolist())
+        r = None if held.issuperset(was) else _repetition_of(was, base.sent)
+        if r is not None and r != MERGED and base.count[other, base.repetitions.index(r)] > 0:
+            found[i], label[i], column[i] = True, other, r
+    if not found.any():
+        return base, found
+    # The same window may come twice.
+    once = np.zeros(len(y), bool)
+    once[list({told[i]: i for i in np.flatnonzero(found).tolist()}.values())] = True
+    places = np.array(list(base.sent.values()))
+    # A repetition's windows have aged alike.
+    share = {
+        r: min(1.0, sensors * float(base.count[:, base.repetitions.index(r)].sum()) / int((places == r).sum()))
+        for r in np.unique(column[once]).tolist()
+    }
+    weight = np.array([share[r] for r in column[once].tolist()])
+    part = Statistics.of(z[once, : base.dim], label[once], column[once], base.classes, weight)
+    gone = {d for i in np.flatnonzero(once).tolist() for d in _under(told[i], int(label[i] - y[i]))} - held
+    left = minus(base, part)
+    return replace(left, sent={d: r for d, r in left.sent.items() if d not in gone}), found
 
 
 def _repetition_of(digests: tuple[int, ...], sent: Mapping[int, int]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +12,11 @@ from models.heads.folds import Fold
 from models.heads.inputs import Raw, rows_of
 from models.heads.label_noise import Trust, trusted
 from models.heads.prior import Prior
-from models.heads.sent import Digests
 from models.heads.statistics import MERGED, Statistics, digests, minus
 from models.heads.sums import Rest
 
 Array = NDArray[np.float64]
+Digests = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,12 @@ def together(
     repetition: NDArray[np.integer],
     before: Statistics | None,
     told: Digests = (),
+    x: Raw | None = None,
 ) -> Shown:
     """Add the windows to what earlier calls brought; repetitions that are sent again count once.
 
-    `told`: digests of each window, by which it will be known again.
+    `told`: digests of each window, by which it will be known again. `x`: the raw windows, by which whole repetitions
+    are, when they are merged and of more windows than are known one by one.
     """
     classes, dim = prior.classes, prior.personal
     base = before if before is not None else Statistics.empty(classes, dim)
@@ -102,6 +105,8 @@ def together(
         base = minus(base, copy.scaled(weight))
     again = {int(ids[later - repetition.min()]) for later in found}
     new = replace(new, sent=_sent(told, repetition, np.ones(len(y), bool)))
+    if x is not None:
+        new = replace(new, seen_before=digests(rows_of(x), y, repetition))
     whole = base + new if base.repetitions else new
     return Shown(z, y, repetition, base, whole, again, whole.pooled(), told)
 
@@ -112,7 +117,7 @@ def _sent(told: Digests, repetition: NDArray[np.integer], kept: NDArray[np.bool_
 
 
 def merged_before(before: Statistics, x: Raw, y: NDArray[np.integer], repetition: NDArray[np.integer]) -> list[int]:
-    """Find repetitions that an earlier release merged into a sum already, which kept digests of whole ones only."""
+    """Find repetitions that are merged into a sum already, known by the digest of the whole."""
     if MERGED not in before.seen_before.values():
         return []
     return [r for digest, r in digests(rows_of(x), y, repetition).items() if before.seen_before.get(digest) == MERGED]

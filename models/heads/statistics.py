@@ -24,7 +24,9 @@ LARGEST = 1e30
 MAX_SEEN = 64
 """Repetitions that are known again after they were merged, the newest."""
 MOST_SENT = 4096
-"""Windows that are known again, the newest: at most so many digests are kept, of six bytes each."""
+"""Windows that are known again, the newest: at most so many digests are kept, of eight bytes each with its place."""
+SENT_BITS = 48
+"""Of a window's digest: two windows that are taken for one, though they are not, are rare among all of many users."""
 MERGED = -(2**62)
 """Instead of a repetition's id: its windows are in a sum with others'."""
 MOST_DIGESTED = 64
@@ -246,14 +248,17 @@ def digests(x: NDArray[np.generic], y: NDArray[np.integer], repetition: NDArray[
 def minus(whole: Statistics, part: Statistics) -> Statistics:
     """Leave windows out of a sum: the inverse of `whole = rest + part`, in closed form."""
     count, total, moment = part._aligned(whole.repetitions)
-    left = np.maximum(whole.count - count, 0.0)
+    left = whole.count - count
+    left[left <= 2e-7 * whole.count] = 0.0  # nothing, but for the float32 of storage
     keep = np.flatnonzero(left.sum(0) > 0)
     there = {MERGED, *(whole.repetitions[i] for i in keep)}
+    moments = whole.class_moment - part.class_moment
+    moments[left.sum(1) == 0] = 0.0
     return Statistics(
         tuple(whole.repetitions[i] for i in keep),
         left[:, keep],
-        (whole.total - total)[:, keep],
-        whole.class_moment - part.class_moment,
+        ((whole.total - total) * (left > 0)[:, :, None])[:, keep],
+        moments,
         (whole.repetition_moment - moment)[keep],
         {d: r for d, r in whole.seen_before.items() if r in there},
         {d: r for d, r in whole.sent.items() if r in there},
@@ -328,20 +333,21 @@ def _sent_arrays(stats: Statistics) -> dict[str, NDArray[np.generic]]:
     if not newest:
         return {}
     return {
-        "sent": np.array([digest for digest, _ in newest], np.uint32),
+        "sent": np.array([digest for digest, _ in newest], "<u8").view("<u2").reshape(-1, 4)[:, :3].copy(),
         "sent_in": np.array([place.get(r, -1) for _, r in newest], np.int16),
     }
 
 
 def _sent_of(t: Mapping[str, NDArray[np.generic]], repetitions: Sequence[int]) -> dict[int, int]:
-    digests, places = t.get("sent", np.zeros(0, np.uint32)), t.get("sent_in", np.zeros(0, np.int16))
-    fits = digests.dtype == np.uint32 and places.dtype == np.int16 and digests.shape == places.shape
-    if not fits or digests.ndim != 1 or len(digests) > MOST_SENT:
-        raise ValueError(f"sent must be at most {MOST_SENT} digests, uint32, with as many places, int16")
+    digests, places = t.get("sent", np.zeros((0, 3), np.uint16)), t.get("sent_in", np.zeros(0, np.int16))
+    fits = digests.dtype == np.uint16 and places.dtype == np.int16 and digests.shape == (*places.shape, 3)
+    if not fits or places.ndim != 1 or len(digests) > MOST_SENT:
+        raise ValueError(f"sent must be at most {MOST_SENT} digests, three uint16 each, with as many places, int16")
+    numbers = digests.astype(np.int64) @ (1 << np.array([0, 16, 32]))
     found = places.tolist()
     if not all(-1 <= i < len(repetitions) for i in found):
         raise ValueError("sent_in must be places of repetitions, or -1")
-    return {d: MERGED if i < 0 else repetitions[i] for d, i in zip(digests.tolist(), found, strict=True)}
+    return {d: MERGED if i < 0 else repetitions[i] for d, i in zip(numbers.tolist(), found, strict=True)}
 
 
 def _unpacked(packed: NDArray[np.float32], dim: int) -> Array:

@@ -7,12 +7,14 @@ import onnx
 import pytest
 
 from exporters import bundle as bundles
+from exporters import int8
 from exporters.bridge import Rows, bridge
 from exporters.export import ExportError, onnx_forward
 from exporters.fusion import Member
 from exporters.gate import PrecisionError
 from exporters.parity import ParityError
-from exporters.precision import convert
+from exporters.precision import convert, features
+from exporters.worth import Labelled
 from models.data.parts import pack
 from models.heads.head import softmax
 from tests import tiny_fused
@@ -147,6 +149,36 @@ def test_a_variant_that_fails_without_a_part_alone_is_refused(tmp_path, fused, m
     monkeypatch.setattr(precision, "halves", spoiled)
     with pytest.raises(PrecisionError, match="cannot be served in fp16"):
         convert(fused.path, tmp_path)
+
+
+@pytest.mark.parametrize(("lacking", "said"), [(0, "without arm"), (1, "without watch"), (None, "")])
+def test_what_eight_bits_lose_without_one_part_is_not_made_up_for_by_the_others(
+    tmp_path, fused, monkeypatch, lacking, said
+):
+    """Two windows of a hundred get another's features where one part is missing: less than 1 % of all views."""
+    spec = fused.manifest.input
+    arm, watch, _ = tiny_fused.sensor_windows(34, np.random.default_rng(8))
+    x = pack(spec, {"arm": arm, "watch": watch})
+    y = generic(fused, x).argmax(1)
+
+    def spoiled(graph, spec, x):
+        z = features(fused.backbone, spec, x)
+        if graph != fused.backbone and lacking is not None:
+            there = np.flatnonzero(x[:, lacking] == 0)
+            z[there[:1]], z[there[-1:]] = z[there[-1:]].copy(), z[there[:1]].copy()
+        return z
+
+    marked = onnx.load_from_string(fused.backbone)
+    marked.doc_string = "in eight bits"
+    monkeypatch.setattr(int8, "quantisations", lambda *_: iter([("spoiled", marked.SerializeToString())]))
+    monkeypatch.setattr(int8, "features", spoiled)
+    judged = Labelled(x, y, np.full(len(x), -1), np.zeros(len(x), np.int64))
+    if said:
+        with pytest.raises(PrecisionError, match=f"{said} accuracy falls by 2.0%, 1% is allowed"):
+            int8.quantise(fused.path, tmp_path, x, judged)
+    else:
+        _, agreement, task = int8.quantise(fused.path, tmp_path, x, judged)
+        assert (task.shared, task.shared_int8, agreement.windows) == (1.0, 1.0, 3 * len(x))
 
 
 def test_members_in_half_precision_can_be_fused(tmp_path, fused):
