@@ -23,7 +23,7 @@ from models.data.collections import (
     repetitions_of,
 )
 
-__all__ = ["Measured", "Task", "Tasks", "check_shown_by_two", "load_tasks", "target_of"]
+__all__ = ["FEWEST_PEOPLE", "LARGEST", "Measured", "Task", "Tasks", "check_shown_by_two", "load_tasks", "target_of"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -238,7 +238,7 @@ def _measured(where: str, values: Mapping[str, Cells], items: Items) -> Measured
         far = int(np.abs(column).argmax())
         if not np.abs(column[far]) <= LARGEST:
             raise CollectionError(
-                f"{where}, row {cells[far][0]}: {column[far]:g} in {name} is beyond ±{LARGEST:g}, and answers are FP32; "
+                f"{where}, row {cells[far][0]}: {column[far]:g} in {name} is beyond ±{LARGEST:g}; answers are FP32: "
                 "take another unit."
             )
         if not column.std() > 0:
