@@ -160,6 +160,11 @@ def test_an_output_is_added_to_a_bundle_of_recordings(made, data):
     assert bundles.load(folder / "models" / "alone" / "2").manifest.names == ("move", "effort")
     with pytest.raises(ValueError, match="has no name yet: say how it is called"):
         headway("bundle", "add-task", folder / "models" / "alone" / "1", "--data", data, "--task", "effort")
+    with pytest.raises(ValueError, match="'My move' cannot be the name of an output: lower-case letters"):
+        headway(
+            "bundle", "add-task", folder / "models" / "alone" / "1", "--data", data, "--task", "effort",
+            "--called", "My move",
+        )  # fmt: skip
 
 
 def test_a_damaged_record_of_tasks_is_a_sentence(made, tmp_path):
