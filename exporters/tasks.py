@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from exporters import bundle as bundles
 from exporters.bundle import BundleError, InputSpec, Manifest
-from exporters.bundle_outputs import MOST_OUTPUTS, Ranges, Target, check_ranges, prior_file, width_of
+from exporters.bundle_outputs import MOST_OUTPUTS, OUTPUT_PATTERN, Ranges, Target, check_ranges, prior_file, width_of
 from exporters.card import model_card
 from exporters.classification import fit_classification
 from exporters.regression import Population, features_of, opset_of
@@ -146,6 +147,10 @@ def add_task(model: Path, models: Path, task: Task, *, called: str = "") -> Path
     if bool(called) == bool(manifest.output):
         why = f"is named {manifest.output!r}" if manifest.output else "has no name yet: say how it is called"
         raise BundleError(f"the output of {old.path} {why}")
+    if called and not re.fullmatch(OUTPUT_PATTERN, called):
+        raise BundleError(
+            f"{called!r} cannot be the name of an output: lower-case letters, digits, _ and -, at most 32"
+        )
     names = manifest.names or (called,)
     if task.name in names:
         raise BundleError(f"{old.path} has an output {task.name!r} already; it has {', '.join(names)}")

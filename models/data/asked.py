@@ -54,7 +54,7 @@ def _ask(text: str) -> Ask:
             f"--task {text}: NAME=COLUMN was expected, or NAME=COLUMN,COLUMN for several targets, and perhaps "
             ":classification or :regression behind it."
         )
-    if not re.match(OUTPUT_PATTERN, name):
+    if not re.fullmatch(OUTPUT_PATTERN, name):
         raise CollectionError(
             f"--task {text}: '{name}' cannot be the name of an output: lower-case letters, digits, _ and -, at most "
             f"32; give it one, as --task kind={of if equals else name}."

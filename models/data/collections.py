@@ -212,7 +212,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() != ".jsonl":
-                yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", restval=None)
+                yield from _rows(path, csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -224,6 +224,21 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         raise
     except (OSError, ValueError, csv.Error) as e:
         raise CollectionError(f"{path} cannot be read: {e}") from e
+
+
+def _rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[dict[str, Any]]:
+    """Rows under a header that names each column once: a row with more cells is one whose cells have moved."""
+    header = list(reader.fieldnames or ())
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise CollectionError(f"{path} has two columns '{twice}'; every column has a name of its own.")
+    for number, row in enumerate(reader, 1):
+        if None in row:
+            raise CollectionError(
+                f"{path} row {number} has more cells than the header, {', '.join(header)}: a cell that holds the "
+                'separator stands in quotes, "so, as this".'
+            )
+        yield row
 
 
 def repetitions_of(told: Sequence[int | None], y: Labels, user: Labels, seed: int) -> Labels:

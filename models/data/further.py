@@ -22,7 +22,7 @@ from exporters.bundle_outputs import Target
 from models.data.asked import Ask
 from models.data.collections import CollectionError
 from models.data.recordings import Recordings
-from models.data.tasks import check_shown_by_two, target_of
+from models.data.tasks import FEWEST_PEOPLE, LARGEST, check_shown_by_two, target_of
 from models.data.windows import Windows
 
 __all__ = ["Further", "further"]
@@ -80,7 +80,8 @@ def further(folder: Path, recordings: Sequence[Recordings], ask: Ask) -> Further
         raise CollectionError(f"{where}: '{ask.columns[0]}' holds words, and a regression needs numbers.")
     if not words and ask.kind != "classification":
         numbers = tuple(None if f is None else tuple(c.astype(np.float64) for c in f) for f in read)
-        _check_varies(where, numbers)
+        _check_varies(where, ask.columns, numbers)
+        _check_people(where, recordings, [f is not None and _jointly(f) for f in numbers])
         return Further(ask.name, (), tuple(target_of(where, name) for name in ask.columns), numbers)
     said = [None if f is None else _words(where, f[0], rec) for f, rec in zip(read, recordings, strict=True)]
     labels = sorted({word for own in said if own is not None for word in own.tolist() if word})
@@ -89,6 +90,7 @@ def further(folder: Path, recordings: Sequence[Recordings], ask: Ask) -> Further
     index = {label: c for c, label in enumerate(labels)}
     files = tuple(None if o is None else (np.array([index.get(w, -1) for w in o.tolist()], np.int64),) for o in said)
     people = list(dict.fromkeys(rec.subject for rec in recordings))
+    _check_people(where, recordings, [f is not None and bool((f[0] >= 0).any()) for f in files])
     y = np.concatenate([f[0] for f in files if f is not None])
     who = [people.index(rec.subject) for rec, f in zip(recordings, files, strict=True) if f is not None for _ in f[0]]
     check_shown_by_two(where, labels, y, np.array(who), people)
@@ -129,14 +131,36 @@ def _words(where: str, column: NDArray[Any], rec: Recordings) -> NDArray[np.str_
     if len(column) != len(rec):
         raise CollectionError(f"{where}: labels are one a recording, and {rec.stem} has one a sample.")
     if column.dtype.kind == "f":
-        return np.array(["" if np.isnan(v) else f"{v:g}" for v in column], np.str_)
+        return np.array(["" if np.isnan(v) else np.format_float_positional(v, trim="-") for v in column], np.str_)
     return np.char.strip(column.astype(np.str_))
 
 
-def _check_varies(where: str, files: Sequence[tuple[NDArray[np.float64], ...] | None]) -> None:
-    for column in zip(*(f for f in files if f is not None), strict=True):
+def _check_varies(where: str, names: Sequence[str], files: Sequence[tuple[NDArray[np.float64], ...] | None]) -> None:
+    for name, column in zip(names, zip(*(f for f in files if f is not None), strict=True), strict=True):
         known = np.concatenate(column)
-        known = known[np.isfinite(known)]
+        known = known[~np.isnan(known)]
+        if len(known) and not np.abs(known).max() <= LARGEST:
+            raise CollectionError(
+                f"{where}: '{name}' holds {known[np.abs(known).argmax()]:g}, beyond ±{LARGEST:g}; answers are FP32. "
+                "A value that is not known is NaN."
+            )
         if not len(known) or not known.std() > 0:
             told = "is the same in every recording" if len(known) else "is known of no recording"
             raise CollectionError(f"{where} {told}: there is nothing to learn of it.")
+
+
+def _jointly(columns: tuple[NDArray[np.float64], ...]) -> bool:
+    """Whether a file knows all targets at once somewhere; of targets of both lengths windows tell."""
+    if len({len(column) for column in columns}) > 1:
+        return all(bool(np.isfinite(column).any()) for column in columns)
+    return bool(np.isfinite(np.stack(columns)).all(0).any())
+
+
+def _check_people(where: str, recordings: Sequence[Recordings], known: Sequence[bool]) -> None:
+    """Refuse what too few people tell, before anything is trained."""
+    people = {rec.subject for rec, has in zip(recordings, known, strict=True) if has}
+    if len(people) < FEWEST_PEOPLE:
+        raise CollectionError(
+            f"{where} is known of {len(people)} people; it is learned from {FEWEST_PEOPLE} or more, each left out "
+            "in turn."
+        )

@@ -23,12 +23,14 @@ from models.data.collections import (
     repetitions_of,
 )
 
-__all__ = ["Measured", "Task", "Tasks", "check_shown_by_two", "load_tasks", "target_of"]
+__all__ = ["FEWEST_PEOPLE", "LARGEST", "Measured", "Task", "Tasks", "check_shown_by_two", "load_tasks", "target_of"]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 UNIT = re.compile(r"^(?P<name>.*?)\s*\[(?P<unit>[^\]]*)\]$")
 """A column's header with a unit: `age [years]`."""
+LARGEST = 1e30
+"""Size of a target: heads and answers are FP32, and errors are squared."""
 FEWEST_PEOPLE = 3
 """Users from which on they are a population, each left out in turn."""
 
@@ -96,8 +98,7 @@ def load_tasks(path: Path, asked: Sequence[Ask], seed: int = 0) -> Tasks:
         )
     rows = list(records(path))
     header = list(dict.fromkeys(str(name) for row in rows for name in row))
-    named = {(match["name"] if (match := UNIT.match(name)) else name): name for name in reversed(header)}
-    columns = [[_column(path, column, header, named) for column in ask.columns] for ask in asked]
+    columns = [[_column(path, column, header) for column in ask.columns] for ask in asked]
     wanted = [name for each in columns for name in each]
     kept = [(i, row) for i, row in enumerate(rows, 1) if any(not _empty(row.get(name)) for name in wanted)]
     if not kept:
@@ -118,14 +119,17 @@ Numbered = Sequence[tuple[int, dict[str, Any]]]
 """Rows by their numbers in the table."""
 
 
-def _column(path: Path, name: str, header: Sequence[str], named: dict[str, str]) -> str:
+def _column(path: Path, name: str, header: Sequence[str]) -> str:
     if name in ("text", "file", "user", "repetition"):
         raise CollectionError(f"The column {name} says what an item is or whose; it cannot be a task of its own.")
     if name in header:
         return name
-    if name not in named:
+    meant = [full for full in header if (match := UNIT.match(full)) and match["name"] == name]
+    if len(meant) > 1:
+        raise CollectionError(f"{path} has '{name}' in several units, {', '.join(meant)}: say which, unit and all.")
+    if not meant:
         raise CollectionError(f"{path} has no column '{name}'; it has {', '.join(header) or 'none'}.")
-    return named[name]
+    return meant[0]
 
 
 def _empty(cell: object) -> bool:
@@ -231,6 +235,12 @@ def _measured(where: str, values: Mapping[str, Cells], items: Items) -> Measured
                 "empty if it is not known."
             )
         column = np.array(numbers, np.float64)
+        far = int(np.abs(column).argmax())
+        if not np.abs(column[far]) <= LARGEST:
+            raise CollectionError(
+                f"{where}, row {cells[far][0]}: {column[far]:g} in {name} is beyond ±{LARGEST:g}; answers are FP32: "
+                "take another unit."
+            )
         if not column.std() > 0:
             raise CollectionError(f"{where}: {name} is {column[0]:g} in every row: there is nothing to learn of it.")
         found.append(column)

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 TOLERANCE = 1e-12
 """Of the squared residual, relative: far below what float32 statistics keep."""
 STEPS = 100
+"""At most: where classes move nearly as one and some counts are far above others, they do not suffice."""
 KEPT = 3
 """Sets of modes that are remembered: each is as large as a matrix of the features for every class."""
 
@@ -62,7 +63,16 @@ def coupled_offsets(prior: Prior, away: Array, repetitions: Array, noise: Array,
         v = modes.vectors
         return np.asarray(modes.across @ (v @ (shrunk[:, :, None] * (v.transpose(0, 2, 1) @ y)))[:, :, 0])
 
-    return np.asarray(across[:, shown] @ _solved(covariance, nearly_inverse, away) @ between)
+    def outright() -> Array:
+        """The solution by the whole matrix, `(S p, S p)`."""
+        whole = np.kron(among, between).reshape(*away.shape, *away.shape)
+        each = np.arange(len(away))
+        whole[each, :, each] += jitter[:, None, None] * prior.repetition + noise[:, None, None] * prior.within
+        solved = np.linalg.solve(whole.reshape(away.size, away.size), away.ravel())
+        return np.asarray(solved.reshape(away.shape))
+
+    found = _solved(covariance, nearly_inverse, away)
+    return np.asarray(across[:, shown] @ (outright() if found is None else found) @ between)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +101,18 @@ def _modes(prior: Prior, repetitions: float, shown: NDArray[np.int64]) -> _Modes
     return remembered(prior, ("modes", round(repetitions, 9), *map(int, shown)), made, KEPT)
 
 
-def _solved(matrix: Callable[[Array], Array], nearly_inverse: Callable[[Array], Array], right: Array) -> Array:
-    """Solve by preconditioned conjugate gradients; the matrix is symmetric and positive definite."""
+def _solved(matrix: Callable[[Array], Array], nearly_inverse: Callable[[Array], Array], right: Array) -> Array | None:
+    """Solve by preconditioned conjugate gradients, for a symmetric positive definite matrix; None if not in `STEPS`."""
     x, residual = np.zeros_like(right), right
     step = direction = nearly_inverse(residual)
     size = begun = float((residual * step).sum())
     for _ in range(STEPS):
         if size <= TOLERANCE**2 * begun:
-            break
+            return x
         image = matrix(direction)
         length = size / float((direction * image).sum())
         x, residual = x + length * direction, residual - length * image
         step = nearly_inverse(residual)
         before, size = size, float((residual * step).sum())
         direction = step + size / before * direction
-    return x
+    return None

@@ -71,8 +71,9 @@ def remembered(prior: Prior, key: tuple[str | float, ...], made: Callable[[], T]
     found = memo.get(key)
     if found is None:
         found = made()
-        while len(memo) >= kept:
-            memo.pop(next(iter(memo)), None)
+        # Calibrations on other threads remember, too: a copy of the keys cannot change under its iterator.
+        for oldest in (*memo,)[: max(0, len(memo) + 1 - kept)]:
+            memo.pop(oldest, None)
         memo[key] = found
     return found
 

@@ -27,12 +27,17 @@ from models.training.config import TrainingError
 from models.training.run import Run, RunError
 from models.training.tasks_run import LearnedTask, read_task
 
-__all__ = ["learn_further", "load_further"]
+__all__ = ["await_further", "learn_further", "load_further"]
 
 TASKS = "tasks.json"
 MOST_WINDOWS = 1000
 """Of a person; more are thinned out evenly."""
 BLOCK = 512
+
+
+def await_further(folder: Path, names: Sequence[str]) -> None:
+    """Note in a run's folder that it is not whole before it has these tasks: it may be killed between both."""
+    write_atomically(folder / TASKS, json.dumps({"awaited": list(names)}).encode() + b"\n")
 
 
 def learn_further(run: Run, recordings: Sequence[Recordings], tasks: Sequence[Further], called: str) -> None:
@@ -66,13 +71,22 @@ def load_further(folder: Path) -> tuple[str, int, tuple[LearnedTask, ...]]:
     """What the run's own output is called, the features that further ones read, and these; none where there are none.
 
     Raises:
-        RunError: they are damaged.
+        RunError: they are damaged, or not fitted yet.
     """
     file = folder / TASKS
     if not file.is_file():
         return "", 0, ()
     try:
         record = json.loads(file.read_text())
+        awaited = record.get("awaited")
+    except (OSError, AttributeError, ValueError) as error:
+        raise RunError(f"The tasks of the run in {folder} are damaged: {error}") from error
+    if awaited:
+        raise RunError(
+            f"The run in {folder} has no fit of its tasks {', '.join(awaited)}: it was ended before, or they could not "
+            "be fitted. The same command with --resume fits them; what was trained is kept."
+        )
+    try:
         return record["called"], int(record["personal"]), tuple(read_task(folder, told) for told in record["tasks"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"The tasks of the run in {folder} are damaged: {error}") from error

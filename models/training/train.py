@@ -24,6 +24,7 @@ from models.training import generic
 from models.training.checkpoint import write_atomically
 from models.training.claim import CHECKPOINTS, check, claim
 from models.training.config import TrainConfig, TrainingError
+from models.training.further_tasks import await_further
 from models.training.network import BranchJob, BranchOutcome, Tick, fit_branch
 from models.training.partial import partial_rule
 from models.training.people import People, fold_members, gather
@@ -61,12 +62,14 @@ def train(
     resume: bool = False,
     command: str = "",
     where: Where | None = None,
+    further: Sequence[str] = (),
 ) -> Run:
     """Train a backbone and its population prior, and write the run to `out`.
 
     People are split into folds; a network for each fold is judged on its left-out people, which gives the number of
     steps and the generic head. The final network is trained on everyone. Personal heads' settings come from
-    leave-one-user-out. `progress(stage, done, total)` is called as it goes; `where` says on what networks are trained.
+    leave-one-user-out. `progress(stage, done, total)` is called as it goes; `where` says on what networks are trained;
+    `further` names tasks that `learn_further` fits on the run, which is not whole without them.
 
     Raises:
         TrainingError: too few people or classes, an unknown recipe, a folder in use, or a run that cannot be resumed.
@@ -83,6 +86,8 @@ def train(
         work = Training(recordings, config, out, tick, where)
         # Only now: recordings that cannot be trained on leave no folder behind.
         claim(out, asked)
+        if further:
+            await_further(out, further)
         work.run(begin, command)
     finally:
         torch.set_num_threads(threads)

@@ -61,6 +61,7 @@ def run_training(
         settings=settings,
         where=where,
         command=command,
+        further=[task.name for task in more],
     )
     zero = run.evaluation["zero_shot"]
     console.print(
@@ -113,13 +114,14 @@ def train_on(
     settings: Sequence[str] = (),
     where: Where | None = None,
     command: str = "",
+    further: Sequence[str] = (),
 ) -> Run:
     """Train with a progress bar a stage."""
     given = {"recipe": recipe, "seed": seed, "unit": unit, **({} if steps is None else {"steps": steps})}
     few = TrainConfig.QUICK if quick else {}
     config = configured(TrainConfig, {**few, **given}, settings)
     with stages(console) as tick:
-        return train(recordings, config, out, tick, resume=resume, command=command, where=where)
+        return train(recordings, config, out, tick, resume=resume, command=command, where=where, further=further)
 
 
 def where_of(

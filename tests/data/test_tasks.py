@@ -149,3 +149,26 @@ column = st.text(st.characters(exclude_characters=",=:", exclude_categories=("C"
 def test_what_is_asked_for_is_read_as_it_was_written(name, columns, kind):
     text = f"{name}={','.join(columns)}" + (f":{kind}" if kind else "")
     assert asks([text]) == (Ask(name, tuple(columns), "regression" if len(columns) > 1 else kind),)
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked", "says"),
+    [
+        (["text,kind,kind", "a,x,1", "b,y,2"], "kind", "two columns 'kind'"),
+        (["text,kind,n", "wave, boat,x,1", "b,y,2"], "kind", "row 1 has more cells than the header, text, kind, n"),
+        (["text,age [years],age [months]", "a,1,12", "b,2,24"], "age", r"several units, age \[years\], age \[months\]"),
+        (["text,age", "a,1", "b,2e31"], "age", "row 2: 2e[+]31 in age is beyond"),
+    ],
+)
+def test_a_table_that_can_be_read_in_two_ways_is_refused(tmp_path, lines, asked, says):
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(lines))
+    with pytest.raises(CollectionError, match=says):
+        load_tasks(file, asks([asked]))
+
+
+def test_a_column_in_two_units_is_named_with_its_unit(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("text,age [years],age [months]\na,1,12\nb,2,25")
+    (age,) = load_tasks(file, asks(["age=age [months]"])).tasks
+    assert (str(age.targets[0]), age.data.t[:, 0].tolist()) == ("age [months]", [12.0, 25.0])

@@ -43,19 +43,19 @@ def shown(rng, counts):
 
 def by_hand(stats, prior):
     """The posterior means as one system over all classes."""
-    h, seen = prior.hyper, np.flatnonzero(stats.seen)
+    h, dim, seen = prior.hyper, prior.personal, np.flatnonzero(stats.seen)
     r = stats.repetitions_seen[seen]
     growth = np.full(K, np.sqrt(r**h.growth).mean())
     growth[seen] = np.sqrt(r**h.growth)
     whole = np.kron(prior.correlation * growth[:, None] * growth, h.between * prior.between)
-    rows = (seen[:, None] * DIM + np.arange(DIM)).ravel()
+    rows = (seen[:, None] * dim + np.arange(dim)).ravel()
     data = whole[np.ix_(rows, rows)]
     for i, c in enumerate(seen):
-        own = slice(i * DIM, (i + 1) * DIM)
+        own = slice(i * dim, (i + 1) * dim)
         windows = max(r[i], stats.n[c] / h.window)
         data[own, own] += h.repetition / r[i] * prior.repetition + prior.within / windows
     away = (stats.means[seen] - prior.means[seen]).ravel()
-    return prior.means + (whole[:, rows] @ np.linalg.solve(data, away)).reshape(K, DIM)
+    return prior.means + (whole[:, rows] @ np.linalg.solve(data, away)).reshape(K, dim)
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,6 +65,22 @@ def test_they_are_the_posterior_of_one_gaussian_over_all_classes(seed, counts):
         counts[0] = [1]
     stats, prior = shown(np.random.default_rng(seed), counts), coupled()
     assert np.allclose(map_means(stats, prior), by_hand(stats, prior), rtol=0, atol=1e-8)
+
+
+def test_classes_that_move_as_one_are_solved_however_unequal_their_counts(rng):
+    """Then the system is as ill-conditioned as it gets, and has many unknowns."""
+    dim = 64
+    prior = replace(
+        coupled(1.0, window=30.0, between=1.0),
+        means=np.zeros((K, dim)),
+        within=np.eye(dim),
+        between=np.diag(np.logspace(-1, 2, dim)),
+        repetition=np.diag(np.logspace(1, -1, dim)),
+    )
+    y, r = np.concatenate([np.zeros(1200, np.int64), [1, 2]]), np.concatenate([np.repeat(np.arange(40), 30), [0, 0]])
+    stats = Statistics.of(rng.normal(size=(len(y), dim)) + y[:, None], y, r, K)
+    wanted = by_hand(stats, prior)
+    assert np.allclose(map_means(stats, prior), wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
 
 
 def test_unrelated_classes_are_estimated_as_without_a_correlation(rng):

@@ -109,6 +109,8 @@ def test_indices_are_read_by_their_names_and_a_person_without_the_array_is_not_k
         ("none", {"none": np.full(9, np.nan)}, "is known of no recording"),
         ("effort:classification", {}, "labels are one a recording"),
         ("word", {"word": np.array(["a"] * 9)}, "has one label only"),
+        ("far", {"far": np.array([1.0, np.inf] + [0.0] * 7)}, "'far' holds inf, beyond"),
+        ("both=a,b", {"a": [0, 1, *[np.nan] * 7], "b": [*[np.nan] * 7, 1, 2.0]}, "is known of 0 people"),
     ],
 )
 def test_what_is_not_there_or_says_nothing_is_refused(tmp_path, asked, changed, says):
@@ -158,6 +160,11 @@ def test_an_output_is_added_to_a_bundle_of_recordings(made, data):
     assert bundles.load(folder / "models" / "alone" / "2").manifest.names == ("move", "effort")
     with pytest.raises(ValueError, match="has no name yet: say how it is called"):
         headway("bundle", "add-task", folder / "models" / "alone" / "1", "--data", data, "--task", "effort")
+    with pytest.raises(ValueError, match="'My move' cannot be the name of an output: lower-case letters"):
+        headway(
+            "bundle", "add-task", folder / "models" / "alone" / "1", "--data", data, "--task", "effort",
+            "--called", "My move",
+        )  # fmt: skip
 
 
 def test_a_damaged_record_of_tasks_is_a_sentence(made, tmp_path):
@@ -168,3 +175,38 @@ def test_a_damaged_record_of_tasks_is_a_sentence(made, tmp_path):
     with pytest.raises(ValueError, match=r"The tasks of the run in .* are damaged"):
         headway("export", folder / "arm", "--models", tmp_path)
     file.write_text(whole)
+
+
+def test_what_two_people_tell_is_refused_before_anything_is_trained(tmp_path):
+    folder = write(tmp_path)
+    for file in sorted(folder.glob("*.npz"))[:2]:
+        with np.load(file) as archive:
+            arrays = {k: v for k, v in archive.items() if k not in ("effort", "posture")}
+        np.savez(file, **arrays)
+    for task in ("effort", "posture"):
+        with pytest.raises(CollectionError, match="is known of 2 people; it is learned from 3 or more"):
+            further(folder, load_folder(folder), asks([task])[0])
+
+
+def test_labels_that_are_numbers_keep_all_their_digits(tmp_path):
+    folder = write(tmp_path, serial=1e6 + np.arange(9.0) // 3)
+    found = further(folder, load_folder(folder), asks(["serial:classification"])[0])
+    assert found.labels == ("1000000", "1000001", "1000002")
+
+
+def _interrupted(*_):
+    raise InterruptedError
+
+
+def test_a_run_killed_before_its_tasks_are_fitted_is_no_model_without_them(data, tmp_path, monkeypatch):
+    asked = ("train", "--data", data, "--out", tmp_path / "arm", "--recipe", "handmade", "--set", "personal=16")
+    tasks = ("--task", "effort", "--task", "posture")
+    with monkeypatch.context() as killed:
+        killed.setattr("service.commands.training.learn_further", _interrupted)
+        with pytest.raises(InterruptedError):
+            headway(*asked, *tasks)
+    with pytest.raises(ValueError, match=r"no fit of its tasks effort, posture: .*--resume fits them"):
+        headway("export", tmp_path / "arm", "--models", tmp_path / "models")
+    headway(*asked, *tasks, "--resume")
+    headway("export", tmp_path / "arm", "--models", tmp_path / "models")
+    assert bundles.load(tmp_path / "models" / "arm" / "1").manifest.names == ("gesture", "effort", "posture")
