@@ -53,7 +53,8 @@ def run_add_task(
     console.print(f"{ask.name}: {len(found.population.windows)} examples of {found.people} people", highlight=False)
     task = _task(bundle.manifest, ask.name, found, user_labels)
     written = bundles.load(add_task(bundle.path, models or bundle.path.parent.parent, task, called=called))
-    console.print(f"{_worth(written.outputs[-1].manifest)}\nwritten to {written.path}", highlight=False, soft_wrap=True)
+    told = f"{_worth(written.outputs[-1].manifest)}\nwritten to {written.path}"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Found(NamedTuple):

@@ -111,10 +111,19 @@ def _some(x: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _windows(bundle: Bundle, data: Path, subjects: str, but: str | None = None) -> np.ndarray:
-    """Windows of recordings, whatever their labels; `but`: globs of people who are left out."""
+    """Windows of recordings, whatever their labels; `but`: globs of people who are left out.
+
+    Raises:
+        PrecisionError: the model reads something else, or nobody is left.
+    """
     spec = bundle.manifest.input
     if spec.parts:
         return _packed(bundle, data, subjects, but)
+    if spec.media is not None:
+        raise PrecisionError(
+            f"model {bundle.manifest.name} reads {spec.media.kind}s, and fp16 is compared on recordings or on made-up "
+            "inputs: leave --data out (--precision int8 reads it)"
+        )
     left = {rec.stem for rec in load_folder(data, but)} if but is not None else set()
     people = [rec for rec in load_folder(data, subjects) if rec.stem not in left]
     for rec in people:

@@ -32,11 +32,11 @@ def run_tasks(plan: Plan, collection: Tasks, console: Console) -> None:
     people = f"{len(collection.users)} users" if collection.users else "no users"
     console.print(f"{len(collection)} {collection.kind}s, {people}", highlight=False)
     for task in collection.tasks:
-        console.print(f"  {task}", highlight=False)
+        console.print(f"  {task}", highlight=False, markup=False)  # a unit is in brackets
     run = _trained(plan, collection, console)
     for learned in run.tasks:
         for line in worth(learned):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"written to {plan.out}; next: headway export {plan.out} --models bundles", highlight=False)
 
 

@@ -78,7 +78,7 @@ def run_training(
         learn_further(run, recordings, more, called)
         for learned in load_further(out)[2]:
             for line in worth(learned):
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"written to {out}; next: headway export {out} --models bundles", highlight=False)
 
 
