@@ -1,4 +1,4 @@
-"""Time of fit and guard with features given: a synthetic population at 256 features, and a bundle; one core.
+"""Time of fit and guard, windows and features given: a synthetic population at 256 features, and a bundle; one core.
 
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m bench.calibration_maths --model models/zoo/semg-myo
 
@@ -24,6 +24,8 @@ from models.heads.prior import Evidence, HyperParameters, Prior
 from models.heads.statistics import Statistics
 
 CLASSES, OVERLAP = 7, 10
+WINDOW = (8, 52)
+"""Channels and samples of a window, as from a Myo armband: looked at for flaws, and digested."""
 RECORDING = 190
 """Windows of a gesture in a cycle, as in the Myo recordings: 5 s at a stride of 25 ms."""
 
@@ -93,14 +95,17 @@ def cases(prior: Prior, rng: np.random.Generator) -> dict[str, Callable[[], Cali
     """What is timed, by name."""
     z, y, r = person(prior, RECORDING, 4, rng)
     few = person(prior, 5, 1, rng)
+    x, x_few = (rng.standard_normal((len(own[1]), *WINDOW), np.float32) for own in ((z, y), few))
     three = r < 3
-    first = calibrate(prior, z[three], y[three], r[three], overlap=OVERLAP)
+    first = calibrate(prior, z[three], y[three], r[three], overlap=OVERLAP, x=x[three])
     known = {"before": first.statistics, "previous": first.head}
     last = ~three
     return {
-        "4 cycles": partial(calibrate, prior, z, y, r, overlap=OVERLAP),
-        "1 repetition added to 3": partial(calibrate, prior, z[last], y[last], r[last], overlap=OVERLAP, **known),
-        "5 windows a class": partial(calibrate, prior, *few, overlap=OVERLAP),
+        "4 cycles": partial(calibrate, prior, z, y, r, overlap=OVERLAP, x=x),
+        "1 repetition added to 3": partial(
+            calibrate, prior, z[last], y[last], r[last], overlap=OVERLAP, x=x[last], **known
+        ),
+        "5 windows a class": partial(calibrate, prior, *few, overlap=OVERLAP, x=x_few),
     }
 
 
