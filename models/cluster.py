@@ -103,8 +103,15 @@ def connected(address: str | None) -> Any:
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as e:
-            raise ClusterError(f"No Ray cluster can be reached at '{address}': {e}") from e
+            raise ClusterError(f"No Ray cluster can be reached at '{address}': {e}.{_token(address)}") from e
     return ray
+
+
+def _token(address: str) -> str:
+    """What to try with a cluster that wants a token, which Ray sends only where it is told to."""
+    if address == "local" or os.environ.get("RAY_AUTH_MODE"):
+        return ""
+    return " If `ray start` said that token authentication is enabled there, set RAY_AUTH_MODE=token here, too."
 
 
 def _reachable(address: str) -> None:

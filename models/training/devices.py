@@ -100,7 +100,7 @@ def run_on(devices: Devices, loggers: Any, function: Callable[..., R], job: Netw
     if devices.nodes > 1:
         from models.training.nodes import over_nodes
 
-        found = over_nodes(devices, loggers, function, job)
+        found = over_nodes(devices, loggers, function, job, tick)
     else:
         found = spawned(devices, loggers, function, job)
     if tick is not None:

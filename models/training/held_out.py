@@ -16,7 +16,7 @@ from models.training.features import features_of
 from models.training.media_run import MediaRun
 from models.training.run import Run
 
-__all__ = ["Asked", "by_users", "of_items", "of_recordings", "without"]
+__all__ = ["Asked", "alike", "by_users", "of_items", "of_recordings", "without"]
 
 Asked = dict[str, float]
 """How many people were asked, and the accuracy that the shared head had: their mean, and the worst of them."""
@@ -24,17 +24,47 @@ BLOCK = 1024
 
 
 def without(subjects: str, held_out: str) -> str:
-    """Globs of recordings, less those that are held out."""
-    return ",".join([subjects, *(f"!{glob.strip()}" for glob in held_out.split(","))])
+    """Globs of recordings, less those that are held out.
+
+    Raises:
+        TrainingError: `held_out` names nobody, or has a `!`.
+    """
+    return ",".join([subjects, *(f"!{glob}" for glob in _globs(held_out))])
+
+
+def _globs(held_out: str) -> list[str]:
+    """Each glob of people held out; with what leaves people out again, some would be on both sides."""
+    globs = [glob.strip() for glob in held_out.split(",") if glob.strip()]
+    if not globs or any(glob.startswith("!") for glob in globs):
+        raise TrainingError(f"--held-out '{held_out}': globs of the people to hold out were expected, without a '!'.")
+    return globs
+
+
+def alike(people: Sequence[Recordings], apart: Sequence[Recordings]) -> None:
+    """Check, before anything is trained, that those held out can be asked about what the others train.
+
+    Raises:
+        TrainingError: they were recorded otherwise, or have labels that none of the others has.
+    """
+    first, known = people[0], {rec.label_names[i] for rec in people for i in np.unique(rec.label)}
+    for rec in apart:
+        if (rec.channels, rec.fs, rec.modality) != (first.channels, first.fs, first.modality):
+            raise TrainingError(
+                f"{rec.stem} is held out, and has {rec.channels} channels of {rec.modality} at {rec.fs:g} Hz; "
+                f"{first.stem} has {first.channels} of {first.modality} at {first.fs:g} Hz."
+            )
+        unknown = sorted({rec.label_names[i] for i in np.unique(rec.label)} - known)
+        if unknown:
+            raise TrainingError(f"{rec.stem} is held out, and has labels that nobody else has: {', '.join(unknown)}.")
 
 
 def by_users(collection: Collection, held_out: str) -> tuple[Collection, Collection]:
     """Part a collection into users whose names match no glob, and those who match one.
 
     Raises:
-        TrainingError: nobody is on one side, or a label has no example among those who are not held out.
+        TrainingError: the globs are none, nobody is on one side, or a label has no example among those not held out.
     """
-    globs = [glob.strip() for glob in held_out.split(",")]
+    globs = _globs(held_out)
     held = np.array([any(fnmatch.fnmatchcase(name, glob) for glob in globs) for name in collection.users], bool)
     if not held.any() or held.all():
         there = ", ".join(collection.users) or "none"
@@ -60,18 +90,11 @@ def _of(collection: Collection, wanted: NDArray[np.bool_]) -> Collection:
 
 
 def of_recordings(run: Run, people: Sequence[Recordings]) -> Asked:
-    """Ask people with recordings: share of their windows that the shared head gets right.
-
-    Raises:
-        TrainingError: they have labels that the run does not know.
-    """
+    """Ask people with recordings, who are `alike`: share of their windows that the shared head gets right."""
     backbone, spec = run.backbone(), WindowSpec(run.signal.length, run.signal.stride)
     hits = []
     for rec in people:
         found = windows(rec, spec)
-        unknown = sorted({rec.label_names[i] for i in np.unique(found.y)} - set(run.labels))
-        if unknown:
-            raise TrainingError(f"{rec.stem} has labels that nobody else has: {', '.join(unknown)}.")
         y = np.array([run.labels.index(n) if n in run.labels else -1 for n in rec.label_names])[found.y]
         with torch.inference_mode():
             blocks = [backbone(torch.from_numpy(found.x[i : i + BLOCK])).numpy() for i in range(0, len(y), BLOCK)]

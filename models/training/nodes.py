@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from models.cluster import Tick
 from models.training.config import TrainingError
 from models.training.devices import Devices, NetworkJob, spawned
 
@@ -17,11 +18,15 @@ __all__ = ["over_nodes"]
 R = TypeVar("R")
 NODES_SECONDS = 180.0
 """Time that a cluster has to free the nodes, or to start them."""
+LOOK_SECONDS = 2.0
+"""Between two signs that they are waited for."""
 BLAME_SECONDS = 5.0
 """Time in which, after one node has failed, another may tell a better reason."""
 
 
-def over_nodes(devices: Devices, loggers: Any, function: Callable[..., R], job: NetworkJob) -> R:
+def over_nodes(
+    devices: Devices, loggers: Any, function: Callable[..., R], job: NetworkJob, tick: Tick | None = None
+) -> R:
     """Return `function(fabric, job)` of the first process of all, of the Ray cluster that is connected to.
 
     Each node must be another machine of the cluster, with this version of Headway, the data and the run's folder under
@@ -37,7 +42,8 @@ def over_nodes(devices: Devices, loggers: Any, function: Callable[..., R], job: 
     if not ray.is_initialized():
         raise TrainingError("Several nodes are those of a Ray cluster, and none is connected to: OverNodes() does it.")
     each = {"CPU": devices.count, **({"GPU": devices.count} if devices.accelerator != "cpu" else {})}
-    group = _reserved(ray, devices.nodes, each)
+    say = tick or (lambda stage, done, total: None)
+    group = _reserved(ray, devices.nodes, each, lambda found: say(f"{job.name}: nodes", found, devices.nodes))
     try:
         places = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i) for i in range(devices.nodes)]
         found = ray.remote(num_cpus=0, max_retries=0)(_address).options(scheduling_strategy=places[0]).remote()
@@ -57,12 +63,18 @@ def over_nodes(devices: Devices, loggers: Any, function: Callable[..., R], job: 
         remove_placement_group(group)  # with whatever still runs in it
 
 
-def _reserved(ray: Any, nodes: int, each: dict[str, int]) -> Any:
-    """Reserve a part of several machines, all at once."""
+def _reserved(ray: Any, nodes: int, each: dict[str, int], say: Callable[[int], None]) -> Any:
+    """Reserve a part of several machines, all at once; while they are waited for, `say` that there is none yet."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
     group = placement_group([each] * nodes, strategy="STRICT_SPREAD")
-    if not group.wait(NODES_SECONDS):
+    deadline = time.monotonic() + NODES_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        say(0)
+        if group.wait(min(left, LOOK_SECONDS)):
+            say(nodes)
+            break
+    else:
         remove_placement_group(group)
         wanted = " and ".join(f"{count} {kind}" for kind, count in each.items())
         there = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -11,16 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.data.collections import Collection, load_collection
 from models.data.recordings import Recordings, load_folder
 from models.files import write_atomically
 from models.training.claim import ASKED, check, claim
 from models.training.config import TrainConfig, TrainingError
 from models.training.fine_tuning import fine_tune
-from models.training.held_out import Asked, by_users, of_items, of_recordings, without
+from models.training.held_out import Asked, alike, by_users, of_items, of_recordings, without
 from models.training.linear_probe import LinearProbeConfig, train_probe
 from models.training.loop import Tick
 from models.training.media_run import load_media_run
+from models.training.probing import by_user
 from models.training.run import RECORD, load_run
 from models.training.runners import OnRay, Serial, Where
 from models.training.train import train
@@ -62,23 +65,27 @@ class Study:
 
     def recordings(self) -> list[Recordings]:
         """Of those who are in the trials."""
-        return load_folder(self.data, without(self.subjects, self.held_out) if self.held_out else self.subjects)
+        if self.held_out is None:
+            return load_folder(self.data, self.subjects)
+        return load_folder(self.data, without(self.subjects, self.held_out))
 
     def collection(self) -> Collection:
         """Of those who are in the trials."""
         found = load_collection(self.data, self.config.seed)
-        return by_users(found, self.held_out)[0] if self.held_out else found
+        return found if self.held_out is None else by_users(found, self.held_out)[0]
 
     def apart(self) -> list[Recordings] | Collection | None:
         """Of those who are held out.
 
         Raises:
-            ValueError: there is nobody of such a name.
+            ValueError: there is nobody of such a name, or they cannot be asked.
         """
         if self.held_out is None:
             return None
         if isinstance(self.config, TrainConfig):
-            return load_folder(self.data, self.held_out)
+            apart = load_folder(self.data, self.held_out)
+            alike(self.recordings(), apart)
+            return apart
         return by_users(load_collection(self.data, self.config.seed), self.held_out)[1]
 
     def digests(self) -> list[str]:
@@ -161,14 +168,19 @@ def sweep(
     """
     if by not in FIGURES:
         raise TrainingError(f"Trials cannot be sorted by '{by}'; there are: {', '.join(FIGURES)}.")
+    if by == "personal" and not isinstance(study.config, TrainConfig) and not by_user(study.collection()):
+        raise TrainingError("Trials cannot be sorted by 'personal': too few users in the data for personal heads.")
     study.where.check()
     kind, base = type(study.config), study.config.model_dump(mode="json")
     jobs = []
     for number, settings in enumerate(tried):
         try:
             config = kind.model_validate({**base, **settings})
-        except ValueError as e:
-            raise TrainingError(f"Trial {number} with {dict(settings)} is not possible: {e}") from e
+        except ValidationError as e:
+            first = e.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "settings"
+            told = f"{name} cannot be {first['input']!r}: {first['msg']}"
+            raise TrainingError(f"Trial {number} with {dict(settings)} is not possible: {told}.") from e
         jobs.append(_Job(study, number, settings, config, out / f"trial-{number:03d}"))
     asked, apart = {"config": base, "data": study.digests()}, study.apart()
     check(out, asked, resume=resume)
@@ -238,9 +250,15 @@ def _train(job: _Job) -> None:
 
 
 def _check_same(job: _Job) -> None:
-    """Raise `TrainingError` where a trial that has ended was one of another sweep."""
+    """Raise `TrainingError` where a trial that has ended was one of another sweep, or its record is damaged."""
     file = job.out / RECORD
-    if file.is_file() and json.loads(file.read_text())["provenance"]["config"] != job.config.model_dump(mode="json"):
+    if not file.is_file():
+        return
+    try:
+        before = json.loads(file.read_text())["provenance"]["config"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise TrainingError(f"{file} is damaged; without the folder {job.out} that trial is done again.") from e
+    if before != job.config.model_dump(mode="json"):
         raise TrainingError(f"{job.out} was trained with other settings; resume the sweep with the same --vary.")
 
 

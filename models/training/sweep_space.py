@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from models.training.config import TrainingError
 
-__all__ = ["Choices", "Range", "Space", "parsed", "settings_of"]
+__all__ = ["Choices", "Range", "Space", "parsed", "settings_of", "space_of"]
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 MOST_TRIALS = 10_000
@@ -49,11 +49,29 @@ class Range:
 Space = Mapping[str, Choices | Range]
 
 
+def space_of(kind: type[BaseModel], vary: Sequence[str], fixed: Sequence[str] = ()) -> Space:
+    """What varies, of each `--vary`; `fixed` are the settings of `--set`.
+
+    Raises:
+        TrainingError: as `parsed`; or a setting is said twice, of which only one would be tried.
+    """
+    space: dict[str, Choices | Range] = {}
+    same = {told.partition("=")[0].replace("-", "_") for told in fixed}
+    for told in vary:
+        name, values = parsed(kind, told)
+        if name in space:
+            raise TrainingError(f"--vary {name} is there twice; give all that is to be tried at once: {name}=A,B.")
+        if name in same:
+            raise TrainingError(f"{name} is in --vary and in --set; it varies, or is the same in all trials.")
+        space[name] = values
+    return space
+
+
 def parsed(kind: type[BaseModel], told: str) -> tuple[str, Choices | Range]:
     """Read `NAME=V1,V2,…`, `NAME=LOW:HIGH` or `NAME=LOW:HIGH:log`, of a setting of a recipe.
 
     Raises:
-        TrainingError: it is none of these, or the recipe has no such setting.
+        TrainingError: it is none of these, the recipe has no such setting, or a value is there twice.
     """
     name, equals, text = told.partition("=")
     name = name.replace("-", "_")
@@ -63,7 +81,11 @@ def parsed(kind: type[BaseModel], told: str) -> tuple[str, Choices | Range]:
         raise TrainingError(f"This recipe has no setting '{name}'; there are: {', '.join(sorted(kind.model_fields))}.")
     found = re.fullmatch(f"({NUMBER}):({NUMBER})(:log)?", text)
     if found is None:
-        return name, Choices(_values(text))
+        values = _values(text)
+        twice = [value for i, value in enumerate(values) if value in values[:i]]
+        if twice:
+            raise TrainingError(f"--vary {told}: {json.dumps(twice[0])} is there twice; it would be the same trial.")
+        return name, Choices(values)
     low, high, log = float(found[1]), float(found[2]), found[3] is not None
     if low >= high or (log and low <= 0):
         raise TrainingError(

@@ -73,9 +73,10 @@ def run_bulk(settings: Settings, wanted: Wanted, *, ray: bool, ray_address: str 
     with steps("users", console) as step:
         found, listed = asyncio.run(recalibrated(settings, wanted, runner, lambda *told: step("", *told)))
     console.print(
-        f"operation {found.id} {found.state}: {found.moved} moved, {found.needs_enrolment} need to enrol anew, "
-        f"{found.failed} failed {found.message}",
+        f"operation {found.id} {found.state}: {found.moved} {'would be moved' if found.dry_run else 'moved'}, "
+        f"{found.needs_enrolment} need to enrol anew, {found.failed} failed {found.message}".rstrip(),
         highlight=False,
+        soft_wrap=True,
     )
     for user, reason in listed[:LISTED]:
         console.print(f"  {user}: {reason}", highlight=False, markup=False)
@@ -174,7 +175,8 @@ async def _begun(registry: Registry, store: Store, operations: Operations, wante
     for _ in range(10):  # until the lease of one who was killed has run out
         found = await operations.claim(identifier)
         if found is not None:
-            if (found.scope, found.model_version, found.dry_run) != (output.scope, output.version, wanted.dry_run):
+            asked = output.scope, output.version, set(sources), wanted.dry_run
+            if (found.scope, found.model_version, set(found.sources), found.dry_run) != asked:
                 await operations.release(found)
                 break
             return found

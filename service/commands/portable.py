@@ -65,9 +65,10 @@ def run_recalibration(
         found = _followed(client, path, begun)
         counts = found["progress"]
         console.print(
-            f"{found['state']}: {counts['moved']} moved, {counts['needs_enrolment']} need to enrol anew, "
-            f"{counts['failed']} failed {found['message']}",
+            f"{found['state']}: {counts['moved']} {'would be moved' if dry_run else 'moved'}, "
+            f"{counts['needs_enrolment']} need to enrol anew, {counts['failed']} failed {found['message']}".rstrip(),
             highlight=False,
+            soft_wrap=True,
         )
         for outcome in ("needs_enrolment", "failed"):
             listed = client.request("GET", f"{path}/users", params={"outcome": outcome, "page_size": LISTED}).json()

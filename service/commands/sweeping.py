@@ -14,7 +14,7 @@ from models.training.held_out import Asked
 from models.training.linear_probe import LinearProbeConfig
 from models.training.runners import Where
 from models.training.sweep import RESULTS, Config, Study, Trial, sweep
-from models.training.sweep_space import parsed, settings_of
+from models.training.sweep_space import settings_of, space_of
 from models.training.tuned import TUNED, TuneConfig
 from service.commands.configured import configured
 from service.commands.probing import media_recipes
@@ -48,7 +48,7 @@ def run_sweep(
         TrainingError: settings that the recipe does not have, a folder in use, or no trial came to its end.
     """
     config = _config(recipe, backbone, settings, quick=quick, seed=seed)
-    tried = settings_of(dict(parsed(type(config), told) for told in vary), trials, seed)
+    tried = settings_of(space_of(type(config), vary, settings), trials, seed)
     console.print(f"{len(tried)} trials of {config.recipe}", highlight=False)
     study = Study(data, config, subjects, cache, where, command, held_out)
     with stages(console) as tick:

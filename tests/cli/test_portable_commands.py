@@ -47,7 +47,7 @@ def test_a_user_in_a_file_and_an_upgrade(tmp_path, rng):
 
         write_bridged_bundle(models)
         two.request("POST", "/v2/repository/models/tiny/load")
-        assert "1 moved" in headway("recalibrate", "--model", "tiny", "--dry-run", "--url", there.url)
+        assert "1 would be moved" in headway("recalibrate", "--model", "tiny", "--dry-run", "--url", there.url)
         said = headway("recalibrate", "--model", "tiny", "--from", "1", "--url", there.url)
         assert "done: 1 moved, 0 need to enrol anew, 0 failed" in said
         assert two.request("GET", two.user_path("tiny", "ana")).json()["state"] == "calibrated"

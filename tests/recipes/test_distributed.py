@@ -92,6 +92,22 @@ def test_a_cluster_that_is_not_there_is_a_sentence():
         OnRay("127.0.0.1:1")
 
 
+def test_a_cluster_that_may_want_a_token_says_how_to_send_it(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def refused(**more):
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:6379")
+
+    monkeypatch.setattr(ray, "init", refused)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(ClusterError, match=r"192\.0\.2\.2:6379\. If `ray start` said .* set RAY_AUTH_MODE=token here"):
+        OnRay("auto")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(ClusterError, match=r"192\.0\.2\.2:6379\.$"):
+        OnRay("auto")
+
+
 def test_two_processes_that_share_every_batch_give_what_one_gives(small, pictures, tmp_path):
     config = small("full", folds=1, steps=6, evaluate_every=3, dropout=0.0)
     one = fine_tune(pictures, config, tmp_path / "one")

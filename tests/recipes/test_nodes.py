@@ -98,8 +98,12 @@ def test_what_one_node_cannot_do_is_said(cluster, tmp_path):
 
 def test_a_cluster_of_too_few_nodes_is_a_sentence(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(nodes, "NODES_SECONDS", 0.5)
+    monkeypatch.setattr(nodes, "LOOK_SECONDS", 0.1)
+    seen = []
     with pytest.raises(TrainingError, match=r"had no 3 nodes with 1 CPU free each in 0\.5 s.*: 1 CPU; 1 CPU\."):
-        run_on(Devices(nodes=3), [], fit_small, job(tmp_path))
+        run_on(Devices(nodes=3), [], fit_small, job(tmp_path), lambda *told: seen.append(told))
+    assert seen.count(("line: nodes", 0, 3)) > 1
+    assert ("line: nodes", 3, 3) not in seen
 
 
 def test_processes_that_would_have_nobody_to_learn_from_are_refused(tmp_path):

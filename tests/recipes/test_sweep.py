@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from models.data.recordings import load_folder, save
+from models.data.recordings import load, load_folder, save
 from models.data.synthetic import synthesise
 from models.data.windows import WindowSpec, windows
-from models.training import TrainConfig, TrainingError, held_out, load_run, sweep, train
+from models.training import TrainConfig, TrainingError, load_run, sweep, train
+from models.training.held_out import by_users
+from models.training.linear_probe import LinearProbeConfig
 from models.training.runners import OnRay, Where
-from models.training.sweep_space import Choices, Range, parsed, settings_of
+from models.training.sweep_space import Choices, Range, parsed, settings_of, space_of
 from models.training.tuned import TuneConfig
 from service.cli import app
 
@@ -44,11 +47,20 @@ def test_what_varies_is_read(told, wanted):
         ("dropuot=0,1", "no setting 'dropuot'; there are: augment, "),
         ("dropout=0.5:0.1", "from a smaller number to a larger one"),
         ("learning_rate=0:1:log", "of logarithms from more than 0"),
+        ("steps=100,50,1e2", "100.0 is there twice"),
     ],
 )
 def test_what_cannot_vary_is_a_sentence(told, said):
     with pytest.raises(TrainingError, match=said):
         parsed(TuneConfig, told)
+
+
+def test_a_setting_that_is_said_twice_is_refused():
+    assert list(space_of(TuneConfig, ["steps=1,2", "dropout=0:1"], ["seed=3"])) == ["steps", "dropout"]
+    with pytest.raises(TrainingError, match="--vary learning_rate is there twice"):
+        space_of(TuneConfig, ["learning_rate=1e-3", "learning-rate=1e-4"])
+    with pytest.raises(TrainingError, match="learning_rate is in --vary and in --set"):
+        space_of(TuneConfig, ["learning_rate=1e-3,1e-4"], ["learning-rate=1e-2"])
 
 
 def test_without_a_number_of_trials_the_grid_is_tried_and_ranges_are_refused():
@@ -148,8 +160,34 @@ def test_a_failed_trial_is_a_row_and_is_tried_again(folder, tmp_path, monkeypatc
     assert {t.error for t in again} == {None}
 
 
+@pytest.mark.parametrize("damaged", [b"{", b"{}", b"[]", b"\xff"])
+def test_a_trial_with_a_damaged_record_is_named(swept, folder, tmp_path, damaged):
+    out = shutil.copytree(swept[0], tmp_path / "out")
+    (out / "trial-001" / "run.json").write_bytes(damaged)
+    with pytest.raises(
+        TrainingError, match=r"trial-001/run\.json is damaged; without the folder .*trial-001 that trial"
+    ):
+        sweep.sweep(study(folder), TRIED, out, resume=True)
+    shutil.rmtree(out / "trial-001")
+    again = sweep.sweep(study(folder), TRIED, out, resume=True).trials
+    assert {t.number: t.figures for t in again} == {t.number: t.figures for t in swept[1]}
+
+
+def test_without_users_nothing_is_sorted_by_personal_heads(people, tmp_path):
+    flat = tmp_path / "flat"
+    for i, file in enumerate(people.items):
+        (flat / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, flat / file.parent.name / f"{i}{file.suffix}")
+    asked = sweep.Study(flat, LinearProbeConfig(backbone="package:none"))
+    with pytest.raises(TrainingError, match="cannot be sorted by 'personal': too few users in the data"):
+        sweep.sweep(asked, [{"personal": 4}], tmp_path / "out", by="personal")
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_that_a_recipe_does_not_take_are_refused_before_anything_is_done(folder, tmp_path):
-    with pytest.raises(TrainingError, match=r"Trial 1 with \{'folds': 1\} is not possible"):
+    with pytest.raises(
+        TrainingError, match=r"Trial 1 with \{'folds': 1\} is not possible: folds cannot be 1: [^\n]*\.$"
+    ):
         sweep.sweep(study(folder), [{"folds": 2}, {"folds": 1}], tmp_path / "out")
     with pytest.raises(TrainingError, match="cannot be sorted by 'loss'; there are: shared, worst, personal"):
         sweep.sweep(study(folder), TRIED, tmp_path / "out", by="loss")
@@ -172,8 +210,32 @@ def test_people_held_out_are_in_no_trial_and_are_asked_about_the_best(folder, tm
     assert json.loads((tmp_path / "out" / "results.json").read_text())["held_out"] == swept.held_out
 
 
+@pytest.mark.parametrize("held_out", ["", " ,", "!synth_0", "synth_1,!synth_0"])
+def test_nobody_is_both_in_trials_and_held_out(folder, tmp_path, people, held_out):
+    with pytest.raises(TrainingError, match="globs of the people to hold out were expected, without a '!'"):
+        sweep.sweep(replace(study(folder), held_out=held_out), TRIED, tmp_path / "out")
+    with pytest.raises(TrainingError, match="without a '!'"):
+        by_users(people, held_out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_who_is_held_out_and_cannot_be_asked_is_refused_before_anything_is_trained(folder, tmp_path):
+    made = shutil.copytree(folder, tmp_path / "recordings")
+    faster, more = load(made / "synth_4.npz"), load(made / "synth_3.npz")
+    save(made / "synth_4.npz", replace(faster, fs=400.0))
+    save(made / "synth_3.npz", replace(more, label_names=(*more.label_names[:-1], "other")))
+    for held_out, said in (
+        ("synth_4", "synth_4 is held out, and has 4 channels of .* at 400 Hz; synth_0 has"),
+        ("synth_3", "synth_3 is held out, and has labels that nobody else has: other"),
+    ):
+        asked = replace(study(made), subjects="synth_0,synth_1,synth_2", held_out=held_out)
+        with pytest.raises(TrainingError, match=said):
+            sweep.sweep(asked, TRIED, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_users_of_pictures_are_held_out_too(people):
-    rest, apart = held_out.by_users(people, "user1,user3")
+    rest, apart = by_users(people, "user1,user3")
     assert (rest.users, apart.users) == (("user0", "user2"), ("user1", "user3"))
     assert len(rest) + len(apart) == len(people)
     for part in (rest, apart):
@@ -181,12 +243,12 @@ def test_users_of_pictures_are_held_out_too(people):
             (people.users[u], people.items[i]) for i, u in enumerate(people.user)
         }
     with pytest.raises(TrainingError, match="leaves nobody on one side; the users of the data: user0, user1, user2"):
-        held_out.by_users(people, "nobody")
+        by_users(people, "nobody")
     with pytest.raises(TrainingError, match="leaves nobody on one side"):
-        held_out.by_users(people, "*")
+        by_users(people, "*")
     lonely = replace(people, y=np.where(people.user == 0, 0, 1 + people.y % 2))
     with pytest.raises(TrainingError, match="Only people who are held out have"):
-        held_out.by_users(lonely, "user0")
+        by_users(lonely, "user0")
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -111,7 +111,7 @@ class Killed(BaseException):
     """What ends a process."""
 
 
-async def killed_after(settings, count, monkeypatch):
+async def killed_after(settings, count, monkeypatch, wanted=None):
     """Move some users, and be killed."""
     real, done = Store.commit, []
 
@@ -123,7 +123,7 @@ async def killed_after(settings, count, monkeypatch):
 
     monkeypatch.setattr(Store, "commit", commit)
     with pytest.raises(Killed):
-        await recalibrated(settings, Wanted("tiny"))
+        await recalibrated(settings, wanted or Wanted("tiny"))
     monkeypatch.setattr(Store, "commit", real)
     return done
 
@@ -144,6 +144,28 @@ async def test_an_operation_of_a_service_is_left_to_it(postgresql, monkeypatch):
     await killed_after(postgresql, 4, monkeypatch)
     with pytest.raises(BulkError, match=r"otherwise than asked for here: wait for it, or end it with DELETE /v2/oper"):
         await recalibrated(postgresql, Wanted("tiny", dry_run=True))
+
+
+async def test_users_of_one_version_only_are_not_taken_for_all(postgresql, monkeypatch):
+    monkeypatch.setattr(operations, "LEASE_SECONDS", 0.4)
+    write_upgraded_bundle(postgresql.models, version=3, bend=0.1)
+    one = Wanted("tiny", from_version=1)
+    await killed_after(postgresql, 2, monkeypatch, one)
+    with pytest.raises(BulkError, match="otherwise than asked for here"):
+        await recalibrated(postgresql, Wanted("tiny"))
+    found, _ = await recalibrated(postgresql, one)
+    assert (found.state, found.moved, found.needs_enrolment) == ("done", 4, 6)
+
+
+async def test_from_the_command_line_a_dry_run_says_what_would_be_in_one_line(sqlite):
+    line = ["recalibrate", "--model", "tiny", "--store", sqlite.store, "--models", str(sqlite.models)]
+    for more, said in ((["--dry-run"], "10 would be moved, 0 need"), ([], "10 moved, 0 need")):
+        done = await asyncio.to_thread(CliRunner().invoke, command, [*line, *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert f"done: {said} to enrol anew, 0 failed\n" in done.output
+    done = await asyncio.to_thread(CliRunner().invoke, command, [*line, "--no-wait"])
+    assert done.exit_code == 2
+    assert "no-wait" in done.output
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -89,6 +89,8 @@ def recalibrate(
 
         run_recalibration(url, model, from_version, dry_run=dry_run, wait=wait, task=task)
         return
+    if not wait:
+        raise typer.BadParameter("with --store it is this command that moves users: leave --no-wait out")
     import os
 
     # As a service has it: with other threads, sums are in another order. Read when numpy is first imported, below.
