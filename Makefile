@@ -34,8 +34,8 @@ serve: install ## serve the shipped bundle on port 8000 (ARGS='--port 8001 --met
 	@trap 'kill -TERM $$child; wait $$child; exit 0' INT TERM; $(BIN)/headway serve $(ARGS) & child=$$!; \
 	  wait $$child; code=$$?; [ $$code -eq 143 ] || exit $$code
 
-test: install ## the whole test suite
-	$(BIN)/pytest
+test: install ## the whole test suite, a file a process at a time
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: install ## lint, format, types
 	$(BIN)/ruff check .

@@ -13,9 +13,11 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.config import Settings
+from service.engine.machine import few_arenas
 from tests.postgres import Postgres, postgres
 from tests.tiny import write_tiny_bundle
 
+few_arenas()  # as a service has it: thousands of tests on changing threads would hold many times the memory
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "myo"
 
 

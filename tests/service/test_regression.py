@@ -408,7 +408,7 @@ REFUSED = {
     "repetitions short": (CALIBRATIONS, {**GOOD, "repetitions": [0]}, 400, "3 windows and 1 repetitions"),
     "evaluated by labels": (f"{URL}/evaluations", {"inputs": X, "labels": ["rest"] * 3}, 400, "give 'targets'"),
     "samples": (f"{URL}/samples", {"inputs": X, "labels": ["rest"] * 3}, 422, "a regression of elbow, wrist"),
-    "adaptations": (f"{URL}/adaptations", {"inputs": X}, 422, "models of labels only"),
+    "adaptations": (f"{URL}/adaptations", {"inputs": X}, 422, "a regression of elbow, wrist"),
     "feedback": (f"{URL}/feedback", {"prediction_id": "0-1", "label": "a"}, 422, "models of labels only"),
     "recalibrate": (f"{MODEL}/users:recalibrate", {}, 422, "models of labels only"),
     "threshold": (f"{MODEL}/predict?threshold=0.5", {"inputs": X}, 400, "threshold, coverage and feedback"),
